@@ -1,0 +1,100 @@
+"""The catalog: an in-memory DuckDB over a store's checked manifest files.
+
+Each table of manifests/schema.py is a view of the same name without duplicate keys where that matters; `runs` is a
+view over the log. Results are streamed, memory is limited, and what does not fit goes to `temp_directory`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from manifests.errors import DrystoneError
+from manifests.log import State
+from manifests.replicas import Replicas
+from manifests.schema import SCHEMAS
+
+BATCH_ROWS = 16 << 10
+
+
+class Catalog:
+    """Queries over one store state. Owned by one process; `close` releases DuckDB's memory."""
+
+    def __init__(
+        self, state: State, replicas: Replicas, *, memory_limit: int, threads: int, temp_directory: Path
+    ) -> None:
+        self._state = state
+        self._replicas = replicas
+        self._made: set[str] = set()
+        self.connection = duckdb.connect(
+            ":memory:",
+            config={
+                "memory_limit": f"{memory_limit // 1024}KiB",
+                "threads": str(threads),
+                "temp_directory": str(temp_directory),
+                "preserve_insertion_order": "false",
+                "autoinstall_known_extensions": "false",
+                "autoload_known_extensions": "false",
+            },
+        )
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def use(self, *tables: str) -> None:
+        """Make views of these tables, checking the files behind them. Raises Unreadable."""
+        for table in tables:
+            if table in self._made:
+                continue
+            paths = self._replicas.paths(self._state.files(table))
+            if paths:
+                listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+                self.connection.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{listed}])")
+            else:
+                self.connection.register(f"{table}_empty", SCHEMAS[table].empty_table())
+                self.connection.execute(f"CREATE VIEW {table} AS SELECT * FROM {table}_empty")
+            self._made.add(table)
+
+    def use_all(self) -> None:
+        """Make all views, `runs` too: what a notebook starts with."""
+        self.use(*SCHEMAS)
+        rows = [
+            {"run": run.run_id.bytes, "id": str(run.run_id), "time": run.time, "summary": json.dumps(run.summary)}
+            for run in self._state.runs
+        ]
+        schema = pa.schema([("run", pa.binary(16)), ("id", pa.string()), ("time", pa.string()), ("summary", pa.string())])
+        self.connection.register("runs", pa.Table.from_pylist(rows, schema=schema))
+
+    def rows(self, query: str, parameters: list[Any] | None = None) -> Iterator[dict[str, Any]]:
+        """Result rows as dicts, streamed."""
+        for batch in self.batches(query, parameters):
+            yield from batch.to_pylist()
+
+    def one(self, query: str, parameters: list[Any] | None = None) -> dict[str, Any]:
+        """The only result row."""
+        return next(self.rows(query, parameters))
+
+    def batches(self, query: str, parameters: list[Any] | None = None) -> Iterator[Any]:
+        """Result as Arrow record batches, streamed. One result at a time: run the next query after the last batch."""
+        try:
+            yield from self.connection.execute(query, parameters or []).to_arrow_reader(BATCH_ROWS)
+        except duckdb.Error as error:
+            raise DrystoneError(f"querying the manifests failed: {error}") from error
+
+
+def path_filter(path: bytes) -> tuple[str, list[Any]]:
+    """SQL condition and parameters for `path` and all below it; everything when it is empty."""
+    if not path:
+        return "true", []
+    return "(path = ? OR (path > ? AND path < ?))", [path, path + b"/", path + b"0"]

@@ -1,0 +1,124 @@
+"""Rows as they travel between processes: a structured NumPy array and one heap of bytes.
+
+A field of variable length is a pair of u32 columns in the array, `<name>_at` and `<name>_len`, pointing into the heap.
+Nothing here is written to a store; only EXTENT, CHUNK and BLOCK arrays are (manifests/format.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.void]
+Buffer = bytes | bytearray | memoryview
+
+_HEAD = np.dtype([("rows", "<u4"), ("heap", "<u4")])
+
+#: An object on its way from the scanner over the reader to the manifest. `content_kind` as in format.py.
+OBJECT_DTYPE = np.dtype(
+    [
+        ("row", "<u8"),
+        ("kind", "u1"),
+        ("content_kind", "u1"),
+        ("clean", "u1"),
+        ("has_digest", "u1"),
+        ("size", "<u8"),
+        ("content_id", "u1", (32,)),
+        ("digest", "u1", (32,)),
+        ("mode", "<u4"),
+        ("uid", "<u4"),
+        ("gid", "<u4"),
+        ("links", "<u4"),
+        ("mtime_ns", "<i8"),
+        ("ctime_ns", "<i8"),
+        ("device", "<u8"),
+        ("inode", "<u8"),
+        ("rdev", "<u8"),
+        ("source", "<u4"),
+        ("path_at", "<u4"),
+        ("path_len", "<u4"),
+        ("target_at", "<u4"),
+        ("target_len", "<u4"),
+        ("error_at", "<u4"),
+        ("error_len", "<u4"),
+    ]
+)
+
+#: An extent on its way to the manifest: its content id is known only when its object ends.
+ROW_EXTENT_DTYPE = np.dtype([("row", "<u8"), ("offset", "<u8"), ("length", "<u4"), ("id", "u1", (32,))])
+
+
+@dataclass
+class Batch:
+    """Rows and the heap that their variable fields point into. Views into the buffer they were loaded from, and
+    valid only as long as it."""
+
+    rows: Array
+    heap: Buffer
+
+    def bytes_of(self, row: np.void, name: str) -> bytes:
+        """Variable field `name` of one row."""
+        at = int(row[f"{name}_at"])
+        return bytes(self.heap[at : at + int(row[f"{name}_len"])])
+
+    def all_bytes(self, name: str) -> list[bytes]:
+        """Variable field `name` of all rows."""
+        heap = bytes(self.heap)
+        starts = self.rows[f"{name}_at"].tolist()
+        lengths = self.rows[f"{name}_len"].tolist()
+        return [heap[at : at + length] for at, length in zip(starts, lengths, strict=True)]
+
+    @property
+    def nbytes(self) -> int:
+        return _HEAD.itemsize + self.rows.nbytes + len(self.heap)
+
+    def store(self, target: memoryview) -> int:
+        """Copy into `target`; returns the bytes used. Raises ValueError where it does not fit."""
+        if self.nbytes > len(target):
+            raise ValueError(f"a batch of {self.nbytes} bytes does not fit into {len(target)}")
+        head = np.zeros(1, _HEAD)
+        head["rows"], head["heap"] = len(self.rows), len(self.heap)
+        at = _HEAD.itemsize
+        target[:at] = head.tobytes()
+        body = self.rows.tobytes()
+        target[at : at + len(body)] = body
+        at += len(body)
+        target[at : at + len(self.heap)] = bytes(self.heap)
+        return at + len(self.heap)
+
+    @classmethod
+    def load(cls, source: Buffer, dtype: np.dtype[np.void]) -> Batch:
+        """A view of the batch in `source`; copy what outlives the buffer."""
+        rows, heap = (int(value) for value in np.frombuffer(source, _HEAD, 1)[0])
+        at = _HEAD.itemsize
+        end = at + rows * dtype.itemsize
+        return cls(np.frombuffer(source, dtype, rows, at), memoryview(source)[end : end + heap])
+
+
+class HeapBuilder:
+    """Collects the variable fields of a batch. Owned by whoever fills the batch."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self.size = 0
+
+    def add(self, value: bytes) -> tuple[int, int]:
+        """(at, length) of `value` in the heap."""
+        at = self.size
+        self._pieces.append(value)
+        self.size += len(value)
+        return at, len(value)
+
+    def add_all(self, values: Sequence[bytes]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+        """Columns `at` and `length` of `values` in the heap."""
+        lengths = np.fromiter(map(len, values), np.uint32, len(values))
+        starts = (self.size + np.cumsum(lengths, dtype=np.uint64) - lengths).astype(np.uint32)
+        self._pieces.extend(values)
+        self.size += int(lengths.sum())
+        return starts, lengths
+
+    def getvalue(self) -> bytes:
+        return b"".join(self._pieces)

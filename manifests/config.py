@@ -1,0 +1,174 @@
+"""What a store is made with, once and for ever: the content of store.json."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any
+
+from manifests import format as fmt
+from manifests.errors import CorruptRecord, UnsupportedFormat, UsageError
+from manifests.sizes import parse_size
+
+
+@dataclass(frozen=True)
+class ECScheme:
+    """k data and m parity shards a pack; any m may be lost."""
+
+    k: int = 4
+    m: int = 2
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.m < 0 or self.k + self.m > fmt.SHARDS_MAX:
+            raise UsageError(
+                f"scheme {self.k}+{self.m}: at least 1 data shard, and at most {fmt.SHARDS_MAX} shards in all"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> ECScheme:
+        """`4+2` → 4 data and 2 parity shards; the empty string is the default, 4+2."""
+        if not text:
+            return cls()
+        match = re.fullmatch(r"(\d{1,4})\+(\d{1,4})", text)
+        if match is None:
+            raise UsageError(f"{text!r} is not a scheme; write data+parity, as in 4+2")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.k}+{self.m}"
+
+    @property
+    def total_shards(self) -> int:
+        return self.k + self.m
+
+    def shard_length(self, payload: int) -> int:
+        """Bytes of each shard of a pack of `payload` bytes: ceil(payload / k) rounded up to 64. This is the rule."""
+        each = -(-payload // self.k)
+        return -(-each // fmt.SHARD_ALIGN) * fmt.SHARD_ALIGN
+
+
+@dataclass(frozen=True)
+class ChunkerSpec:
+    """How streams are cut. `algorithm` fastcdc: `size` is the average; fixed: the length of every piece. In bytes."""
+
+    algorithm: str = "fastcdc"
+    size: int = 128 << 10
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ("fastcdc", "fixed"):
+            raise UsageError(f"chunker {self.algorithm!r} is not known; there are fastcdc and fixed")
+        low, high = (256, fmt.CHUNK_MAX // 4) if self.algorithm == "fastcdc" else (64, fmt.CHUNK_MAX)
+        if not low <= self.size <= high:
+            raise UsageError(f"chunker size {self.size}: {self.algorithm} takes {low} to {high} bytes")
+
+    @classmethod
+    def parse(cls, text: str) -> ChunkerSpec:
+        """`fastcdc:128KiB` or `fixed:4MiB`."""
+        algorithm, colon, size = text.partition(":")
+        return cls(algorithm, parse_size(size)) if colon else cls(algorithm)
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.size}"
+
+    @property
+    def minimum(self) -> int:
+        """Files shorter than this are one chunk, uncut."""
+        return self.size // 4 if self.algorithm == "fastcdc" else self.size
+
+    @property
+    def maximum(self) -> int:
+        return self.size * 4 if self.algorithm == "fastcdc" else self.size
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """A compression codec: none, lz4 or zstd with its level (1 to 22)."""
+
+    name: str = "zstd"
+    level: int = 3
+
+    def __post_init__(self) -> None:
+        if self.name not in ("none", "lz4", "zstd"):
+            raise UsageError(f"codec {self.name!r} is not known; there are none, lz4 and zstd:LEVEL")
+        if self.name == "zstd" and not 1 <= self.level <= 22:
+            raise UsageError(f"zstd level {self.level}: 1 to 22")
+
+    @classmethod
+    def parse(cls, text: str) -> CodecSpec:
+        """`none`, `lz4`, `zstd` or `zstd:LEVEL`."""
+        name, colon, level = text.partition(":")
+        if colon and (name != "zstd" or not level.isdecimal()):
+            raise UsageError(f"{text!r} is not a codec; write none, lz4 or zstd:LEVEL")
+        return cls(name, int(level) if colon else 3)
+
+    def __str__(self) -> str:
+        return f"zstd:{self.level}" if self.name == "zstd" else self.name
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Immutable settings of a store. `pack_size` is the payload after which a pack is sealed, in bytes; `seed` turns
+    the chunker's table, so that chunk lengths tell nothing across stores."""
+
+    store_id: uuid.UUID
+    seed: int
+    scheme: ECScheme = ECScheme()
+    chunker: ChunkerSpec = ChunkerSpec()
+    codec: CodecSpec = CodecSpec()
+    pack_size: int = 32 << 20
+    incompat: int = 0
+    ro_compat: int = 0
+    compat: int = 0
+
+    def __post_init__(self) -> None:
+        if not 64 << 10 <= self.pack_size <= 1 << 30:
+            raise UsageError(f"pack size {self.pack_size}: 64 KiB to 1 GiB")
+
+    @property
+    def read_only(self) -> bool:
+        """Whether a newer version made the store in a way that this one may read but not write."""
+        return bool(self.ro_compat & ~fmt.RO_COMPAT_KNOWN)
+
+    def with_codec(self, codec: CodecSpec | None) -> StoreConfig:
+        return self if codec is None else replace(self, codec=codec)
+
+    def to_record(self) -> dict[str, Any]:
+        return {
+            "format": fmt.FORMAT_NAME,
+            "type": "store",
+            "flags": {"incompat": self.incompat, "ro_compat": self.ro_compat, "compat": self.compat},
+            "store_id": str(self.store_id),
+            "seed": self.seed,
+            "scheme": str(self.scheme),
+            "chunker": str(self.chunker),
+            "codec": str(self.codec),
+            "pack_size": self.pack_size,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], where: str) -> StoreConfig:
+        """Read store.json's record. Raises UnsupportedFormat on an unknown incompat flag, CorruptRecord on nonsense."""
+        try:
+            if record["format"] != fmt.FORMAT_NAME or record["type"] != "store":
+                raise CorruptRecord(f"{where}: not a store record")
+            flags = record["flags"]
+            unknown = int(flags["incompat"]) & ~fmt.INCOMPAT_KNOWN
+            if unknown:
+                raise UnsupportedFormat(
+                    f"{where}: the store uses a feature unknown to this version "
+                    f"(incompat flag {unknown:#x}); use a newer drystone"
+                )
+            return cls(
+                store_id=uuid.UUID(record["store_id"]),
+                seed=int(record["seed"]),
+                scheme=ECScheme.parse(record["scheme"]),
+                chunker=ChunkerSpec.parse(record["chunker"]),
+                codec=CodecSpec.parse(record["codec"]),
+                pack_size=int(record["pack_size"]),
+                incompat=int(flags["incompat"]),
+                ro_compat=int(flags["ro_compat"]),
+                compat=int(flags["compat"]),
+            )
+        except (KeyError, TypeError, ValueError, UsageError) as error:
+            raise CorruptRecord(f"{where}: the store record makes no sense: {error!r}") from error

@@ -1,0 +1,66 @@
+"""Errors of the ground floor, and the root of all of Drystone's errors.
+
+    DrystoneError
+    ├── UsageError            what was asked makes no sense: sizes, ranges, schemes, names
+    ├── NotFound              no such store, run, object
+    ├── StoreExists           the place is a store already, or not empty
+    ├── UnsupportedFormat     a flag that this version does not know
+    ├── TooFewBackends        not enough backends answer for what was asked
+    ├── CorruptRecord         a record whose armour can't heal it
+    ├── Unreadable            bytes that no copy or parity can give back
+    └── BackendError          a backend failed: what, where
+        ├── KeyNotFound       no such key on the backend
+        └── BackendFull       no space left
+
+Each says what, where and what to do; `exit_code` is what the command line ends with.
+"""
+
+from __future__ import annotations
+
+
+class DrystoneError(Exception):
+    """Root of all errors that Drystone raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(DrystoneError):
+    """The request itself makes no sense; nothing was touched."""
+
+    exit_code = 2
+
+
+class NotFound(DrystoneError):
+    """No such store, run or object."""
+
+
+class StoreExists(DrystoneError):
+    """`init` would write where something lies already."""
+
+
+class UnsupportedFormat(DrystoneError):
+    """The store uses a feature that this version does not know."""
+
+
+class TooFewBackends(DrystoneError):
+    """Fewer backends answer than the operation needs."""
+
+
+class CorruptRecord(DrystoneError):
+    """A record is damaged beyond what its armour heals."""
+
+
+class Unreadable(DrystoneError):
+    """Bytes of the store that can't be given back from what is left."""
+
+
+class BackendError(DrystoneError):
+    """An operation on a backend failed."""
+
+
+class KeyNotFound(BackendError):
+    """The backend holds no such key."""
+
+
+class BackendFull(BackendError):
+    """The backend has no space left."""

@@ -1,0 +1,45 @@
+"""Ids that a store holds already, streamed from its manifests for the dedupe index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests import format as fmt
+from manifests.log import State
+from manifests.replicas import Replicas
+
+BATCH_ROWS = 32 << 10
+Ids = npt.NDArray[np.uint8]
+
+
+def count_rows(state: State, table: str) -> int:
+    return sum(file.rows for file in state.files(table))
+
+
+def chunk_ids(state: State, replicas: Replicas) -> Iterator[Ids]:
+    """Ids (n × 32 bytes) of all chunks in the manifests."""
+    for path in replicas.paths(state.files("chunks")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=["chunk_id"]):
+                yield _ids(batch.column(0))
+
+
+def content_ids(state: State, replicas: Replicas) -> Iterator[Ids]:
+    """Ids (n × 32 bytes, some twice) of the contents that have rows in the extents table."""
+    for path in replicas.paths(state.files("objects")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=["content_kind", "content_id"]):
+                ids = batch.column(1).filter(pc.equal(batch.column(0), fmt.CONTENT_EXTENTS))
+                if len(ids):
+                    yield _ids(ids)
+
+
+def _ids(column: object) -> Ids:
+    length, offset = len(column), column.offset  # type: ignore[arg-type, attr-defined]
+    flat = np.frombuffer(column.buffers()[1], np.uint8, length * 32, offset * 32)  # type: ignore[attr-defined]
+    return flat.reshape(-1, 32)

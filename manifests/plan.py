@@ -1,0 +1,235 @@
+"""Planning a restore: which blocks hold the wanted objects, in the order in which packs lie.
+
+The plan is columnar and streamed: PLAN_DTYPE rows, one for each place where a chunk is to be written, sorted by pack,
+block and place in the block, so that each block is read and decompressed once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from manifests import format as fmt
+from manifests.catalog import Catalog, path_filter
+from manifests.columns import Array, Batch
+
+#: `multi` is −1 for an object whose content lies in one block, else the number under which its parts are counted.
+PLAN_DTYPE = np.dtype(
+    [
+        ("pack_id", "u1", (16,)),
+        ("k", "u1"),
+        ("m", "u1"),
+        ("payload", "<u8"),
+        ("shard_length", "<u8"),
+        ("block", "<u4"),
+        ("block_offset", "<u8"),
+        ("stored", "<u4"),
+        ("raw", "<u4"),
+        ("codec", "u1"),
+        ("chunk_offset", "<u4"),
+        ("length", "<u4"),
+        ("chunk_id", "u1", (32,)),
+        ("file_offset", "<u8"),
+        ("row", "<u8"),
+        ("multi", "<i8"),
+        ("size", "<u8"),
+        ("mode", "<u4"),
+        ("uid", "<u4"),
+        ("gid", "<u4"),
+        ("mtime_ns", "<i8"),
+        ("path_at", "<u4"),
+        ("path_len", "<u4"),
+    ]
+)
+
+#: Objects that need no block, and finished objects of many blocks.
+ITEM_DTYPE = np.dtype(
+    [
+        ("kind", "u1"),
+        ("row", "<u8"),
+        ("multi", "<i8"),
+        ("size", "<u8"),
+        ("mode", "<u4"),
+        ("uid", "<u4"),
+        ("gid", "<u4"),
+        ("mtime_ns", "<i8"),
+        ("rdev", "<u8"),
+        ("path_at", "<u4"),
+        ("path_len", "<u4"),
+        ("target_at", "<u4"),
+        ("target_len", "<u4"),
+    ]
+)
+
+_ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target"
+
+
+@dataclass(frozen=True)
+class PlanTotals:
+    """What a restore is going to write: objects with content, their bytes, those that lie in several blocks, and the
+    extents that no manifest places."""
+
+    files: int
+    bytes: int
+    multi: int
+    lost: int
+
+
+class RestorePlan:
+    """The plan for the objects of one run at and below a path. Uses the catalog's connection alone while it lives."""
+
+    def __init__(self, catalog: Catalog, run: uuid.UUID, path: bytes) -> None:
+        self._catalog = catalog
+        self._run = run
+        condition, parameters = path_filter(path)
+        catalog.use("objects", "extents", "chunks", "blocks", "packs")
+        execute = catalog.connection.execute
+        execute(
+            f"CREATE OR REPLACE TEMP TABLE wanted AS SELECT * FROM objects WHERE run = ? AND {condition}",
+            [run.bytes, *parameters],
+        )
+        execute(
+            f"""
+            CREATE OR REPLACE TEMP TABLE pieces AS
+            SELECT row, 0::UBIGINT AS file_offset, content_id AS chunk_id
+            FROM wanted WHERE content_kind = {fmt.CONTENT_CHUNK}
+            UNION ALL
+            SELECT DISTINCT w.row, e."offset", e.chunk_id
+            FROM wanted w JOIN extents e ON e.content_id = w.content_id
+            WHERE w.content_kind = {fmt.CONTENT_EXTENTS}
+            """
+        )
+        execute(
+            """
+            CREATE OR REPLACE TEMP TABLE places AS
+            SELECT chunk_id, unnest(arg_min(
+                {pack_id: pack_id, block: block, chunk_offset: "offset", length: length}, pack_id))
+            FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM pieces) GROUP BY chunk_id
+            """
+        )
+        execute(
+            """
+            CREATE OR REPLACE TEMP TABLE multis AS
+            SELECT row, (row_number() OVER (ORDER BY row) - 1)::BIGINT AS multi, parts FROM (
+                SELECT row, count(DISTINCT (pack_id, block)) AS parts
+                FROM pieces JOIN places USING (chunk_id) GROUP BY row
+            ) WHERE parts > 1
+            """
+        )
+
+    def missing(self) -> Iterator[dict[str, Any]]:
+        """Objects (row, path) with extents that no manifest places: nothing can give them back."""
+        return self._catalog.rows(
+            f"""
+            SELECT row, path FROM wanted WHERE row IN (
+                SELECT row FROM pieces WHERE chunk_id NOT IN (SELECT chunk_id FROM places)
+                UNION ALL
+                SELECT row FROM wanted WHERE content_kind = {fmt.CONTENT_EXTENTS} AND row NOT IN (SELECT row FROM pieces)
+            ) ORDER BY row
+            """
+        )
+
+    def totals(self) -> PlanTotals:
+        row = self._catalog.one(
+            f"""
+            SELECT count(*) FILTER (content_kind <> {fmt.CONTENT_NONE}) AS files,
+                   coalesce(sum(size) FILTER (content_kind <> {fmt.CONTENT_NONE}), 0)::UBIGINT AS bytes,
+                   (SELECT count(*) FROM multis) AS multi,
+                   (SELECT count(*) FROM pieces WHERE chunk_id NOT IN (SELECT chunk_id FROM places)) AS lost
+            FROM wanted
+            """
+        )
+        return PlanTotals(row["files"], row["bytes"], row["multi"], row["lost"])
+
+    def part_counts(self) -> np.ndarray[Any, np.dtype[np.uint32]]:
+        """For each `multi` number, in how many blocks the object lies."""
+        counts = np.zeros(self._catalog.one("SELECT count(*) AS n FROM multis")["n"], np.uint32)
+        for batch in self._catalog.batches("SELECT multi, parts FROM multis"):
+            counts[batch.column(0).to_numpy()] = batch.column(1).to_numpy()
+        return counts
+
+    def blocks(self) -> Iterator[Batch]:
+        """PLAN_DTYPE batches in order of pack and block; a block's rows may go on in the next batch."""
+        query = """
+            SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
+                   b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset, pc.row,
+                   coalesce(mu.multi, -1) AS multi, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path
+            FROM pieces pc
+            JOIN places pl USING (chunk_id)
+            JOIN wanted w USING (row)
+            JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks
+                  WHERE pack_id IN (SELECT pack_id FROM places)) b ON b.pack_id = pl.pack_id AND b.block = pl.block
+            JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
+            LEFT JOIN multis mu USING (row)
+            ORDER BY pl.pack_id, pl.block, pl.chunk_offset, pc.row, pc.file_offset
+        """
+        for batch in self._catalog.batches(query):
+            yield to_batch(batch, PLAN_DTYPE, {"path": "path"})
+
+    def items(self, kinds: tuple[str, ...], with_content: bool | None = None, backwards: bool = False) -> Iterator[Batch]:
+        """ITEM_DTYPE batches of the wanted objects of these kinds, by row; `with_content` False leaves out those
+        that blocks make."""
+        condition = "" if with_content is None else f"AND content_kind {'<>' if with_content else '='} 0"
+        names = ", ".join(f"'{kind}'" for kind in kinds)
+        cases = " ".join(f"WHEN '{kind}' THEN {number}" for number, kind in enumerate(fmt.KINDS))
+        query = f"""
+            SELECT CASE kind {cases} END::UTINYINT AS kind, -1::BIGINT AS multi, {_ITEM_COLUMNS} FROM wanted
+            WHERE kind IN ({names}) AND error IS NULL {condition} ORDER BY row {"DESC" if backwards else ""}
+        """
+        for batch in self._catalog.batches(query):
+            yield to_batch(batch, ITEM_DTYPE, {"path": "path", "target": "target"})
+
+    def finished(self, numbers: list[int]) -> Iterator[Batch]:
+        """ITEM_DTYPE rows of the objects with these `multi` numbers."""
+        kind = fmt.KINDS.index("file")
+        query = f"""
+            SELECT {kind}::UTINYINT AS kind, multi, {_ITEM_COLUMNS} FROM wanted JOIN multis USING (row)
+            WHERE multi IN (SELECT unnest(?::BIGINT[])) ORDER BY row
+        """
+        for batch in self._catalog.batches(query, [numbers]):
+            yield to_batch(batch, ITEM_DTYPE, {"path": "path", "target": "target"})
+
+
+def to_batch(batch: Any, dtype: np.dtype[np.void], variable: dict[str, str]) -> Batch:
+    """An Arrow record batch as structured rows and a heap; nulls become zeros and empty strings."""
+    rows = np.zeros(batch.num_rows, dtype)
+    heap = bytearray()
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if name in variable:
+            starts, lengths = _append_binary(column, heap)
+            rows[f"{name}_at"], rows[f"{name}_len"] = starts, lengths
+        elif dtype[name].shape:
+            rows[name] = _fixed(column, dtype[name].shape[0])
+        else:
+            rows[name] = (column.fill_null(0) if column.null_count else column).to_numpy(zero_copy_only=False)
+    return Batch(rows, bytes(heap))
+
+
+def _offsets(column: Any) -> tuple[np.ndarray[Any, Any], Any]:
+    wide = column.cast(pa.large_binary())
+    offsets = np.frombuffer(wide.buffers()[1], np.int64, len(wide) + 1, wide.offset * 8)
+    return offsets, wide.buffers()[2]
+
+
+def _append_binary(column: Any, heap: bytearray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    offsets, data = _offsets(column)
+    if not len(column):
+        return offsets[:0], offsets[:0]
+    first, last = int(offsets[0]), int(offsets[-1])
+    start = len(heap)
+    heap += memoryview(data)[first:last] if data is not None else b""
+    return offsets[:-1] - first + start, np.diff(offsets)
+
+
+def _fixed(column: Any, width: int) -> Array:
+    if not len(column):
+        return np.zeros((0, width), np.uint8)  # type: ignore[return-value]
+    offsets, data = _offsets(column)
+    first = int(offsets[0])
+    flat = np.frombuffer(data, np.uint8, len(column) * width, first)
+    return flat.reshape(len(column), width)  # type: ignore[return-value]

@@ -1,0 +1,133 @@
+"""Reading manifest files from backends: nothing is queried before its BLAKE3, from the log, was checked.
+
+What was checked is remembered by (path, size, mtime, inode) in a disposable cache. When no copy is whole, one is put
+together in the cache from the slices that are good on any backend.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from blake3 import blake3
+
+from manifests import format as fmt
+from manifests.backends import LocalDirectory
+from manifests.errors import BackendError, Unreadable
+from manifests.log import ManifestFile
+from manifests.store import Members
+
+
+class CheckedFiles:
+    """Remembers which local files had the digest that the log names. Losing it costs time only."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "checked.json"
+        self._changed = False
+        try:
+            loaded = json.loads(self._path.read_bytes())
+            self._seen: dict[str, list[object]] = loaded if isinstance(loaded, dict) else {}
+        except (OSError, ValueError):
+            self._seen = {}
+
+    @staticmethod
+    def _mark(path: Path, file: ManifestFile) -> list[object]:
+        stat = os.stat(path)
+        return [stat.st_size, stat.st_mtime_ns, stat.st_ino, file.blake3.hex()]
+
+    def has(self, path: Path, file: ManifestFile) -> bool:
+        return self._seen.get(str(path)) == self._mark(path, file)
+
+    def add(self, path: Path, file: ManifestFile) -> None:
+        self._seen[str(path)] = self._mark(path, file)
+        self._changed = True
+
+    def save(self) -> None:
+        """Write the memory out; a cache that can't be written is done without."""
+        if not self._changed:
+            return
+        temp = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temp.write_text(json.dumps(self._seen))
+            os.replace(temp, self._path)
+        except OSError:
+            with suppress(OSError):
+                temp.unlink()
+        self._changed = False
+
+
+class Replicas:
+    """Whole local copies of manifest files. `healed` counts those for which a copy was rotten or missing."""
+
+    def __init__(self, members: Members, cache: Path) -> None:
+        """`cache`: directory for what was checked and mended; made when needed, disposable."""
+        self._members = members
+        self._cache = cache
+        self._checked = CheckedFiles(self._cache)
+        self.healed = 0
+
+    def paths(self, files: list[ManifestFile]) -> list[str]:
+        """A checked local path for each file. Raises Unreadable where no copy nor mixture of copies is whole."""
+        found = [str(self._path(file)) for file in files]
+        self._checked.save()
+        return found
+
+    def _path(self, file: ManifestFile) -> Path:
+        missed = False
+        for member in self._members.present.values():
+            if not isinstance(member.storage, LocalDirectory):
+                continue
+            path = member.storage.path(file.key)
+            try:
+                if self._checked.has(path, file):
+                    self.healed += missed
+                    return path
+                if _digest(path) == file.blake3:
+                    self._checked.add(path, file)
+                    self.healed += missed
+                    return path
+            except OSError:
+                pass
+            missed = True
+        self.healed += 1
+        return self._mend(file)
+
+    def _mend(self, file: ManifestFile) -> Path:
+        target = self._cache / "mended" / file.table / file.name
+        if target.exists() and _digest(target) == file.blake3:
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temp = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
+        try:
+            with open(temp, "wb") as out:
+                for number, offset in enumerate(range(0, file.size, fmt.SLICE_SIZE)):
+                    out.write(self._good_slice(file, number, offset))
+            os.replace(temp, target)
+        finally:
+            with suppress(FileNotFoundError):
+                temp.unlink()
+        return target
+
+    def _good_slice(self, file: ManifestFile, number: int, offset: int) -> bytes:
+        wanted = file.slices[number * fmt.SLICE_DIGEST : (number + 1) * fmt.SLICE_DIGEST]
+        length = min(fmt.SLICE_SIZE, file.size - offset)
+        for member in self._members.present.values():
+            try:
+                piece = member.storage.read_range(file.key, offset, length)
+            except BackendError:
+                continue
+            if blake3(piece).digest(fmt.SLICE_DIGEST) == wanted:
+                return piece
+        raise Unreadable(
+            f"{file.key}: bytes {offset} to {offset + length} are damaged or missing on every backend that answers"
+        )
+
+
+def _digest(path: Path) -> bytes:
+    hasher = blake3()
+    hasher.update_mmap(path)
+    return hasher.digest()

@@ -1,0 +1,241 @@
+"""The rows of one run: arrays from the workers in, manifest files out.
+
+Owned by the supervisor. Bounded: rows leave for a temporary file by row group, files are closed after FILE_ROWS rows,
+and the extents of an object whose content id is not known yet are spooled to disk.
+"""
+
+from __future__ import annotations
+
+import grp
+import pwd
+import tempfile
+import uuid
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from manifests import format as fmt
+from manifests.columns import ROW_EXTENT_DTYPE, Array, Batch
+from manifests.log import ManifestFile
+from manifests.store import Members
+from manifests.tables import TableWriter, constant_id, file_name
+
+FILE_ROWS = 512 << 10
+SPOOL_MEMORY = 4 << 20
+SPOOL_PIECE = 32 << 10
+
+
+@cache
+def _user_name(uid: int) -> str | None:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
+
+
+@cache
+def _group_name(gid: int) -> str | None:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return None
+
+
+def _names(ids: npt.NDArray[np.uint32], lookup: Any) -> Any:
+    unique, inverse = np.unique(ids, return_inverse=True)
+    names = pa.array([lookup(int(identity)) for identity in unique], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(inverse.astype(np.int32)), names)
+
+
+def _ids(values: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]) -> Any:
+    """Fixed-size binary column that is null where `valid` is false."""
+    bitmap = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
+    data = pa.py_buffer(np.ascontiguousarray(values).tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(values), [bitmap, data])
+
+
+class ExtentSpool:
+    """Extents of objects that have not ended yet, in order of row; one for each reader."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_MEMORY)  # noqa: SIM115 - lives as long as the run
+
+    def append(self, extents: Array) -> None:
+        self._file.write(extents.tobytes())
+
+    def drain(self) -> Iterator[Array]:
+        """All spooled extents, piece by piece; empty after it."""
+        self._file.seek(0)
+        while piece := self._file.read(SPOOL_PIECE * ROW_EXTENT_DTYPE.itemsize):
+            yield np.frombuffer(piece, ROW_EXTENT_DTYPE)
+        self._file.seek(0)
+        self._file.truncate()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class ChunkSorter:
+    """Chunk rows until they fill a file, which is then sorted by chunk id."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[uuid.UUID, Array]] = []
+        self.rows = 0
+
+    def append(self, pack_id: uuid.UUID, chunks: Array) -> None:
+        self._parts.append((pack_id, chunks))
+        self.rows += len(chunks)
+
+    def drain(self) -> Iterator[dict[str, Any]]:
+        if not self.rows:
+            return
+        chunks = np.concatenate([part for _, part in self._parts])
+        packs = np.repeat(
+            np.frombuffer(b"".join(pack.bytes for pack, _ in self._parts), "V16"), [len(part) for _, part in self._parts]
+        )
+        self._parts, self.rows = [], 0
+        words = np.ascontiguousarray(chunks["id"]).view(">u8")
+        order = np.lexsort((words[:, 3], words[:, 2], words[:, 1], words[:, 0]))
+        for start in range(0, len(order), 64 << 10):
+            some = order[start : start + (64 << 10)]
+            part = chunks[some]
+            yield {
+                "chunk_id": part["id"],
+                "pack_id": packs[some],
+                "block": part["block"],
+                "offset": part["offset"],
+                "length": part["length"],
+            }
+
+
+class RunRows:
+    """Rows of run `run_id`, written to `members` as they fill files."""
+
+    def __init__(self, run_id: uuid.UUID, members: Members) -> None:
+        self._run_id = run_id
+        self._members = members
+        self._writers: dict[str, TableWriter] = {}
+        self._numbers: dict[str, int] = {}
+        self._spools: dict[int, ExtentSpool] = {}
+        self._chunks = ChunkSorter()
+        self.files: list[ManifestFile] = []
+
+    def _append(self, table: str, columns: dict[str, Any], sorted_by: str | None = None) -> None:
+        writer = self._writers.get(table)
+        if writer is None:
+            writer = self._writers[table] = TableWriter(table, sorted_by)
+        writer.append(columns)
+        if writer.rows >= FILE_ROWS:
+            self._publish(table)
+
+    def _publish(self, table: str) -> None:
+        number = self._numbers.get(table, 0)
+        self._numbers[table] = number + 1
+        self.files.append(self._writers.pop(table).publish(self._members, file_name(self._run_id, number)))
+
+    def add_extents(self, reader: int, extents: Array) -> None:
+        """Extents (ROW_EXTENT_DTYPE) of objects that `reader` is reading; kept until their objects are added."""
+        self._spools.setdefault(reader, ExtentSpool()).append(extents)
+
+    def add_objects(self, reader: int, batch: Batch, known: npt.NDArray[np.bool_]) -> None:
+        """Objects (OBJECT_DTYPE) in order of row. `known`: the content's extents are in the store already."""
+        rows = batch.rows
+        self._resolve_extents(reader, rows, known)
+        count = len(rows)
+        present = rows["content_kind"] != fmt.CONTENT_NONE
+        kinds = pa.DictionaryArray.from_arrays(pa.array(rows["kind"].astype(np.int8)), pa.array(fmt.KINDS))
+        columns: dict[str, Any] = {
+            "run": constant_id(self._run_id, count),
+            "kind": kinds,
+            "path": pa.array(batch.all_bytes("path"), pa.binary()),
+            "content_id": _ids(rows["content_id"], present),
+            "digest": _ids(rows["digest"], rows["has_digest"] != 0),
+            "target": pa.array(
+                [value or None for value in batch.all_bytes("target")], pa.binary()
+            ),
+            "error": pa.array([value.decode(errors="replace") or None for value in batch.all_bytes("error")], pa.string()),
+            "user_name": _names(rows["uid"], _user_name),
+            "group_name": _names(rows["gid"], _group_name),
+            "clean": pa.array(rows["clean"] != 0),
+        }
+        plain = ("row", "size", "content_kind", "mode", "uid", "gid", "mtime_ns", "ctime_ns", "device", "inode", "links", "rdev")
+        columns.update((name, rows[name]) for name in plain)
+        self._append("objects", columns)
+
+    def _resolve_extents(self, reader: int, rows: Array, known: npt.NDArray[np.bool_]) -> None:
+        spool = self._spools.get(reader)
+        if spool is None:
+            return
+        wanted = (rows["content_kind"] == fmt.CONTENT_EXTENTS) & ~known
+        numbers = rows["row"]
+        for extents in spool.drain():
+            place = np.searchsorted(numbers, extents["row"])
+            keep = wanted[np.minimum(place, len(rows) - 1)] & (numbers[np.minimum(place, len(rows) - 1)] == extents["row"])
+            if keep.any():
+                kept = extents[keep]
+                self._append(
+                    "extents",
+                    {
+                        "content_id": rows["content_id"][place[keep]],
+                        "offset": kept["offset"],
+                        "length": kept["length"],
+                        "chunk_id": kept["id"],
+                    },
+                )
+
+    def add_pack(self, pack: dict[str, Any], shards: list[dict[str, Any]], blocks: Array, chunks: Array) -> None:
+        """A pack whose shards are durable: its row, its shards' rows, its directory (BLOCK_DTYPE, CHUNK_DTYPE)."""
+        pack_id = uuid.UUID(bytes=pack["pack_id"])
+        self._append(
+            "packs",
+            {name: _column(name, [value]) for name, value in {**pack, "run": self._run_id.bytes}.items()},
+        )
+        names = shards[0].keys()
+        self._append(
+            "shards",
+            {name: _column(name, [shard[name] for shard in shards]) for name in names},
+        )
+        self._append(
+            "blocks",
+            {
+                "pack_id": constant_id(pack_id, len(blocks)),
+                "block": np.arange(len(blocks), dtype=np.uint32),
+                **{name: blocks[name] for name in ("offset", "stored", "raw", "codec")},
+            },
+        )
+        self._chunks.append(pack_id, chunks)
+        if self._chunks.rows >= FILE_ROWS:
+            self._flush_chunks()
+
+    def _flush_chunks(self) -> None:
+        writer = TableWriter("chunks", "chunk_id")
+        for columns in self._chunks.drain():
+            writer.append(columns)
+        self._writers["chunks"] = writer
+        self._publish("chunks")
+
+    def finish(self) -> list[ManifestFile]:
+        """Publish what is left; all manifest files of the run."""
+        if self._chunks.rows:
+            self._flush_chunks()
+        for table in list(self._writers):
+            self._publish(table)
+        self.close()
+        return self.files
+
+    def close(self) -> None:
+        """Release temporary files; published files stay for the gc of a run that was not committed."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+        for spool in self._spools.values():
+            spool.close()
+        self._spools.clear()
+
+
+def _column(name: str, values: list[Any]) -> Any:
+    return pa.array(values, pa.binary(16)) if name in ("pack_id", "run") else pa.array(values)

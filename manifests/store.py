@@ -1,0 +1,248 @@
+"""A store's members: which backends there are, which of them answer, how a store is made and found again.
+
+Ids decide; paths in records are hints. A place is a backend only if its backend.json says so: an unmounted mount
+point is absent, and never initialised anew.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from manifests import format as fmt
+from manifests.armour import open_json, seal_json
+from manifests.backends import BackendStorage, Buffer, open_backend
+from manifests.config import StoreConfig
+from manifests.errors import (
+    BackendError,
+    BackendFull,
+    CorruptRecord,
+    DrystoneError,
+    KeyNotFound,
+    NotFound,
+    StoreExists,
+    TooFewBackends,
+    UsageError,
+)
+from manifests.ids import new_id
+
+STORE_KEY = "store.json"
+BACKEND_KEY = "backend.json"
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """A backend as the log knows it. `number` is its place in the order of joining; `location` is a hint."""
+
+    number: int
+    backend_id: uuid.UUID
+    type: str
+    location: str
+    domain: str
+
+    def to_record(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "id": str(self.backend_id),
+            "type": self.type,
+            "location": self.location,
+            "domain": self.domain,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> BackendInfo:
+        return cls(
+            int(record["number"]), uuid.UUID(record["id"]), record["type"], record["location"], record["domain"]
+        )
+
+
+@dataclass(frozen=True)
+class Member:
+    """A backend that answers."""
+
+    info: BackendInfo
+    storage: BackendStorage
+
+    @property
+    def number(self) -> int:
+        return self.info.number
+
+
+@dataclass
+class Members:
+    """All backends of an open store. Owned by one process; `present` shrinks when a backend fails during a run."""
+
+    config: StoreConfig
+    all: list[BackendInfo]
+    present: dict[int, Member]
+    failed: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return len(self.all)
+
+    @property
+    def tolerance(self) -> int:
+        """Backends that may be lost with nothing lost: m, or fewer when shards share backends. This is the rule."""
+        per_backend = -(-self.config.scheme.total_shards // self.count)
+        return min(self.config.scheme.m // per_backend, self.count - 1)
+
+    @property
+    def settle_count(self) -> int:
+        """Copies after which a record is settled."""
+        return min(self.count, self.tolerance + 1)
+
+    def absent(self) -> list[BackendInfo]:
+        return [info for info in self.all if info.number not in self.present]
+
+    def placement(self, pack_id: uuid.UUID) -> list[int]:
+        """Backend numbers for the shards of a pack: neighbours on distinct backends, turned by the pack id so that
+        parity spreads evenly. This is the rule where a shard is put first; listings say where it is."""
+        turn = pack_id.int % self.count
+        return [self.all[(index + turn) % self.count].number for index in range(self.config.scheme.total_shards)]
+
+    def require_writable(self) -> None:
+        """Who writes must see all settled records: at least n − t backends. Raises TooFewBackends."""
+        needed = self.count - self.tolerance
+        if len(self.present) < needed:
+            missing = ", ".join(info.location for info in self.absent())
+            raise TooFewBackends(
+                f"{len(self.present)} of {self.count} backends answer, writing needs {needed}; missing: {missing}"
+            )
+
+    def drop(self, number: int, reason: str) -> None:
+        """Use a backend no more in this process."""
+        self.present.pop(number, None)
+        self.failed.setdefault(number, reason)
+
+    def put_everywhere(self, key: str, pieces: Sequence[Buffer]) -> int:
+        """Write `key` to every backend that answers; a backend that fails is dropped. Returns the copies written;
+        raises TooFewBackends when they are too few to count as settled."""
+        written = 0
+        for member in list(self.present.values()):
+            try:
+                member.storage.write(key, pieces)
+                written += 1
+            except BackendError as error:
+                self.drop(member.number, str(error))
+        if written < self.settle_count:
+            reasons = "; ".join(self.failed.values()) or "too few backends answer"
+            kind = BackendFull if any("No space" in reason for reason in self.failed.values()) else TooFewBackends
+            raise kind(f"{key} reached {written} backends and needs {self.settle_count}: {reasons}")
+        return written
+
+    def read_json(self, key: str) -> dict[str, Any]:
+        """The JSON record `key` from the first backend whose copy is readable. Raises KeyNotFound, CorruptRecord."""
+        trouble: DrystoneError | None = None
+        for member in self.present.values():
+            try:
+                return open_json(member.storage.read(key))[0]
+            except KeyNotFound as error:
+                trouble = trouble or error
+            except (BackendError, CorruptRecord) as error:
+                trouble = error
+        raise trouble or KeyNotFound(f"{key}: no backend answers")
+
+
+def _is_empty(path: Path) -> bool:
+    with os.scandir(path) as entries:
+        return next(entries, None) is None
+
+
+def create(config: StoreConfig, directories: Sequence[str | Path]) -> Members:
+    """Make a store's backends: one directory gets k+m subdirectories, several become the backends themselves.
+    Raises StoreExists, UsageError. Nothing is written before all places were looked at."""
+    roots = [Path(os.path.abspath(directory)) for directory in directories]
+    if not roots:
+        raise UsageError("name at least one directory")
+    if len(set(roots)) != len(roots):
+        raise UsageError("a directory is named twice")
+    for root in roots:
+        if (root / BACKEND_KEY).exists():
+            raise StoreExists(f"{root} is a backend of a store already")
+        if root.exists() and not root.is_dir():
+            raise StoreExists(f"{root} is not a directory")
+        if root.exists() and not _is_empty(root):
+            raise StoreExists(f"{root} is not empty; a store wants an empty or a new directory")
+    if len(roots) == 1:
+        width = len(str(config.scheme.total_shards - 1))
+        roots = [roots[0] / f"backend-{number:0{width}}" for number in range(config.scheme.total_shards)]
+    present: dict[int, Member] = {}
+    for number, root in enumerate(roots):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BackendError(f"making {root}: {error.strerror}") from error
+        storage = open_backend("local", str(root))
+        info = BackendInfo(number, new_id(), "local", str(root), storage.device())
+        identity = {
+            "format": fmt.FORMAT_NAME,
+            "type": "backend",
+            "store_id": str(config.store_id),
+            "backend_id": str(info.backend_id),
+            "number": number,
+            "domain": info.domain,
+        }
+        storage.write(STORE_KEY, [seal_json(config.to_record())])
+        storage.write(BACKEND_KEY, [seal_json(identity)])
+        present[number] = Member(info, storage)
+    return Members(config, [member.info for member in present.values()], present)
+
+
+@dataclass(frozen=True)
+class FoundBackend:
+    """A place whose backend.json was readable."""
+
+    backend_id: uuid.UUID
+    store_id: uuid.UUID
+    storage: BackendStorage
+
+
+def probe(path: Path) -> FoundBackend | None:
+    """The backend at `path`, or None where there is no readable backend.json."""
+    if not (path / BACKEND_KEY).is_file():
+        return None
+    storage = open_backend("local", str(path))
+    try:
+        record = open_json(storage.read(BACKEND_KEY))[0]
+        return FoundBackend(uuid.UUID(record["backend_id"]), uuid.UUID(record["store_id"]), storage)
+    except (BackendError, CorruptRecord, KeyError, ValueError, TypeError):
+        return None
+
+
+def _subdirectories(path: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(path) as entries:
+            yield from sorted(path / entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return
+
+
+def find_backends(location: str | Path) -> dict[uuid.UUID, FoundBackend]:
+    """Backends at `location` (one backend, or a directory of them) and beside it. Raises NotFound, UsageError."""
+    place = Path(os.path.abspath(location))
+    if not place.is_dir():
+        raise NotFound(f"no store at {place}: there is no such directory")
+    own = probe(place)
+    around = [found for path in _subdirectories(place.parent if own else place) if (found := probe(path))]
+    stores = {own.store_id} if own else {found.store_id for found in around}
+    if not stores:
+        raise NotFound(f"no store at {place}: no backend.json in it or in its subdirectories; is it mounted?")
+    if len(stores) > 1:
+        raise UsageError(f"{place} holds backends of {len(stores)} stores; name one of the backends")
+    found = {own.backend_id: own} if own else {}
+    for candidate in around:
+        if candidate.store_id in stores:
+            found.setdefault(candidate.backend_id, candidate)
+    return found
+
+
+def hinted_places(info: BackendInfo, others: Sequence[tuple[BackendInfo, Path]]) -> Iterator[Path]:
+    """Where `info` may lie: its recorded place, and the same place relative to where the others are now."""
+    yield Path(info.location)
+    for other, now in others:
+        yield Path(os.path.normpath(now / os.path.relpath(info.location, other.location)))

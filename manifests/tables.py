@@ -1,0 +1,108 @@
+"""Writing manifest tables: rows in, Parquet files on every backend out.
+
+A file is built in an unnamed temporary file, so that nothing is left whatever dies, and read back in slices for its
+digests while it is copied.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from blake3 import blake3
+
+from manifests import format as fmt
+from manifests.backends import Buffer
+from manifests.log import ManifestFile
+from manifests.schema import DICTIONARY_COLUMNS, SCHEMAS
+from manifests.store import Members
+
+ROW_GROUP = 64 << 10
+
+
+class TableWriter:
+    """One manifest file in the making. Owned by one process; unusable after an error."""
+
+    def __init__(self, table: str, sorted_by: str | None = None) -> None:
+        self.table = table
+        self.rows = 0
+        self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by publish or close
+        self._pending: list[Any] = []
+        self._pending_rows = 0
+        sorting = None
+        if sorted_by is not None:
+            sorting = [pq.SortingColumn(SCHEMAS[table].get_field_index(sorted_by))]
+        self._writer = pq.ParquetWriter(
+            self._file,
+            SCHEMAS[table],
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=DICTIONARY_COLUMNS[table],
+            sorting_columns=sorting,
+            write_statistics=True,
+        )
+
+    def append(self, columns: dict[str, Any]) -> None:
+        """Add rows given as one Arrow array or NumPy array a column; columns not given are null."""
+        length = len(next(iter(columns.values())))
+        arrays = [
+            _as_arrow(columns[field.name], field.type) if field.name in columns else pa.nulls(length, field.type)
+            for field in SCHEMAS[self.table]
+        ]
+        self._pending.append(pa.record_batch(arrays, schema=SCHEMAS[self.table]))
+        self._pending_rows += length
+        self.rows += length
+        if self._pending_rows >= ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.Table.from_batches(self._pending), row_group_size=ROW_GROUP)
+            self._pending, self._pending_rows = [], 0
+
+    def publish(self, members: Members, name: str) -> ManifestFile:
+        """Finish the file and put it on every backend as `name`. Raises TooFewBackends."""
+        self._flush()
+        self._writer.close()
+        size = self._file.seek(0, os.SEEK_END)
+        whole, slices = blake3(), bytearray()
+        with self._file as file:
+            file.seek(0)
+            # A manifest file is bounded by its writer (rows of one flush, or objects of one run), so a map will do.
+            pieces: list[Buffer] = []
+            while piece := file.read(fmt.SLICE_SIZE):
+                whole.update(piece)
+                slices += blake3(piece).digest(fmt.SLICE_DIGEST)
+                pieces.append(piece)
+        manifest = ManifestFile(self.table, name, size, self.rows, whole.digest(), bytes(slices))
+        members.put_everywhere(manifest.key, pieces)
+        return manifest
+
+    def close(self) -> None:
+        """Give the file up."""
+        self._file.close()
+
+
+def _as_arrow(values: Any, kind: Any) -> Any:
+    if isinstance(values, pa.Array):
+        return values if values.type == kind else values.cast(kind)
+    array = np.ascontiguousarray(values)
+    if pa.types.is_fixed_size_binary(kind):
+        return pa.FixedSizeBinaryArray.from_buffers(kind, len(array), [None, pa.py_buffer(array.tobytes())])
+    return pa.array(array).cast(kind)
+
+
+def file_name(owner: uuid.UUID, number: int) -> str:
+    return f"{owner}-{number}.parquet"
+
+
+def constant_id(value: uuid.UUID, length: int) -> Any:
+    """A column of `length` times the same id."""
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(16), length, [None, pa.py_buffer(value.bytes * length)]
+    )

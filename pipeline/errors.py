@@ -1,0 +1,41 @@
+"""Errors of the pipeline.
+
+    DrystoneError
+    └── PipelineError         a run of workers ended badly
+        ├── StageFailed       a stage raised: which, on what, with the worker's traceback as its cause
+        ├── WorkerDied        a worker process died: which, by which signal, while reading what
+        └── Interrupted       SIGINT or SIGTERM; `exit_code` is 130 or 143
+"""
+
+from __future__ import annotations
+
+import signal
+
+from manifests.errors import DrystoneError
+
+
+class PipelineError(DrystoneError):
+    """A run of workers ended badly; nothing was committed."""
+
+
+class StageFailed(PipelineError):
+    """A stage raised an error in a worker."""
+
+
+class WorkerDied(PipelineError):
+    """A worker process died without a word."""
+
+
+class Interrupted(PipelineError):
+    """The user or the system asked for an end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; nothing was committed")
+        self.exit_code = 128 + number
+
+
+class RemoteTraceback(Exception):
+    """Traceback of a worker as text: the cause of the error that is raised again in the supervisor."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"\n{text}")

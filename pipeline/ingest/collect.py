@@ -1,0 +1,154 @@
+"""The home stations of an ingest, in the supervisor: known ids go out, rows and durable packs come in."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests import format as fmt
+from manifests.columns import OBJECT_DTYPE, ROW_EXTENT_DTYPE, Batch
+from manifests.config import ECScheme
+from manifests.inflight import Inflight
+from manifests.runrows import RunRows
+from pipeline import messages
+from pipeline.arena import Message
+from pipeline.ingest.dedupe import KNOWN_CHUNKS, KNOWN_CONTENTS
+from pipeline.ingest.write import PACK_ROW, SHARD_ROW
+from pipeline.station import Acquire, Context, Station, Take
+from pipeline.topology import RECORD
+from stages.scan import KIND
+from stages.shard import file_size
+
+#: Skipped items that a summary names; the manifest has all of them.
+NAMED_ERRORS = 100
+
+
+@dataclass
+class Tally:
+    """Sums over a run, in objects and bytes. `new`: chunks stored for the first time; `stored`: payload of the packs;
+    `parity`: what is in the shard files beyond the payload."""
+
+    files: int = 0
+    directories: int = 0
+    others: int = 0
+    bytes: int = 0
+    new_chunks: int = 0
+    new_bytes: int = 0
+    stored: int = 0
+    parity: int = 0
+    packs: int = 0
+    errors: int = 0
+    missing_shards: int = 0
+    named_errors: list[tuple[bytes, str]] = field(default_factory=list)
+
+    def add_objects(self, batch: Batch) -> None:
+        kinds, sizes = batch.rows["kind"], batch.rows["size"]
+        files = (kinds == KIND["file"]) | (kinds == KIND["stream"])
+        self.files += int(files.sum())
+        self.directories += int((kinds == KIND["directory"]).sum())
+        self.others += int((~files & (kinds != KIND["directory"])).sum())
+        self.bytes += int(sizes[files].sum())
+        for row in np.flatnonzero(batch.rows["error_len"]):
+            self.errors += 1
+            if len(self.named_errors) < NAMED_ERRORS:
+                bad = batch.rows[row]
+                self.named_errors.append((batch.bytes_of(bad, "path"), batch.bytes_of(bad, "error").decode(errors="replace")))
+
+
+@dataclass
+class Collector:
+    """What comes home during a run."""
+
+    rows: RunRows
+    inflight: Inflight
+    scheme: ECScheme
+    readers: int
+    writers: int
+    tally: Tally = field(default_factory=Tally)
+
+    def known_station(self, context: Context, chunks: Iterator[Any], contents: Iterator[Any]) -> Station:
+        """Streams known ids to the dedupe station: batches of at most 32 Ki ids."""
+        for kind, batches in ((KNOWN_CHUNKS, chunks), (KNOWN_CONTENTS, contents)):
+            for ids in batches:
+                slot = yield Acquire("known")
+                with context.slot("known", slot) as view:
+                    view[: ids.nbytes] = ids.tobytes()
+                context.seal("known", slot)
+                context.send("known", Message(messages.KNOWN, slot, count=len(ids), first=kind))
+        context.send("known", Message(messages.END))
+
+    def rows_station(self, context: Context) -> Station:
+        """Takes EXTENTS and OBJECTS from dedupe."""
+        while True:
+            _, message = yield Take(("rows",))
+            if message.kind == messages.END:
+                return
+            context.clock.switch(RECORD)
+            pool = f"rows/{message.first}"
+            with context.slot(pool, message.slot) as view:
+                if message.kind == messages.EXTENTS:
+                    self.rows.add_extents(message.first, np.frombuffer(view, ROW_EXTENT_DTYPE, message.count).copy())
+                else:
+                    loaded = Batch.load(view, OBJECT_DTYPE)
+                    batch = Batch(loaded.rows.copy(), bytes(loaded.heap))
+                    del loaded
+            context.release(pool, message.slot)
+            if message.kind == messages.OBJECTS:
+                with context.slot("verdict", message.aux) as view:
+                    known = np.frombuffer(view, bool, message.count).copy()
+                context.release("verdict", message.aux)
+                self.tally.add_objects(batch)
+                self.rows.add_objects(message.first, batch, known)
+            context.clock.count(RECORD, message.count, 0)
+
+    def packs_station(self, context: Context) -> Station:
+        """Takes PACK_CHUNKS and PACK from the writers."""
+        rings = tuple(f"packs/{writer}" for writer in range(self.writers))
+        left, parts = len(rings), dict[int, list[npt.NDArray[np.void]]]()
+        while left:
+            ring, message = yield Take(rings)
+            if message.kind == messages.END:
+                left -= 1
+                continue
+            context.clock.switch(RECORD)
+            with context.slot(ring, message.slot) as view:
+                if message.kind == messages.PACK_CHUNKS:
+                    part = np.frombuffer(view, fmt.CHUNK_DTYPE, message.count).copy()
+                    parts.setdefault(message.first, []).append(part)
+                else:
+                    row, shards, blocks = self._load_pack(view, message.count)
+            context.release(ring, message.slot)
+            if message.kind == messages.PACK:
+                self._add_pack(row, shards, blocks, np.concatenate(parts.pop(message.first)))
+
+    def _load_pack(self, view: memoryview, blocks: int) -> tuple[Any, Any, Any]:
+        row = np.frombuffer(view, PACK_ROW, 1).copy()
+        shards = np.frombuffer(view, SHARD_ROW, self.scheme.total_shards, row.nbytes).copy()
+        return row[0], shards, np.frombuffer(view, fmt.BLOCK_DTYPE, blocks, row.nbytes + shards.nbytes).copy()
+
+    def _add_pack(self, row: Any, shards: Any, blocks: Any, chunks: Any) -> None:
+        pack_id, size = row["pack_id"].tobytes(), file_size(int(row["shard_length"]))
+        pack = {name: row[name].item() for name in PACK_ROW.names or () if name != "pack_id"}
+        pack |= {"pack_id": pack_id, "kind": fmt.PACK_KIND_DATA, "k": self.scheme.k, "m": self.scheme.m, "blocks": len(blocks)}
+        self.rows.add_pack(
+            pack,
+            [
+                {"pack_id": pack_id, "shard": index, "backend": int(shard["backend"]), "size": size, "present": bool(shard["present"])}
+                for index, shard in enumerate(shards)
+            ],
+            blocks,
+            chunks,
+        )
+        self.inflight.note_pack(uuid.UUID(bytes=pack_id))
+        present = int(shards["present"].sum())
+        self.tally.packs += 1
+        self.tally.missing_shards += len(shards) - present
+        self.tally.new_chunks += len(chunks)
+        self.tally.new_bytes += int(chunks["length"].sum())
+        self.tally.stored += int(row["payload"])
+        self.tally.parity += present * size - int(row["payload"])

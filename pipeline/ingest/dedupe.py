@@ -1,0 +1,107 @@
+"""The dedupe station: sees ids only, in whole batches.
+
+It learns the known ids from home, then drops from each data slot what is known, gives the slot to the compressor with the
+least to do, and lets rows pass on to home with a verdict about their contents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from manifests import format as fmt
+from manifests.columns import OBJECT_DTYPE, Batch
+from pipeline import messages
+from pipeline.arena import FREE, Message
+from pipeline.ingest.read import CHUNK_REF
+from pipeline.station import Acquire, Context, Station, Take
+from pipeline.topology import DEDUPE
+from stages.dedupe import MemoryIndex
+
+#: What `first` of a KNOWN message says its ids are.
+KNOWN_CHUNKS, KNOWN_CONTENTS = 0, 1
+
+
+@dataclass(frozen=True)
+class DedupeOptions:
+    """`expected`: ids that home will send, about."""
+
+    readers: int
+    compressors: int
+    payload: int
+    expected_chunks: int
+    expected_contents: int
+
+
+class Dispatch:
+    """Which compressor has how many verdict slots, and so how much to do."""
+
+    def __init__(self, context: Context, compressors: int) -> None:
+        self._context = context
+        self._held: list[list[int]] = [[] for _ in range(compressors)]
+
+    def choose(self, slot: int) -> int:
+        """The compressor with the fewest slots under way; `slot` is noted as its."""
+        state = self._context.arena.state("verdict")
+        for held in self._held:
+            held[:] = [number for number in held if number != slot and state[number] != FREE]
+        chosen = min(range(len(self._held)), key=lambda number: len(self._held[number]))
+        self._held[chosen].append(slot)
+        return chosen
+
+
+def dedupe_station(context: Context, options: DedupeOptions) -> Station:
+    """Takes known ids, then DATA, EXTENTS and OBJECTS; sends FRESH on fresh/<compressor>, rows on `rows`."""
+    context.clock.switch(DEDUPE)
+    chunks, contents = MemoryIndex(options.expected_chunks), MemoryIndex(options.expected_contents)
+    while True:
+        _, message = yield Take(("known",))
+        if message.kind == messages.END:
+            break
+        with context.slot("known", message.slot) as view:
+            ids = np.frombuffer(view, np.uint8, message.count * 32).reshape(-1, 32).copy()
+        context.release("known", message.slot)
+        (chunks if message.first == KNOWN_CHUNKS else contents).add(ids)
+    dispatch = Dispatch(context, options.compressors)
+    rings = tuple(f"data/{reader}" for reader in range(options.readers))
+    left = len(rings)
+    while left:
+        _, message = yield Take(rings)
+        if message.kind == messages.END:
+            left -= 1
+        elif message.kind == messages.DATA:
+            pool = f"data/{message.first}"
+            with context.slot(pool, message.slot) as view:
+                refs = np.frombuffer(view, CHUNK_REF, message.count, options.payload).copy()
+            fresh = chunks.add(refs["id"])
+            context.clock.count(DEDUPE, message.count, int(refs["length"].sum()))
+            if not fresh.any():
+                context.release(pool, message.slot)
+                continue
+            verdict = yield Acquire("verdict")
+            _write_verdict(context, verdict, fresh)
+            target = f"fresh/{dispatch.choose(verdict)}"
+            context.send(target, message._replace(kind=messages.FRESH, aux=verdict))
+        elif message.kind == messages.OBJECTS:
+            with context.slot(f"rows/{message.first}", message.slot) as view:
+                rows = Batch.load(view, OBJECT_DTYPE).rows
+                with_extents = np.flatnonzero(rows["content_kind"] == fmt.CONTENT_EXTENTS)
+                ids = rows["content_id"][with_extents]
+                del rows
+            known = np.zeros(message.count, bool)
+            known[with_extents] = ~contents.add(ids)
+            verdict = yield Acquire("verdict")
+            _write_verdict(context, verdict, known)
+            context.send("rows", message._replace(aux=verdict))
+        else:
+            context.send("rows", message)
+    for compressor in range(options.compressors):
+        context.send(f"fresh/{compressor}", Message(messages.END))
+    context.send("rows", Message(messages.END))
+
+
+def _write_verdict(context: Context, slot: int, verdict: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+    with context.slot("verdict", slot) as view:
+        view[: len(verdict)] = verdict.tobytes()
+    context.seal("verdict", slot)

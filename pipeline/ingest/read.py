@@ -1,0 +1,357 @@
+"""The reader: hosts the stages read and chunk.
+
+It reads files straight into a data slot, many small ones to a slot, cuts and names their chunks there, and sends the
+slot on. A file longer than a slot goes on in the next one: the bytes behind the last sure boundary are carried to its
+head. Objects and extents travel beside, as rows, when their content ids are known.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from manifests import format as fmt
+from manifests.columns import OBJECT_DTYPE, ROW_EXTENT_DTYPE, Batch, HeapBuilder
+from manifests.config import ChunkerSpec
+from pipeline import messages
+from pipeline.arena import Message
+from pipeline.station import Acquire, Context, Station, Take
+from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES
+from pipeline.worker import FdHandle
+from stages.chunk import Chunker, ContentHasher
+from stages.read import FolderCache, changed, fill, is_quiet
+from stages.scan import KIND, Source
+
+#: A chunk in a data slot: place, length, id.
+CHUNK_REF = np.dtype([("offset", "<u4"), ("length", "<u4"), ("id", "u1", (32,))])
+_EMPTY_DIGEST = np.frombuffer(blake3(b"").digest(), np.uint8)
+
+Steps = Generator[Take | Acquire, Any, None]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """`stream`: standard input, for sources that are streams."""
+
+    index: int
+    sources: tuple[Source, ...]
+    chunker: ChunkerSpec
+    seed: int
+    payload: int
+    stream: FdHandle | None = None
+
+
+class ChunkTable:
+    """Chunks of the slot that is being filled."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.lengths: list[int] = []
+        self.ids: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self) -> npt.NDArray[np.void]:
+        """The table as CHUNK_REF rows; empty after it."""
+        refs = np.empty(len(self.ids), CHUNK_REF)
+        refs["offset"], refs["length"] = self.offsets, self.lengths
+        refs["id"] = np.frombuffer(b"".join(self.ids), np.uint8).reshape(-1, 32)
+        self.offsets, self.lengths, self.ids = [], [], []
+        return refs
+
+
+class Reader:
+    """State of one reader station. Owns the slot that it fills until it sends it."""
+
+    def __init__(self, context: Context, options: ReadOptions) -> None:
+        self._context = context
+        self._options = options
+        self._chunker = Chunker(options.chunker, options.seed)
+        self._minimum = options.chunker.minimum
+        self._folders = FolderCache()
+        self._data, self._rows_pool = f"data/{options.index}", f"rows/{options.index}"
+        self._slot = -1
+        self._view = memoryview(b"")
+        self._fill = 0
+        self._table = ChunkTable()
+        self._segments: list[tuple[int, int, int]] = []
+        self._extents: list[npt.NDArray[np.void]] = []
+        self._extent_rows = 0
+        self._rows: npt.NDArray[np.void] = np.empty(0, OBJECT_DTYPE)
+        self._errors: dict[int, str] = {}
+
+    # --- slots -------------------------------------------------------------------------------------------------------
+
+    def _open_slot(self) -> Steps:
+        self._slot = yield Acquire(self._data)
+        self._view = self._context.slot(self._data, self._slot)
+        self._fill = 0
+
+    def _send_slot(self) -> None:
+        """Seal the slot and send it to the dedupe stage; all its segments are cut already."""
+        count, size = len(self._table), self._fill
+        refs = self._table.take().tobytes()
+        payload = self._options.payload
+        self._view[payload : payload + len(refs)] = refs
+        self._view.release()
+        self._context.seal(self._data, self._slot)
+        self._context.clock.count(CHUNK, count, size)
+        self._context.send(
+            self._data, Message(messages.DATA, self._slot, count=count, first=self._options.index)
+        )
+        self._slot = -1
+
+    def close_slot(self) -> None:
+        """Send what is in the slot, if anything."""
+        if self._slot < 0:
+            return
+        self._cut_segments()
+        if len(self._table):
+            self._send_slot()
+        else:
+            self._view.release()
+            self._context.release(self._data, self._slot)
+            self._slot = -1
+
+    # --- objects -----------------------------------------------------------------------------------------------------
+
+    def objects(self, batch: Batch, paths: list[bytes]) -> Steps:
+        """Read the files of a batch (rows writable, owned by the reader) and send its rows."""
+        self._rows = batch.rows
+        self._errors = {}
+        kinds = batch.rows["kind"]
+        sources = batch.rows["source"]
+        has_error = batch.rows["error_len"]
+        for number in np.flatnonzero(((kinds == KIND["file"]) | (kinds == KIND["stream"])) & (has_error == 0)).tolist():
+            if kinds[number] == KIND["stream"]:
+                yield from self._stream(number)
+                continue
+            source = self._options.sources[sources[number]]
+            yield from self._file(number, source.path + paths[number][len(source.name) :])
+        self._cut_segments()
+        yield from self._send_extents(everything=True)
+        yield from self._send_objects(batch)
+
+    def _file(self, number: int, path: bytes) -> Steps:
+        try:
+            fd = self._folders.open(path)
+        except OSError as error:
+            self._errors[number] = f"opening it failed: {error.strerror}"
+            return
+        try:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                self._errors[number] = "it is no regular file any more"
+                return
+            size = yield from self._content(fd, number, before.st_size, path)
+            after = os.fstat(fd)
+            trouble = changed(before, after, size)
+            if trouble:
+                self._errors[number] = trouble
+            row = self._rows[number]
+            row["size"], row["mode"], row["mtime_ns"], row["ctime_ns"] = (
+                size, after.st_mode, after.st_mtime_ns, after.st_ctime_ns,
+            )  # fmt: skip
+            row["clean"] = not trouble and is_quiet(after)
+        except OSError as error:
+            self._errors[number] = f"reading it failed: {error.strerror}"
+            self._rows[number]["content_kind"] = fmt.CONTENT_NONE
+        finally:
+            os.close(fd)
+
+    def _stream(self, number: int) -> Steps:
+        if self._options.stream is None:
+            self._errors[number] = "no standard input was handed over"
+            return
+        fd = self._options.stream.detach()
+        try:
+            self._rows[number]["size"] = yield from self._content(fd, number, 0, b"standard input")
+        finally:
+            os.close(fd)
+
+    def _content(self, fd: int, number: int, expected: int, path: bytes) -> Generator[Take | Acquire, Any, int]:
+        """Read a content to its end; returns its length. Small ones are cut later, with their neighbours."""
+        room = self._options.payload - self._fill
+        if self._slot >= 0 and self._fill and (expected >= room or len(self._table) + len(self._segments) >= SLOT_FILES):
+            self.close_slot()
+        if self._slot < 0:
+            yield from self._open_slot()
+        clock, start = self._context.clock, self._fill
+        clock.switch(READ)
+        length, ended = fill(fd, self._view[start : self._options.payload])
+        clock.count(READ, 1, length)
+        if ended:
+            self._segments.append((number, start, length))
+            self._fill += length
+            return length
+        self._context.at(os.fsdecode(path))
+        return (yield from self._long_content(fd, number, start))
+
+    def _long_content(self, fd: int, number: int, start: int) -> Generator[Take | Acquire, Any, int]:
+        """The rest of a content that does not end in the slot where it begins at `start`."""
+        self._cut_segments()
+        clock, payload, hasher = self._context.clock, self._options.payload, ContentHasher()
+        offset, end, ended, count, first_id = 0, payload, False, 0, b""
+        while True:
+            clock.switch(CHUNK)
+            lengths = self._chunker.cut(self._view[start:end], ended)
+            covered = sum(lengths)
+            extents = self._name_chunks(number, start, offset, lengths)
+            hasher.update(extents, [self._view[start : start + covered]])
+            yield from self._send_extents(everything=False)
+            offset += covered
+            count += len(lengths)
+            if lengths and not first_id:
+                first_id = extents["id"][0].tobytes()
+            if ended:
+                break
+            self._fill = start + covered
+            tail = bytes(self._view[start + covered : end])
+            if len(self._table):
+                self._send_slot()
+                yield from self._open_slot()
+            self._view[: len(tail)] = tail
+            clock.switch(READ)
+            length, ended = fill(fd, self._view[len(tail) : payload])
+            clock.count(READ, 0, length)
+            start, end = 0, len(tail) + length
+        self._fill = end
+        # A file that grew at the end of a slot may still be one chunk, and is then recorded as one.
+        self._finish(number, first_id if count == 1 else hasher.content_id(offset), count > 1, hasher)
+        return offset
+
+    def _finish(self, number: int, content_id: bytes, has_extents: bool, hasher: ContentHasher) -> None:
+        row = self._rows[number]
+        row["content_kind"] = fmt.CONTENT_EXTENTS if has_extents else fmt.CONTENT_CHUNK
+        row["content_id"] = np.frombuffer(content_id, np.uint8)
+        row["digest"] = np.frombuffer(hasher.digest(), np.uint8)
+        row["has_digest"] = 1
+
+    # --- chunks ------------------------------------------------------------------------------------------------------
+
+    def _name_chunks(self, number: int, start: int, offset: int, lengths: list[int]) -> npt.NDArray[np.void]:
+        """Add chunks that lie one after the other from `start` in the slot to its table. Returns their extents, the
+        first at `offset` of the object's content, which are noted for row `number`."""
+        view, table = self._view, self._table
+        first, at = len(table), start
+        for length in lengths:
+            table.ids.append(blake3(view[at : at + length]).digest())
+            table.offsets.append(at)
+            table.lengths.append(length)
+            at += length
+        extents = np.empty(len(lengths), ROW_EXTENT_DTYPE)
+        extents["row"] = self._rows["row"][number]
+        extents["length"] = lengths
+        extents["offset"] = offset + np.cumsum(extents["length"], dtype=np.uint64) - extents["length"]
+        extents["id"] = np.frombuffer(b"".join(table.ids[first:]), np.uint8).reshape(-1, 32)
+        self._extents.append(extents)
+        self._extent_rows += len(extents)
+        hashed = np.empty(len(extents), fmt.EXTENT_DTYPE)
+        for name in hashed.dtype.names or ():
+            hashed[name] = extents[name]
+        return hashed
+
+    def _cut_segments(self) -> None:
+        """Cut and name the chunks of the contents that lie whole in the slot."""
+        if not self._segments:
+            return
+        self._context.clock.switch(CHUNK)
+        view, table, minimum = self._view, self._table, self._minimum
+        single: list[int] = []
+        first = len(table)
+        rows = self._rows
+        for number, start, length in self._segments:
+            if length <= minimum:
+                if not length:
+                    rows["digest"][number] = _EMPTY_DIGEST
+                    rows["has_digest"][number] = 1
+                    continue
+                lengths = [length]
+            else:
+                lengths = self._chunker.cut(view[start : start + length], True)
+            if len(lengths) == 1:
+                single.append(number)
+                table.ids.append(blake3(view[start : start + length]).digest())
+                table.offsets.append(start)
+                table.lengths.append(length)
+                continue
+            first = self._settle_single(single, first)
+            extents = self._name_chunks(number, start, 0, lengths)
+            hasher = ContentHasher()
+            hasher.update(extents, [view[start : start + length]])
+            self._finish(number, hasher.content_id(length), True, hasher)
+            first = len(table)
+        self._settle_single(single, first)
+        self._segments = []
+
+    def _settle_single(self, numbers: list[int], first: int) -> int:
+        """Content ids of objects that are one chunk, the last ones of the table from `first`."""
+        if numbers:
+            ids = np.frombuffer(b"".join(self._table.ids[first:]), np.uint8).reshape(-1, 32)
+            self._rows["content_kind"][numbers] = fmt.CONTENT_CHUNK
+            self._rows["content_id"][numbers] = ids
+            self._rows["digest"][numbers] = ids
+            self._rows["has_digest"][numbers] = 1
+            numbers.clear()
+        return len(self._table)
+
+    # --- rows --------------------------------------------------------------------------------------------------------
+
+    def _send_extents(self, everything: bool) -> Steps:
+        while self._extent_rows >= EXTENTS_PER_SLOT or (everything and self._extent_rows):
+            extents = np.concatenate(self._extents)
+            now, later = extents[:EXTENTS_PER_SLOT], extents[EXTENTS_PER_SLOT:]
+            self._extents, self._extent_rows = ([later] if len(later) else []), len(later)
+            slot = yield Acquire(self._rows_pool)
+            with self._context.slot(self._rows_pool, slot) as view:
+                view[: now.nbytes] = now.tobytes()
+            self._send_rows(messages.EXTENTS, slot, len(now))
+
+    def _send_objects(self, batch: Batch) -> Steps:
+        if self._errors:
+            heap = HeapBuilder()
+            heap.add(bytes(batch.heap))
+            for number, text in self._errors.items():
+                batch.rows["error_at"][number], batch.rows["error_len"][number] = heap.add(text.encode())
+            batch = Batch(batch.rows, heap.getvalue())
+        slot = yield Acquire(self._rows_pool)
+        with self._context.slot(self._rows_pool, slot) as view:
+            batch.store(view)
+        self._send_rows(messages.OBJECTS, slot, len(batch.rows))
+
+    def _send_rows(self, kind: int, slot: int, count: int) -> None:
+        self._context.seal(self._rows_pool, slot)
+        self._context.send(self._data, Message(kind, slot, count=count, first=self._options.index))
+
+    def close(self) -> None:
+        self.close_slot()
+        self._folders.close()
+
+
+def read_station(context: Context, options: ReadOptions) -> Station:
+    """Takes ENTRIES, sends DATA, EXTENTS and OBJECTS on data/<index>."""
+    context.clock.switch(READ)
+    reader = Reader(context, options)
+    ring = f"entries/{options.index}"
+    while True:
+        _, message = yield Take((ring,))
+        if message.kind == messages.END:
+            break
+        with context.slot(ring, message.slot) as view:
+            loaded = Batch.load(view, OBJECT_DTYPE)
+            batch = Batch(loaded.rows.copy(), bytes(loaded.heap))
+            del loaded
+        context.release(ring, message.slot)
+        paths = batch.all_bytes("path")
+        context.at(os.fsdecode(paths[0]))
+        yield from reader.objects(batch, paths)
+    reader.close()
+    context.send(f"data/{options.index}", Message(messages.END))

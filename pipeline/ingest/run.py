@@ -1,0 +1,251 @@
+"""One ingest from beginning to end: marker, workers, manifests, log record."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.config import CodecSpec
+from manifests.ids import new_id
+from manifests.inflight import Inflight
+from manifests.known import chunk_ids, content_ids, count_rows
+from manifests.log import State, make_record, write_record
+from manifests.replicas import Replicas
+from manifests.runrows import RunRows
+from manifests.store import Members
+from pipeline.ingest.collect import Collector, Tally
+from pipeline.ingest.compress import CompressOptions, compress_station
+from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
+from pipeline.ingest.read import ReadOptions, read_station
+from pipeline.ingest.scan import ScanOptions, scan_station
+from pipeline.ingest.write import WriteOptions, write_station
+from pipeline.inline import run_inline
+from pipeline.station import Context, Station
+from pipeline.supervisor import SignalWatch, Supervisor, WorkerSpec
+from pipeline.topology import DEFAULT_MEMORY, INGEST_STAGES, IngestShape, ingest_shape
+from pipeline.worker import FdHandle
+from stages.scan import Source
+
+Counters = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How to ingest. `workers`: compressors, None for one a core; `memory`: bytes of all processes together; `stream`:
+    descriptor that sources with `stream` are read from; `inline`: all stages in this process."""
+
+    codec: CodecSpec | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    host: str = ""
+    workers: int | None = None
+    memory: int = DEFAULT_MEMORY
+    stream: int | None = None
+    inline: bool = False
+
+
+@dataclass(frozen=True)
+class StageFigures:
+    """What one stage did, summed over its workers. Times in seconds."""
+
+    stage: str
+    workers: int
+    items: int
+    bytes: int
+    busy: float
+    waiting: float
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """A committed run. `tally` in bytes and objects, `seconds` from beginning to commit."""
+
+    run_id: uuid.UUID
+    tally: Tally
+    seconds: float
+    stages: list[StageFigures]
+    lost_backends: list[str]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 when items were skipped or redundancy is short."""
+        return 3 if self.tally.errors or self.tally.missing_shards or self.lost_backends else 0
+
+
+def stage_figures(counters: Counters, names: tuple[str, ...], seconds: float) -> list[StageFigures]:
+    """Figures by stage from the counters of a run that took `seconds`."""
+    figures = []
+    for number, name in enumerate(names):
+        rows = counters[:, number, :].astype(np.float64)
+        workers = int((rows[:, 2] + rows[:, 3] > 0).sum())
+        items, size, busy, waiting = rows.sum(axis=0)
+        figures.append(StageFigures(name, workers, int(items), int(size), busy / 1e9, waiting / 1e9))
+    return figures
+
+
+def _specs(
+    shape: IngestShape, members: Members, state: State, sources: tuple[Source, ...], options: IngestOptions
+) -> list[WorkerSpec]:
+    config = members.config
+    codec = options.codec or config.codec
+    stream = None if options.stream is None else FdHandle(options.stream)
+    readers, compressors, writers = range(shape.readers), range(shape.compressors), range(shape.writers)
+    data = tuple(f"data/{i}" for i in readers)
+    specs = [
+        WorkerSpec(
+            name="scan",
+            station=scan_station,
+            options=ScanOptions(sources, shape.readers),
+            rings=tuple(f"entries/{i}" for i in readers),
+            pools=tuple(f"entries/{i}" for i in readers),
+        )
+    ]
+    specs += [
+        WorkerSpec(
+            name=f"read-{i}",
+            station=read_station,
+            options=ReadOptions(i, sources, config.chunker, config.seed, shape.payload, stream),
+            rings=(f"entries/{i}", f"data/{i}"),
+            pools=(f"entries/{i}", f"data/{i}", f"rows/{i}"),
+        )
+        for i in readers
+    ]
+    specs.append(
+        WorkerSpec(
+            name="dedupe",
+            station=dedupe_station,
+            options=DedupeOptions(
+                shape.readers, shape.compressors, shape.payload, count_rows(state, "chunks"), count_rows(state, "objects") // 8
+            ),
+            rings=("known", "rows", *data, *(f"fresh/{i}" for i in compressors)),
+            pools=("known", "verdict", *data),
+        )
+    )
+    specs += [
+        WorkerSpec(
+            name=f"compress-{i}",
+            station=compress_station,
+            options=CompressOptions(i, shape.writers, shape.payload, shape.max_blocks, codec),
+            rings=(f"fresh/{i}", *(f"blocks/{i}/{w}" for w in writers)),
+            pools=("verdict", f"blocks/{i}", *data),
+        )
+        for i in compressors
+    ]
+    backends = tuple((m.number, m.info.type, m.storage.location) for m in members.present.values())
+    specs += [
+        WorkerSpec(
+            name=f"write-{i}",
+            station=write_station,
+            options=WriteOptions(
+                i, shape.compressors, shape.payload, shape.max_blocks, config.store_id, config.scheme, codec,
+                config.pack_size, shape.pack_capacity, backends, tuple(info.number for info in members.all), state.newest,
+            ),  # fmt: skip
+            rings=(f"packs/{i}", *(f"blocks/{c}/{i}" for c in compressors)),
+            pools=(f"packs/{i}", *(f"blocks/{c}" for c in compressors)),
+        )
+        for i in writers
+    ]
+    return specs
+
+
+def ingest(
+    members: Members,
+    state: State,
+    replicas: Replicas,
+    sources: tuple[Source, ...],
+    options: IngestOptions,
+    on_tick: Callable[[Counters], None] | None = None,
+) -> IngestResult:
+    """Archive `sources` as one run: committed whole, or not at all. Raises what the workers raise, and Interrupted."""
+    started = time.monotonic()
+    members.require_writable()
+    shape = ingest_shape(members.config, os.cpu_count() or 1, options.memory, options.workers)
+    run_id = new_id(state.newest)
+    inflight, rows = Inflight(members, run_id), RunRows(run_id, members)
+    collector = Collector(rows, inflight, members.config.scheme, shape.readers, shape.writers)
+    with SignalWatch() as signals:
+        inflight.begin()
+        try:
+            home: dict[str, Callable[[Context], Station]] = {
+                "known": lambda context: collector.known_station(
+                    context, chunk_ids(state, replicas), content_ids(state, replicas)
+                ),
+                "rows": collector.rows_station,
+                "packs": collector.packs_station,
+            }
+            specs = _specs(shape, members, state, sources, options)
+            if options.inline:
+                stations: dict[str, tuple[Callable[..., Station], Any]] = {
+                    spec.name: (spec.station, spec.options) for spec in specs
+                }
+                stations |= {f"home-{name}": (_with_context(make), None) for name, make in home.items()}
+                layout = shape.layout()
+                counters = run_inline(_widened(layout, len(stations)), stations)
+            else:
+                counters = Supervisor(shape.layout(), specs, signals=signals, on_tick=on_tick).run(home)
+            signals.check()
+            inflight.flush()
+            files = rows.finish()
+            seconds = time.monotonic() - started
+            result = IngestResult(
+                run_id, collector.tally, seconds, stage_figures(counters, INGEST_STAGES, seconds), _lost(members)
+            )
+            signals.check()
+            record = make_record(run_id, "ingest", {"run": _summary(result, sources, options)}, files)
+            write_record(members, record)
+        except BaseException:
+            rows.close()
+            # What was journalled stays for the next ingest; a run that stored nothing leaves no trace.
+            if not collector.tally.packs:
+                inflight.end()
+            raise
+        inflight.end()
+    return result
+
+
+def _with_context(make: Callable[[Context], Station]) -> Callable[[Context, Any], Station]:
+    return lambda context, _: make(context)
+
+
+def _widened(layout: Any, workers: int) -> Any:
+    from dataclasses import replace
+
+    return replace(layout, workers=workers)
+
+
+def _lost(members: Members) -> list[str]:
+    absent = [f"{info.location}: does not answer" for info in members.absent() if info.number not in members.failed]
+    return absent + list(members.failed.values())
+
+
+def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestOptions) -> dict[str, Any]:
+    tally = result.tally
+    return {
+        "host": options.host or socket.gethostname(),
+        "tags": dict(options.tags),
+        "sources": [os.fsdecode(source.path) for source in sources],
+        "names": [os.fsdecode(source.name) for source in sources],
+        "files": tally.files,
+        "directories": tally.directories,
+        "others": tally.others,
+        "bytes": tally.bytes,
+        "new_chunks": tally.new_chunks,
+        "new_bytes": tally.new_bytes,
+        "stored": tally.stored,
+        "parity": tally.parity,
+        "packs": tally.packs,
+        "errors": tally.errors,
+        "missing_shards": tally.missing_shards,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+__all__ = ["IngestOptions", "IngestResult", "StageFigures", "ingest"]
+

@@ -1,0 +1,268 @@
+"""The supervisor: makes the arena, starts workers from a fork server, watches them, and ends them.
+
+Endings, each a method: `_drained` (all stations done), `_abort` (a worker failed or died, the user or the home stations
+asked for an end). Death is seen by sentinels; the first unclean one stops everything, and no shared lock is touched.
+Workers leave when the pipe closes whose write end the supervisor alone holds, so they also go when it is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+
+from manifests.errors import DrystoneError
+from pipeline.arena import Arena, Layout
+from pipeline.errors import Interrupted, RemoteTraceback, StageFailed, WorkerDied
+from pipeline.station import Acquire, Context, StageClock, Station, Take
+from pipeline.worker import EventContext, Failure, FdHandle, WorkerArguments, worker_main
+
+TICK_SECONDS = 0.2
+PATIENCE_SECONDS = 3.0
+PRELOAD = ["pipeline.stations"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """A worker to be started. `rings` and `pools` that it touches; `station` must be importable."""
+
+    name: str
+    station: Callable[..., Station]
+    options: Any
+    rings: tuple[str, ...]
+    pools: tuple[str, ...]
+
+
+class SignalWatch:
+    """SIGINT and SIGTERM as something to look at, instead of an exception anywhere. In threads other than the main one
+    signals are somebody else's, and nothing is watched."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> SignalWatch:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: types.FrameType | None) -> None:
+        self.number = self.number or number
+        os.eventfd_write(self.fd, 1)
+
+    def check(self) -> None:
+        """Raise Interrupted when a signal came."""
+        if self.number:
+            raise Interrupted(self.number)
+
+    def __exit__(self, *_: object) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        os.close(self.fd)
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Workers need nothing of the caller's main module; multiprocessing would run it again in each."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _start_method() -> Any:
+    # One BLAS thread, so that the fork server has no threads when it forks.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+class Supervisor:
+    """One run of workers over one arena. Use once."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        workers: list[WorkerSpec],
+        *,
+        signals: SignalWatch,
+        cleanup: tuple[str, ...] = (),
+        on_tick: Callable[[np.ndarray[Any, np.dtype[np.uint64]]], None] | None = None,
+    ) -> None:
+        """`cleanup`: directories that orphaned workers remove. `on_tick` gets the counters a few times a second."""
+        self._layout = layout
+        self._specs = workers
+        self._signals = signals
+        self._cleanup = cleanup
+        self._on_tick = on_tick
+        self._processes: dict[int, tuple[BaseProcess, WorkerSpec, Any]] = {}
+        self._fds: dict[str, int] = {}
+        self._lifeline = -1
+
+    def run(
+        self, home: Mapping[str, Callable[[Context], Station]]
+    ) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """Start the workers and drive the `home` stations in this process until all are done. Returns the counters.
+        Raises StageFailed, WorkerDied, Interrupted and what a home station raises; then no worker is left."""
+        self._fds["arena"] = Arena.create_fd(self._layout)
+        for ring in self._layout.rings:
+            self._fds[f"ring/{ring.name}"] = os.eventfd(0, os.EFD_CLOEXEC)
+        for pool in self._layout.pools:
+            self._fds[f"pool/{pool.name}"] = os.eventfd(pool.slots, os.EFD_CLOEXEC)
+        parent, self._lifeline = os.pipe()
+        arena: Arena | None = None
+        context: EventContext | None = None
+        try:
+            self._start(parent)
+            os.close(parent)
+            parent = -1
+            arena = Arena(self._layout, self._fds["arena"], populate=True)
+            counters = arena.counters()
+            context = EventContext(
+                arena,
+                StageClock(counters[len(self._specs)]),
+                len(self._specs),
+                {name[5:]: fd for name, fd in self._fds.items() if name.startswith("ring/")},
+                {name[5:]: fd for name, fd in self._fds.items() if name.startswith("pool/")},
+            )
+            self._drained(context, {name: make(context) for name, make in home.items()}, counters)
+            result = counters.copy()
+            del counters
+            return result
+        finally:
+            self._abort()
+            if parent >= 0:
+                os.close(parent)
+            if context is not None:
+                context.close()
+            if arena is not None:
+                arena.close()
+            for fd in self._fds.values():
+                os.close(fd)
+
+    def _start(self, parent: int) -> None:
+        method = _start_method()
+        with _without_main_module():
+            for index, spec in enumerate(self._specs):
+                receiver, sender = connection.Pipe(duplex=False)
+                names = [f"ring/{ring}" for ring in spec.rings] + [f"pool/{pool}" for pool in spec.pools]
+                handles = {name: FdHandle(self._fds[name]) for name in ["arena", *names]}
+                handles["parent"] = FdHandle(parent)
+                arguments = WorkerArguments(
+                    name=spec.name,
+                    index=index,
+                    layout=self._layout,
+                    station=spec.station,
+                    options=spec.options,
+                    fds=handles,
+                    report=sender,
+                    cleanup=self._cleanup,
+                )
+                process = method.Process(target=worker_main, args=(arguments,), name=f"drystone-{spec.name}")
+                process.start()
+                sender.close()
+                self._processes[process.sentinel] = (process, spec, receiver)
+
+    def _drained(
+        self, context: EventContext, stations: dict[str, Station], counters: np.ndarray[Any, np.dtype[np.uint64]]
+    ) -> None:
+        """Drive everything to its natural end."""
+        epoll = context.epoll
+        epoll.register(self._signals.fd, select.EPOLLIN)
+        for sentinel in self._processes:
+            epoll.register(sentinel, select.EPOLLIN)
+        wants: dict[str, Take | Acquire] = {}
+        try:
+            for name, station in stations.items():
+                self._advance(name, station, None, wants)
+            next_tick = 0.0
+            while wants or self._processes:
+                self._signals.check()
+                moved = False
+                for name, want in list(wants.items()):
+                    answer = context.try_satisfy(want)
+                    if answer is not None:
+                        moved = True
+                        self._advance(name, stations[name], answer, wants)
+                now = time.monotonic()
+                if self._on_tick is not None and now >= next_tick:
+                    next_tick = now + TICK_SECONDS
+                    self._on_tick(counters)
+                context.clock.begin_wait()
+                events = epoll.poll(0 if moved else TICK_SECONDS)
+                context.clock.end_wait()
+                for fd, _ in events:
+                    if fd in self._processes:
+                        epoll.unregister(fd)
+                        self._ended(fd, context.arena)
+                    elif fd != self._signals.fd:
+                        context.absorb(fd)
+        finally:
+            for station in stations.values():
+                station.close()
+
+    @staticmethod
+    def _advance(name: str, station: Station, answer: Any, wants: dict[str, Take | Acquire]) -> None:
+        try:
+            wants[name] = station.send(answer)
+        except StopIteration:
+            wants.pop(name, None)
+
+    def _ended(self, sentinel: int, arena: Arena) -> None:
+        """A worker is gone: fine when it exited with 0, else raise what it reported or how it died."""
+        process, spec, receiver = self._processes.pop(sentinel)
+        process.join()
+        failure: Failure | None = None
+        with receiver:
+            try:
+                if receiver.poll():
+                    failure = receiver.recv()
+            except (EOFError, OSError):
+                failure = None
+        code = process.exitcode
+        process.close()
+        if failure is not None:
+            where = f" at {failure.item}" if failure.item else ""
+            text = f"{spec.name}{where}: {failure.message or failure.kind}"
+            raised: DrystoneError = StageFailed(text)
+            raise raised from RemoteTraceback(failure.trace)
+        if code == 0:
+            return
+        self._signals.check()
+        index = next(number for number, other in enumerate(self._specs) if other is spec)
+        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exited with {code}"
+        item = arena.read_item(index)
+        doing = f" while at {item}" if item else ""
+        raise WorkerDied(f"worker {spec.name} {how}{doing}; nothing was committed, run it again")
+
+    def _abort(self) -> None:
+        """End all workers that are left: they leave when the pipe closes; who doesn't in time is killed."""
+        os.close(self._lifeline)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self._processes:
+            ended = connection.wait(list(self._processes), max(0.0, deadline - time.monotonic()))
+            for sentinel in ended or list(self._processes):
+                process, _, receiver = self._processes.pop(sentinel)  # type: ignore[call-overload]
+                if not ended:
+                    process.kill()
+                process.join()
+                process.close()
+                receiver.close()

@@ -1,0 +1,177 @@
+"""The topology as data: which workers there are, what they host, and the memory they share.
+
+    ingest:   scan ─entries→ read+chunk ─data, rows→ dedupe ─fresh→ compress ─blocks→ encode+write ─packs→ home
+                                                     dedupe ─rows→ home            home ─known→ dedupe
+    restore:  home ─plan→ restore ─reports→ home
+    verify:   home ─plan→ verify ─reports→ home
+
+`home` is the supervisor's own process. Each arrow from a worker to a worker is a ring of its own. A ring holds as many
+messages as there are slots that its messages can carry, plus the end marks, so its producer never waits for room; it
+waits for slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from manifests import format as fmt
+from manifests.columns import ROW_EXTENT_DTYPE
+from manifests.config import StoreConfig
+from manifests.errors import UsageError
+from manifests.sizes import format_size
+from pipeline.arena import Layout, PoolSpec, RingSpec
+from stages.compress import BLOCK_TARGET
+
+INGEST_STAGES = ("scan", "read", "chunk", "dedupe", "compress", "encode", "write", "record")
+SCAN, READ, CHUNK, DEDUPE, COMPRESS, ENCODE, WRITE, RECORD = range(8)
+RESTORE_STAGES = ("plan", "fetch", "decompress", "verify", "assemble")
+PLAN, FETCH, DECOMPRESS, VERIFY, ASSEMBLE = range(5)
+
+DEFAULT_MEMORY = 600 << 20
+#: Interpreter, DuckDB and pyarrow in the supervisor, with DuckDB's memory_limit, and the fork server.
+HOME_MEMORY = 260 << 20
+DUCKDB_MEMORY = 96 << 20
+#: A worker's own memory: interpreter, numpy, codecs.
+WORKER_MEMORY = 16 << 20
+
+SMALL_SLOT = 1 << 20
+SLOT_FILES = 4096
+PACK_BLOCKS = 16 << 10
+PACK_CHUNKS = 512 << 10
+CHUNK_REF_SIZE = 40
+
+
+@dataclass(frozen=True)
+class IngestShape:
+    """Workers and slots of an ingest. `payload`: bytes of input in a data slot; `max_chunks`: chunks in one."""
+
+    readers: int
+    compressors: int
+    writers: int
+    payload: int
+    max_chunks: int
+    data_slots: int
+    block_slots: int
+    pack_size: int
+    parity: float
+
+    @property
+    def max_blocks(self) -> int:
+        return self.payload // BLOCK_TARGET + 2
+
+    @property
+    def pack_capacity(self) -> int:
+        """Bytes that a pack's buffer starts with: its blocks, one input slot more, its directory and padding."""
+        return self.pack_size + self.payload + (2 << 20)
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        names = ["scan", *(f"read-{i}" for i in range(self.readers)), "dedupe"]
+        names += [f"compress-{i}" for i in range(self.compressors)]
+        return (*names, *(f"write-{i}" for i in range(self.writers)))
+
+    def layout(self) -> Layout:
+        pools = [PoolSpec("known", 2, SMALL_SLOT), PoolSpec("verdict", self._verdicts, self.max_chunks)]
+        rings = [RingSpec("known", 4), RingSpec("rows", self.readers * 4 + self.readers + 1)]
+        for i in range(self.readers):
+            pools += [
+                PoolSpec(f"entries/{i}", 4, SMALL_SLOT),
+                PoolSpec(f"data/{i}", self.data_slots, self.payload + self.max_chunks * CHUNK_REF_SIZE),
+                PoolSpec(f"rows/{i}", 4, SMALL_SLOT),
+            ]
+            rings += [RingSpec(f"entries/{i}", 5), RingSpec(f"data/{i}", self.data_slots + 5)]
+        block_slot = (
+            self.payload
+            + self.max_blocks * fmt.BLOCK_DTYPE.itemsize
+            + self.max_chunks * fmt.CHUNK_DTYPE.itemsize
+        )
+        for i in range(self.compressors):
+            pools.append(PoolSpec(f"blocks/{i}", self.block_slots, block_slot))
+            rings.append(RingSpec(f"fresh/{i}", self.readers * self.data_slots + 1))
+            rings += [RingSpec(f"blocks/{i}/{w}", self.block_slots + 1) for w in range(self.writers)]
+        for i in range(self.writers):
+            pools.append(PoolSpec(f"packs/{i}", 3, SMALL_SLOT + (64 << 10)))
+            rings.append(RingSpec(f"packs/{i}", 4))
+        return Layout(tuple(pools), tuple(rings), len(self.workers) + 1, len(INGEST_STAGES))
+
+    @property
+    def _verdicts(self) -> int:
+        return self.readers * (self.data_slots + 4) + 1
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all processes together, at most."""
+        packs = self.writers * 2 * int(self.pack_capacity * (1 + self.parity))
+        scratch = (self.readers + self.compressors) * self.payload
+        return HOME_MEMORY + len(self.workers) * WORKER_MEMORY + self.layout().size + packs + scratch
+
+
+def ingest_shape(config: StoreConfig, cores: int, memory: int, workers: int | None) -> IngestShape:
+    """Workers from the cores (`workers` compressors where the user said so), slots from the memory. Raises UsageError
+    with the minimum when `memory` (bytes, all processes) is too small."""
+    maximum, minimum = config.chunker.maximum, config.chunker.minimum
+    payload = max(2 * maximum, min(4 << 20, 8192 * config.chunker.size))
+    pieces = payload // max(1, minimum) + SLOT_FILES + 1
+    compressors = workers if workers is not None else max(1, cores)
+    if compressors < 1:
+        raise UsageError(f"{compressors} workers: at least 1")
+    readers, writers = max(1, compressors // 8), max(1, compressors // 16)
+    parity = config.scheme.m / config.scheme.k
+    shape = None
+    while True:
+        for slack in (3, 2, 1):
+            shape = IngestShape(
+                readers, compressors, writers, payload, pieces,
+                data_slots=compressors + slack, block_slots=min(slack, 2), pack_size=config.pack_size, parity=parity,
+            )  # fmt: skip
+            if shape.memory <= memory:
+                return shape
+        if workers is not None or compressors == 1:
+            break
+        compressors -= 1
+        readers, writers = max(1, compressors // 8), max(1, compressors // 16)
+    raise UsageError(
+        f"--memory {format_size(memory)} is too little for this store's chunks and packs: "
+        f"at least {format_size(shape.memory)}"
+    )
+
+
+@dataclass(frozen=True)
+class FanShape:
+    """Workers that all do the same to tasks from home: a restore, a verification."""
+
+    kind: str
+    count: int
+    stages: int
+    task_slot: int = SMALL_SLOT
+    report_slot: int = 256 << 10
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        return tuple(f"{self.kind}-{i}" for i in range(self.count))
+
+    def layout(self) -> Layout:
+        slots = 2 * self.count + 2
+        pools = [PoolSpec("plan", slots, self.task_slot)]
+        pools += [PoolSpec(f"reports/{i}", 2, self.report_slot) for i in range(self.count)]
+        rings = [RingSpec(f"plan/{i}", slots + 1) for i in range(self.count)]
+        rings += [RingSpec(f"reports/{i}", 4) for i in range(self.count)]
+        return Layout(tuple(pools), tuple(rings), self.count + 1, self.stages)
+
+
+def fan_shape(kind: str, stages: int, worker_memory: int, cores: int, memory: int, workers: int | None) -> FanShape:
+    """One worker a core, or `workers`, of `worker_memory` bytes each. Raises UsageError with the minimum."""
+    count = workers if workers is not None else cores
+    if count < 1:
+        raise UsageError(f"{count} workers: at least 1")
+    while True:
+        shape = FanShape(kind, count, stages)
+        needed = HOME_MEMORY + count * (WORKER_MEMORY + worker_memory) + shape.layout().size
+        if needed <= memory:
+            return shape
+        if workers is not None or count == 1:
+            raise UsageError(f"--memory {format_size(memory)} is too little: at least {format_size(needed)}")
+        count -= 1
+
+
+EXTENTS_PER_SLOT = SMALL_SLOT // ROW_EXTENT_DTYPE.itemsize - 1

@@ -1,0 +1,126 @@
+"""Blocks: chunks of one input slot compressed together as one frame, and back.
+
+Codecs: `none`, lz4 (block format, no length prefix) and zstd (one frame, content size in it, no checksum: chunk ids
+judge). What does not shrink is stored as `none`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lz4.block
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from manifests import format as fmt
+from manifests.config import CodecSpec
+from stages.errors import DamagedBlock
+
+BLOCK_TARGET = 1 << 20
+
+
+def split_blocks(lengths: npt.NDArray[np.int64], target: int = BLOCK_TARGET) -> list[slice]:
+    """Which chunks go into which block: as many blocks as the sum of `lengths` (bytes) nears in units of `target`,
+    evenly filled, in order."""
+    if not len(lengths):
+        return []
+    ends = np.cumsum(lengths)
+    total = int(ends[-1])
+    count = max(1, round(total / target))
+    marks = np.searchsorted(ends - lengths // 2, np.arange(1, count) * (total / count))
+    borders = [0, *sorted({int(mark) for mark in marks} - {0, len(lengths)}), len(lengths)]
+    return [slice(a, b) for a, b in zip(borders, borders[1:], strict=False)]
+
+
+class Encoder:
+    """Compresses blocks by one codec. Reusable, not for several threads at once."""
+
+    def __init__(self, codec: CodecSpec) -> None:
+        self._squeeze = _ENCODERS[codec.name](codec)
+
+    def encode(self, raw: memoryview, target: memoryview) -> tuple[int, int]:
+        """Write the block `raw` to the start of `target` (at least as long as `raw`). Returns (codec, bytes)."""
+        codec, length = self._squeeze(raw, target)
+        if codec != fmt.CODEC_NONE:
+            return codec, length
+        target[: len(raw)] = raw
+        return fmt.CODEC_NONE, len(raw)
+
+
+Squeeze = Callable[[memoryview, memoryview], tuple[int, int]]
+
+
+def _none(codec: CodecSpec) -> Squeeze:
+    return lambda raw, target: (fmt.CODEC_NONE, len(raw))
+
+
+def _lz4(codec: CodecSpec) -> Squeeze:
+    def squeeze(raw: memoryview, target: memoryview) -> tuple[int, int]:
+        packed = lz4.block.compress(raw, store_size=False)
+        if len(packed) >= len(raw):
+            return fmt.CODEC_NONE, len(raw)
+        target[: len(packed)] = packed
+        return fmt.CODEC_LZ4, len(packed)
+
+    return squeeze
+
+
+def _zstd(codec: CodecSpec) -> Squeeze:
+    compressor = zstandard.ZstdCompressor(level=codec.level, write_content_size=True, write_checksum=False)
+
+    def squeeze(raw: memoryview, target: memoryview) -> tuple[int, int]:
+        # readinto writes the frame straight into the slot; a target filled to the brim means that it did not shrink.
+        room = target[: len(raw)]
+        with compressor.stream_reader(raw, size=len(raw)) as reader:
+            length = reader.readinto(room)
+        return (fmt.CODEC_ZSTD, length) if length < len(raw) else (fmt.CODEC_NONE, len(raw))
+
+    return squeeze
+
+
+_ENCODERS: dict[str, Callable[[CodecSpec], Squeeze]] = {"none": _none, "lz4": _lz4, "zstd": _zstd}
+
+
+class Decoder:
+    """Decompresses blocks into one buffer that it reuses. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(2 * BLOCK_TARGET)
+        self._zstd = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+
+    def decode(self, codec: int, stored: bytes | memoryview, raw_length: int) -> memoryview:
+        """The `raw_length` bytes of a block. The view is the decoder's, valid until the next call. Raises DamagedBlock."""
+        if not 0 < raw_length <= fmt.BLOCK_MAX:
+            raise DamagedBlock(f"a block of {raw_length} bytes; the format allows 1 to {fmt.BLOCK_MAX}")
+        if codec == fmt.CODEC_NONE:
+            if len(stored) != raw_length:
+                raise DamagedBlock(f"a stored block has {len(stored)} bytes instead of {raw_length}")
+            return memoryview(stored)
+        if codec == fmt.CODEC_LZ4:
+            return self._decode_lz4(stored, raw_length)
+        if codec == fmt.CODEC_ZSTD:
+            return self._decode_zstd(stored, raw_length)
+        raise DamagedBlock(f"codec {codec} is not known")
+
+    def _decode_lz4(self, stored: bytes | memoryview, raw_length: int) -> memoryview:
+        try:
+            raw = lz4.block.decompress(stored, uncompressed_size=raw_length)
+        except (lz4.block.LZ4BlockError, ValueError) as error:
+            raise DamagedBlock(f"lz4: {error}") from error
+        if len(raw) != raw_length:
+            raise DamagedBlock(f"a block has {len(raw)} bytes instead of {raw_length}")
+        return memoryview(raw)
+
+    def _decode_zstd(self, stored: bytes | memoryview, raw_length: int) -> memoryview:
+        if len(self._buffer) <= raw_length:
+            self._buffer = bytearray(raw_length + 1)
+        try:
+            # One byte more than promised, so that a frame that holds more is seen.
+            with self._zstd.stream_reader(stored) as reader:
+                length = reader.readinto(memoryview(self._buffer)[: raw_length + 1])
+        except zstandard.ZstdError as error:
+            raise DamagedBlock(f"zstd: {error}") from error
+        if length != raw_length:
+            raise DamagedBlock(f"a block has {length} bytes or more instead of {raw_length}")
+        return memoryview(self._buffer)[:raw_length]
