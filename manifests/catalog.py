@@ -86,9 +86,10 @@ class Catalog:
         return next(self.rows(query, parameters))
 
     def batches(self, query: str, parameters: list[Any] | None = None) -> Iterator[Any]:
-        """Result as Arrow record batches, streamed. One result at a time: run the next query after the last batch."""
+        """Result as Arrow record batches, streamed; several results may be under way."""
         try:
-            yield from self.connection.execute(query, parameters or []).to_arrow_reader(BATCH_ROWS)
+            with self.connection.cursor() as cursor:
+                yield from cursor.execute(query, parameters or []).to_arrow_reader(BATCH_ROWS)
         except duckdb.Error as error:
             raise DrystoneError(f"querying the manifests failed: {error}") from error
 

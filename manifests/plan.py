@@ -90,12 +90,12 @@ class RestorePlan:
         catalog.use("objects", "extents", "chunks", "blocks", "packs")
         execute = catalog.connection.execute
         execute(
-            f"CREATE OR REPLACE TEMP TABLE wanted AS SELECT * FROM objects WHERE run = ? AND {condition}",
+            f"CREATE OR REPLACE TABLE wanted AS SELECT * FROM objects WHERE run = ? AND {condition}",
             [run.bytes, *parameters],
         )
         execute(
             f"""
-            CREATE OR REPLACE TEMP TABLE pieces AS
+            CREATE OR REPLACE TABLE pieces AS
             SELECT row, 0::UBIGINT AS file_offset, content_id AS chunk_id
             FROM wanted WHERE content_kind = {fmt.CONTENT_CHUNK}
             UNION ALL
@@ -106,7 +106,7 @@ class RestorePlan:
         )
         execute(
             """
-            CREATE OR REPLACE TEMP TABLE places AS
+            CREATE OR REPLACE TABLE places AS
             SELECT chunk_id, unnest(arg_min(
                 {pack_id: pack_id, block: block, chunk_offset: "offset", length: length}, pack_id))
             FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM pieces) GROUP BY chunk_id
@@ -114,13 +114,20 @@ class RestorePlan:
         )
         execute(
             """
-            CREATE OR REPLACE TEMP TABLE multis AS
+            CREATE OR REPLACE TABLE multis AS
             SELECT row, (row_number() OVER (ORDER BY row) - 1)::BIGINT AS multi, parts FROM (
-                SELECT row, count(DISTINCT (pack_id, block)) AS parts
+                SELECT row, count(*) AS parts, count(DISTINCT (pack_id, block)) AS blocks
                 FROM pieces JOIN places USING (chunk_id) GROUP BY row
-            ) WHERE parts > 1
+            ) WHERE blocks > 1
             """
         )
+
+        self.count: int = catalog.one("SELECT count(*) AS n FROM wanted")["n"]
+
+    def paths(self, rows: list[int]) -> dict[int, bytes]:
+        """Paths of some objects by row."""
+        query = "SELECT row, path FROM wanted WHERE row IN (SELECT unnest(?::UBIGINT[]))"
+        return {row["row"]: row["path"] for row in self._catalog.rows(query, [rows])}
 
     def missing(self) -> Iterator[dict[str, Any]]:
         """Objects (row, path) with extents that no manifest places: nothing can give them back."""
@@ -147,7 +154,7 @@ class RestorePlan:
         return PlanTotals(row["files"], row["bytes"], row["multi"], row["lost"])
 
     def part_counts(self) -> np.ndarray[Any, np.dtype[np.uint32]]:
-        """For each `multi` number, in how many blocks the object lies."""
+        """For each `multi` number, of how many planned chunks the object consists."""
         counts = np.zeros(self._catalog.one("SELECT count(*) AS n FROM multis")["n"], np.uint32)
         for batch in self._catalog.batches("SELECT multi, parts FROM multis"):
             counts[batch.column(0).to_numpy()] = batch.column(1).to_numpy()

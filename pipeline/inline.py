@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.arena import Arena, Layout, Message, free_slots
 from pipeline.errors import PipelineError
-from pipeline.station import Acquire, Context, StageClock, Station, Take
+from pipeline.station import Acquire, Context, StageClock, Station, Until, Want
 
 
 class InlineContext(Context):
@@ -29,9 +29,11 @@ class InlineContext(Context):
     def signal_free(self, pool: str) -> None:
         pass
 
-    def try_satisfy(self, want: Take | Acquire) -> Any:
+    def try_satisfy(self, want: Want) -> Any:
         if isinstance(want, Acquire):
             return self.claim(want.pool) if free_slots(self.arena.state(want.pool)) else None
+        if isinstance(want, Until):
+            return True if want.met() else None
         for ring in want.rings:
             if self._queues[ring]:
                 return ring, self._queues[ring].popleft()

@@ -1,6 +1,6 @@
 """Stations: what a worker does, as a generator that says what it waits for.
 
-A station yields `Take` (the next message of one of its rings) or `Acquire` (a free slot) and gets what it asked for; a
+A station yields `Take` (the next message of one of its rings), `Acquire` (a free slot) or `Until`, and gets what it asked for; a
 driver satisfies it, in a process of its own (pipeline/worker.py) or inline, all stations in one process
 (pipeline/inline.py). So the same code runs in both.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,17 @@ class Acquire:
     pool: str
 
 
-Station = Generator[Take | Acquire, Any, None]
+@dataclass(frozen=True)
+class Until:
+    """Wait until `met()` is true by the work of another station in the same process; the answer is True. For home
+    stations only."""
+
+    met: Callable[[], bool]
+
+
+Want = Take | Acquire | Until
+Station = Generator[Want, Any, None]
+Steps = Generator[Want, Any, None]
 
 
 class StageClock:

@@ -7,5 +7,6 @@ from pipeline.ingest.dedupe import dedupe_station
 from pipeline.ingest.read import read_station
 from pipeline.ingest.scan import scan_station
 from pipeline.ingest.write import write_station
+from pipeline.restore.work import restore_station
 
-__all__ = ["compress_station", "dedupe_station", "read_station", "scan_station", "write_station"]
+__all__ = ["compress_station", "dedupe_station", "read_station", "restore_station", "scan_station", "write_station"]

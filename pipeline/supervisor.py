@@ -27,7 +27,7 @@ import numpy as np
 from manifests.errors import DrystoneError
 from pipeline.arena import Arena, Layout
 from pipeline.errors import Interrupted, RemoteTraceback, StageFailed, WorkerDied
-from pipeline.station import Acquire, Context, StageClock, Station, Take
+from pipeline.station import Context, StageClock, Station, Want
 from pipeline.worker import EventContext, Failure, FdHandle, WorkerArguments, worker_main
 
 TICK_SECONDS = 0.2
@@ -189,7 +189,7 @@ class Supervisor:
         epoll.register(self._signals.fd, select.EPOLLIN)
         for sentinel in self._processes:
             epoll.register(sentinel, select.EPOLLIN)
-        wants: dict[str, Take | Acquire] = {}
+        wants: dict[str, Want] = {}
         try:
             for name, station in stations.items():
                 self._advance(name, station, None, wants)
@@ -220,7 +220,7 @@ class Supervisor:
                 station.close()
 
     @staticmethod
-    def _advance(name: str, station: Station, answer: Any, wants: dict[str, Take | Acquire]) -> None:
+    def _advance(name: str, station: Station, answer: Any, wants: dict[str, Want]) -> None:
         try:
             wants[name] = station.send(answer)
         except StopIteration:

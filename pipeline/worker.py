@@ -23,7 +23,7 @@ from typing import Any
 
 from manifests.errors import DrystoneError
 from pipeline.arena import Arena, Layout, Message
-from pipeline.station import Acquire, Context, StageClock, Station, Take
+from pipeline.station import Acquire, Context, StageClock, Station, Until, Want
 
 EXIT_FAILED = 70
 EXIT_ORPHANED = 71
@@ -130,10 +130,12 @@ class EventContext(Context):
         self._counts[fd] = self._counts.get(fd, 0) + os.eventfd_read(fd)
         return True
 
-    def try_satisfy(self, want: Take | Acquire) -> Any:
+    def try_satisfy(self, want: Want) -> Any:
         """The answer to `want` if it is there already, else None."""
         if isinstance(want, Acquire):
             return self.claim(want.pool) if self._spend(self.pool_fds[want.pool]) else None
+        if isinstance(want, Until):
+            return True if want.met() else None
         # Start from another ring each time, so that none starves.
         self._turn += 1
         for step in range(len(want.rings)):

@@ -2,7 +2,7 @@
 
 Open addressing with linear probing over the first 16 bytes of each id (ids are BLAKE3, so the bytes are uniform). The
 table is cut into sub-tables that grow singly, in place, within reserved address space of which untouched pages cost
-nothing: at most 28 bytes an id, also while growing. All operations take whole batches.
+nothing: at most 28 bytes an id beyond the first 4 MiB, also while growing. All operations take whole batches.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.uint8]
+Keys = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
 SUB_TABLES = 256
 KEY_BYTES = 16
-FIRST_CAPACITY = 64
+FIRST_CAPACITY = 1024
 FULL = 0.8  # a sub-table grows when it is this full …
 GROWTH = 1.25  # … by this much, so it is never less than 64 % full once it has grown
 
@@ -48,17 +49,22 @@ class MemoryIndex:
         self._table = np.frombuffer(self._space, np.uint64).reshape(-1, 2)
 
     @staticmethod
-    def _keys(ids: Ids) -> npt.NDArray[np.uint64]:
+    def _keys(ids: Ids) -> Keys:
         keys = np.ascontiguousarray(ids[:, :KEY_BYTES]).view(np.uint64)
         # All zero marks an empty place; an id that starts so (never seen) shares the key of one that ends in 1.
         keys[:, 1] |= (keys[:, 0] == 0) & (keys[:, 1] == 0)
         return keys
 
-    def _home(self, keys: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+    def _home(self, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
         """Sub-table and first place to look at, for each key."""
         sub = (keys[:, 0] & np.uint64(SUB_TABLES - 1)).astype(np.int64)
         start = ((keys[:, 0] >> np.uint64(32)) * self._capacity[sub]) >> np.uint64(32)
         return sub, start
+
+    def _look(self, keys: Keys, at: npt.NDArray[np.int64]) -> tuple[Mask, Mask]:
+        """Whether the places `at` hold these keys, and whether they are free."""
+        low, high = self._table[at, 0], self._table[at, 1]
+        return (low == keys[:, 0]) & (high == keys[:, 1]), (low | high) == 0
 
     def contains(self, ids: Ids) -> Mask:
         """Which of `ids` (n × 32 bytes) are known."""
@@ -67,11 +73,9 @@ class MemoryIndex:
         known = np.zeros(len(keys), bool)
         left = np.arange(len(keys))
         while len(left):
-            at = sub[left] * self._stride + place[left].astype(np.int64)
-            found = self._table[at]
-            hit = (found == keys[left]).all(axis=1)
+            hit, free = self._look(keys[left], sub[left] * self._stride + place[left].astype(np.int64))
             known[left[hit]] = True
-            left = left[~hit & (found != 0).any(axis=1)]
+            left = left[~(hit | free)]
             place[left] = (place[left] + np.uint64(1)) % self._capacity[sub[left]]
         return known
 
@@ -83,28 +87,27 @@ class MemoryIndex:
         np.add.at(self._count, (keys[new, 0] & np.uint64(SUB_TABLES - 1)).astype(np.int64), 1)
         return new
 
-    def _insert(self, keys: npt.NDArray[np.uint64]) -> Mask:
+    def _insert(self, keys: Keys) -> Mask:
         sub, place = self._home(keys)
         new = np.zeros(len(keys), bool)
         left = np.arange(len(keys))
         while len(left):
             at = sub[left] * self._stride + place[left].astype(np.int64)
-            found = self._table[at]
-            free = ~(found != 0).any(axis=1)
-            # Several keys may want one free place: writing in reverse order lets the first of the batch win.
-            takers = left[free]
-            self._table[at[free][::-1]] = keys[takers][::-1]
-            mine = (self._table[at] == keys[left]).all(axis=1)
-            winner = np.zeros(len(left), bool)
+            hit, free = self._look(keys[left], at)
+            takers = np.flatnonzero(free)
             if len(takers):
-                _, first = np.unique(at[free], return_index=True)
-                winner[np.flatnonzero(free)[first]] = True
-            new[left[winner]] = True
-            left = left[~mine]
+                # Several keys may want one free place: the first of the batch gets it, equal ones find it taken.
+                _, first = np.unique(at[takers], return_index=True)
+                winners = takers[first]
+                self._table[at[winners]] = keys[left[winners]]
+                new[left[winners]] = True
+                hit[winners] = True
+                hit |= self._look(keys[left], at)[0]
+            left = left[~hit]
             place[left] = (place[left] + np.uint64(1)) % self._capacity[sub[left]]
         return new
 
-    def _make_room(self, keys: npt.NDArray[np.uint64]) -> None:
+    def _make_room(self, keys: Keys) -> None:
         coming = np.bincount((keys[:, 0] & np.uint64(SUB_TABLES - 1)).astype(np.int64), minlength=SUB_TABLES)
         for sub in np.flatnonzero((self._count + coming) > self._capacity * FULL):
             wanted = int((self._count[sub] + coming[sub]) / FULL) + 1
@@ -115,10 +118,18 @@ class MemoryIndex:
             self._widen(capacity)
         start, old = sub * self._stride, int(self._capacity[sub])
         keys = self._table[start : start + old]
-        keys = keys[(keys != 0).any(axis=1)].copy()
+        keys = keys[(keys[:, 0] | keys[:, 1]) != 0]
         self._table[start : start + old] = 0
         self._capacity[sub] = capacity
-        self._insert(keys)
+        # Linear probing of all keys at once: in order of their homes, each takes its home or the place behind the one
+        # before it. The few that run over the end begin anew at the front.
+        _, home = self._home(keys)
+        order = np.argsort(home, kind="stable")
+        steps = np.arange(len(keys))
+        place = np.maximum.accumulate(home[order].astype(np.int64) - steps) + steps
+        fits = place < capacity
+        self._table[start + place[fits]] = keys[order[fits]]
+        self._insert(keys[order[~fits]])
 
     def _widen(self, capacity: int) -> None:
         """Move to address space with room for `capacity` a sub-table, sub-table by sub-table, giving back what was

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from manifests.columns import OBJECT_DTYPE, ROW_EXTENT_DTYPE, Batch, HeapBuilder
 from manifests.config import ChunkerSpec
 from pipeline import messages
 from pipeline.arena import Message
-from pipeline.station import Acquire, Context, Station, Take
+from pipeline.station import Acquire, Context, Station, Steps, Take, Want
 from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES
 from pipeline.worker import FdHandle
 from stages.chunk import Chunker, ContentHasher
@@ -32,8 +33,6 @@ from stages.scan import KIND, Source
 #: A chunk in a data slot: place, length, id.
 CHUNK_REF = np.dtype([("offset", "<u4"), ("length", "<u4"), ("id", "u1", (32,))])
 _EMPTY_DIGEST = np.frombuffer(blake3(b"").digest(), np.uint8)
-
-Steps = Generator[Take | Acquire, Any, None]
 
 
 @dataclass(frozen=True)
@@ -173,11 +172,17 @@ class Reader:
             return
         fd = self._options.stream.detach()
         try:
-            self._rows[number]["size"] = yield from self._content(fd, number, 0, b"standard input")
+            size = yield from self._content(fd, number, 0, b"standard input")
+            row = self._rows[number]
+            row["size"], row["mode"], row["mtime_ns"] = size, stat.S_IFREG | 0o600, time.time_ns()
+            row["uid"], row["gid"] = os.getuid(), os.getgid()
+        except OSError as error:
+            self._errors[number] = f"reading it failed: {error.strerror}"
+            self._rows[number]["content_kind"] = fmt.CONTENT_NONE
         finally:
             os.close(fd)
 
-    def _content(self, fd: int, number: int, expected: int, path: bytes) -> Generator[Take | Acquire, Any, int]:
+    def _content(self, fd: int, number: int, expected: int, path: bytes) -> Generator[Want, Any, int]:
         """Read a content to its end; returns its length. Small ones are cut later, with their neighbours."""
         room = self._options.payload - self._fill
         if self._slot >= 0 and self._fill and (expected >= room or len(self._table) + len(self._segments) >= SLOT_FILES):
@@ -195,7 +200,7 @@ class Reader:
         self._context.at(os.fsdecode(path))
         return (yield from self._long_content(fd, number, start))
 
-    def _long_content(self, fd: int, number: int, start: int) -> Generator[Take | Acquire, Any, int]:
+    def _long_content(self, fd: int, number: int, start: int) -> Generator[Want, Any, int]:
         """The rest of a content that does not end in the slot where it begins at `start`."""
         self._cut_segments()
         clock, payload, hasher = self._context.clock, self._options.payload, ContentHasher()

@@ -7,7 +7,6 @@ threads while the next pack fills. A pack's rows go home only when its shards ar
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from manifests.errors import BackendError, BackendFull, TooFewBackends
 from manifests.ids import NIL, new_id
 from pipeline import messages
 from pipeline.arena import Message
-from pipeline.station import Acquire, Context, Station, Take
+from pipeline.station import Acquire, Context, Station, Steps, Take
 from pipeline.topology import ENCODE, PACK_BLOCKS, PACK_CHUNKS, SMALL_SLOT, WRITE
 from stages.compress import Encoder
 from stages.erasure import ErasureCoder
@@ -44,8 +43,6 @@ PACK_ROW = np.dtype(
 )
 SHARD_ROW = np.dtype([("backend", "<u2"), ("present", "u1")])
 CHUNKS_PER_SLOT = SMALL_SLOT // fmt.CHUNK_DTYPE.itemsize
-
-Steps = Generator[Take | Acquire, Any, None]
 
 
 @dataclass(frozen=True)

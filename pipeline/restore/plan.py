@@ -1,0 +1,169 @@
+"""The home stations of a restore: tasks go out in pack order, outcomes come in, large objects are counted to their end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.columns import Batch
+from manifests.plan import RestorePlan
+from pipeline import messages
+from pipeline.arena import Message
+from pipeline.restore.work import OUTCOME_DTYPE
+from pipeline.station import Acquire, Context, Station, Steps, Take, Until
+from pipeline.topology import PLAN, SMALL_SLOT
+
+#: A task: blocks of about this many bytes, or this many rows, and no more than a slot holds.
+TASK_RAW = 8 << 20
+TASK_ROWS = 2048
+#: Finished large objects are named in lots of this many, for each lot is a query.
+FINISH_LOT = 4096
+NAMED_FAILURES = 1000
+
+
+@dataclass
+class RestoreTally:
+    """Sums over a restore. `failures`: (row, reason) of objects that are not restored whole, the first of them."""
+
+    files: int = 0
+    bytes: int = 0
+    failed: int = 0
+    healed_cells: dict[int, int] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+
+    def fail(self, row: int, reason: str) -> None:
+        """Note an object once, however many of its chunks failed; after NAMED_FAILURES they are counted only."""
+        if row in self.failures:
+            return
+        self.failed += 1
+        if len(self.failures) < NAMED_FAILURES:
+            self.failures[row] = reason
+
+
+class RestoreHome:
+    """State of a restore in the supervisor: four bytes for each object in many blocks, and the numbers of those that are
+    whole and not yet named."""
+
+    def __init__(self, plan: RestorePlan, workers: int) -> None:
+        self._plan = plan
+        self._workers = workers
+        self._left: npt.NDArray[np.uint32] = plan.part_counts()
+        self._spoilt = np.zeros(len(self._left), bool)
+        self._ready: list[int] = []
+        self._under_way = [0] * workers
+        self.tally = RestoreTally()
+
+    # --- tasks -------------------------------------------------------------------------------------------------------
+
+    def plan_station(self, context: Context) -> Station:
+        """Sends ITEMS and PLAN on plan/<worker>, to the worker with the least to do."""
+        context.clock.switch(PLAN)
+        for batch in self._plan.items(("symlink",)):
+            yield from self._send_all(context, messages.ITEMS, batch)
+        for batch in self._plan.items(("file", "stream"), with_content=False):
+            yield from self._send_all(context, messages.ITEMS, batch)
+        for batch in self._plan.blocks():
+            for task in _tasks(batch):
+                yield from self._send(context, messages.PLAN, task)
+            if len(self._ready) >= FINISH_LOT:
+                yield from self._finish_ready(context)
+        yield Until(self._idle)
+        while self._ready:
+            yield from self._finish_ready(context)
+        for worker in range(self._workers):
+            context.send(f"plan/{worker}", Message(messages.END))
+
+    def _idle(self) -> bool:
+        return not any(self._under_way)
+
+    def _finish_ready(self, context: Context) -> Steps:
+        lot, self._ready = self._ready[:FINISH_LOT], self._ready[FINISH_LOT:]
+        for batch in self._plan.finished(lot):
+            yield from self._send_all(context, messages.ITEMS, batch)
+
+    def _send_all(self, context: Context, kind: int, batch: Batch) -> Steps:
+        for start in range(0, len(batch.rows), TASK_ROWS):
+            yield from self._send(context, kind, cut_batch(batch, start, start + TASK_ROWS))
+
+    def _send(self, context: Context, kind: int, task: Batch) -> Steps:
+        if task.nbytes > SMALL_SLOT:
+            half = len(task.rows) // 2
+            yield from self._send(context, kind, cut_batch(task, 0, half))
+            yield from self._send(context, kind, cut_batch(task, half, len(task.rows)))
+            return
+        slot = yield Acquire("plan")
+        with context.slot("plan", slot) as view:
+            task.store(view)
+        context.seal("plan", slot)
+        worker = min(range(self._workers), key=self._under_way.__getitem__)
+        self._under_way[worker] += 1
+        context.send(f"plan/{worker}", Message(kind, slot))
+
+    # --- outcomes ----------------------------------------------------------------------------------------------------
+
+    def reports_station(self, context: Context) -> Station:
+        """Takes DONE from reports/<worker>."""
+        rings = {f"reports/{worker}": worker for worker in range(self._workers)}
+        left = len(rings)
+        while left:
+            ring, message = yield Take(tuple(rings))
+            if message.kind == messages.END:
+                left -= 1
+                continue
+            with context.slot(ring, message.slot) as view:
+                loaded = Batch.load(view, OUTCOME_DTYPE)
+                report = Batch(loaded.rows.copy(), bytes(loaded.heap))
+                del loaded
+            context.release(ring, message.slot)
+            self._under_way[rings[ring]] -= message.first
+            self.tally.healed_cells[rings[ring]] = message.second
+            self._note(report)
+
+    def _note(self, report: Batch) -> None:
+        rows = report.rows
+        self.tally.files += int(rows["files"].sum())
+        self.tally.bytes += int(rows["bytes"].sum())
+        for row in rows[rows["reason_len"] > 0]:
+            self.tally.fail(int(row["row"]), report.bytes_of(row, "reason").decode(errors="replace"))
+            if row["multi"] >= 0:
+                self._spoilt[row["multi"]] = True
+        parts = rows[(rows["parts"] > 0) & (rows["multi"] >= 0)]
+        numbers = parts["multi"]
+        self._left[numbers] -= parts["parts"]  # an object stands once in a report
+        done = numbers[(self._left[numbers] == 0) & ~self._spoilt[numbers]]
+        self._ready.extend(done.tolist())
+
+
+
+def cut_batch(batch: Batch, start: int, end: int) -> Batch:
+    """Rows `start` to `end` with the part of the heap that they use (variable fields lie there in order of row)."""
+    rows = batch.rows[start:end].copy()
+    names = [name for name in ("path", "target") if f"{name}_at" in (rows.dtype.names or ())]
+    heap = bytearray()
+    for name in names:
+        at, length = rows[f"{name}_at"], rows[f"{name}_len"]
+        if len(rows):
+            first, last = int(at[0]), int(at[-1]) + int(length[-1])
+            rows[f"{name}_at"] = at - first + len(heap)
+            heap += batch.heap[first:last]
+    return Batch(rows, bytes(heap))
+
+
+def _tasks(batch: Batch) -> Iterator[Batch]:
+    """Tasks of a PLAN_DTYPE batch: whole blocks where possible."""
+    rows = batch.rows
+    if not len(rows):
+        return
+    new = np.ones(len(rows), bool)
+    new[1:] = (rows["block"][1:] != rows["block"][:-1]) | (rows["pack_id"][1:] != rows["pack_id"][:-1]).any(axis=1)
+    starts = np.flatnonzero(new)
+    raw = np.cumsum(rows["raw"][starts].astype(np.int64))
+    first = taken = 0
+    for number, start in enumerate(starts.tolist()):
+        if number and (raw[number] - taken > TASK_RAW or start - first >= TASK_ROWS):
+            yield cut_batch(batch, first, start)
+            first, taken = start, int(raw[number - 1])
+    yield cut_batch(batch, first, len(rows))

@@ -1,0 +1,196 @@
+"""One restore from beginning to end: plan, directories, workers, attributes of directories."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.catalog import Catalog
+from manifests.columns import Batch
+from manifests.errors import BackendError, NotFound, UsageError
+from manifests.plan import PlanTotals, RestorePlan
+from manifests.store import Members
+from pipeline.ingest.run import StageFigures, stage_figures
+from pipeline.inline import run_inline
+from pipeline.restore.plan import RestoreHome
+from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
+from pipeline.station import Context, Station
+from pipeline.supervisor import SignalWatch, Supervisor, WorkerSpec
+from pipeline.topology import DEFAULT_MEMORY, RESTORE_STAGES, fan_shape
+from stages.target import STAGING_MARK, Attributes, Target, TargetOptions
+
+#: Fetched blocks, a decoder's buffer and pieces of rows under decoding.
+RESTORE_WORKER_MEMORY = 40 << 20
+OVERWRITE = ("never", "if-changed", "always")
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """What to restore and how. `workers`: None for one a core; `memory`: bytes of all processes together."""
+
+    to: str
+    overwrite: str = "never"
+    workers: int | None = None
+    memory: int = DEFAULT_MEMORY
+    inline: bool = False
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """What a restore did. `failures`: (path, reason) of objects that are not restored whole, the first of them."""
+
+    files: int
+    bytes: int
+    failed: int
+    failures: list[tuple[bytes, str]]
+    healed_cells: int
+    seconds: float
+    stages: list[StageFigures]
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.failed else 0
+
+
+def backend_places(members: Members) -> BackendPlaces:
+    """The backends of an open store, for workers."""
+    return BackendPlaces(
+        members.config.store_id,
+        tuple((m.number, m.info.type, m.storage.location) for m in members.present.values()),
+        tuple(info.number for info in members.all),
+    )
+
+
+def restore(
+    members: Members,
+    catalog: Catalog,
+    run: uuid.UUID,
+    path: bytes,
+    request: RestoreRequest,
+    on_plan: Callable[[PlanTotals], None] | None = None,
+    on_tick: Callable[[npt.NDArray[np.uint64]], None] | None = None,
+) -> RestoreResult:
+    """Restore the objects at and below `path` of a run. Raises NotFound when there is none, UsageError, Interrupted,
+    and what workers raise; objects that can't be restored whole are in the result."""
+    started = time.monotonic()
+    if request.overwrite not in OVERWRITE:
+        raise UsageError(f"--overwrite {request.overwrite}: one of {', '.join(OVERWRITE)}")
+    shape = fan_shape(
+        "restore", len(RESTORE_STAGES), RESTORE_WORKER_MEMORY, os.cpu_count() or 1, request.memory, request.workers
+    )
+    with SignalWatch() as signals:
+        plan = RestorePlan(catalog, run, path)
+        if not plan.count:
+            raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls")
+        if on_plan is not None:
+            on_plan(plan.totals())
+        signals.check()
+        staging = _make_places(request.to)
+        try:
+            folder, slash, _ = path.rpartition(b"/")
+            options = TargetOptions(request.to, str(staging), len(folder + slash), request.overwrite, os.geteuid() == 0)
+            target = Target(options)
+            try:
+                problems = _make_folders(plan, target)
+                home = RestoreHome(plan, shape.count)
+                specs = [
+                    WorkerSpec(
+                        name=name,
+                        station=restore_station,
+                        options=RestoreOptions(index, backend_places(members), options),
+                        rings=(f"plan/{index}", f"reports/{index}"),
+                        pools=("plan", f"reports/{index}"),
+                    )
+                    for index, name in enumerate(shape.workers)
+                ]
+                stations: dict[str, Callable[[Context], Station]] = {
+                    "plan": home.plan_station,
+                    "reports": home.reports_station,
+                }
+                if request.inline:
+                    inline: dict[str, Any] = {spec.name: (spec.station, spec.options) for spec in specs}
+                    inline |= {f"home-{name}": (_ignoring(make), None) for name, make in stations.items()}
+                    counters = run_inline(replace(shape.layout(), workers=len(inline)), inline)
+                else:
+                    counters = Supervisor(
+                        shape.layout(), specs, signals=signals, cleanup=(str(staging),), on_tick=on_tick
+                    ).run(stations)
+                for row, reason in problems:
+                    home.tally.fail(row, reason)
+                for missing in plan.missing():
+                    home.tally.fail(missing["row"], "the manifests place some of its chunks nowhere")
+                for row, reason in _finish_folders(plan, target):
+                    home.tally.fail(row, reason)
+            finally:
+                target.close()
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    names = plan.paths(list(home.tally.failures))
+    failures = [(names.get(row, b"?"), reason) for row, reason in sorted(home.tally.failures.items())]
+    seconds = time.monotonic() - started
+    return RestoreResult(
+        home.tally.files,
+        home.tally.bytes,
+        home.tally.failed,
+        failures,
+        sum(home.tally.healed_cells.values()),
+        seconds,
+        stage_figures(counters, RESTORE_STAGES, seconds),
+    )
+
+
+def _ignoring(make: Callable[[Context], Station]) -> Callable[[Context, Any], Station]:
+    return lambda context, _: make(context)
+
+
+def _make_places(to: str) -> Path:
+    """The target directory, and in it a staging directory of this restore's own."""
+    staging = Path(to) / f"{STAGING_MARK}{secrets.token_hex(6)}"
+    try:
+        Path(to).mkdir(parents=True, exist_ok=True)
+        staging.mkdir(mode=0o700)
+    except OSError as error:
+        raise BackendError(f"making {error.filename}: {error.strerror}") from error
+    return staging
+
+
+def _each_folder(plan: RestorePlan, backwards: bool) -> Any:
+    for batch in plan.items(("directory",), backwards=backwards):
+        yield from _rows(batch)
+
+
+def _rows(batch: Batch) -> Any:
+    columns = [batch.rows[name].tolist() for name in ("row", "mode", "uid", "gid", "mtime_ns")]
+    for (row, *attributes), path in zip(zip(*columns, strict=True), batch.all_bytes("path"), strict=True):
+        yield row, path, Attributes(*attributes)
+
+
+def _make_folders(plan: RestorePlan, target: Target) -> list[tuple[int, str]]:
+    problems = []
+    for row, path, _ in _each_folder(plan, backwards=False):
+        try:
+            target.make_folder(path)
+        except OSError as error:
+            problems.append((row, f"making it failed: {error.strerror}"))
+    return problems
+
+
+def _finish_folders(plan: RestorePlan, target: Target) -> list[tuple[int, str]]:
+    """Attributes of directories, the inner ones first: writing into a directory changes its time."""
+    problems = []
+    for row, path, attributes in _each_folder(plan, backwards=True):
+        try:
+            target.finish_folder(path, attributes)
+        except OSError as error:
+            problems.append((row, f"setting its attributes failed: {error.strerror}"))
+    return problems

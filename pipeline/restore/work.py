@@ -1,0 +1,341 @@
+"""The restore worker: hosts the stages fetch, decompress, verify and assemble.
+
+A task is a run of planned chunks in the order in which blocks lie. Neighbouring blocks are fetched in one read; each is
+decompressed once; each chunk is verified before it is written. An object in one block is finished at once, a part of a
+larger one goes to its staged file.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.backends import open_backend
+from manifests.columns import Batch, HeapBuilder
+from manifests.config import ECScheme
+from manifests.errors import DrystoneError, Unreadable
+from manifests.plan import ITEM_DTYPE, PLAN_DTYPE
+from pipeline import messages
+from pipeline.arena import Message
+from pipeline.packreader import PackPlace, PackReaders, ShardSource
+from pipeline.station import Acquire, Context, Station, Take
+from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, VERIFY
+from stages.assemble import chunk_is_good
+from stages.compress import Decoder
+from stages.scan import KIND
+from stages.target import Attributes, Target, TargetOptions
+
+#: What became of an object's planned chunks in a task; rows without a reason count parts of objects of many blocks.
+OUTCOME_DTYPE = np.dtype(
+    [("row", "<u8"), ("multi", "<i8"), ("parts", "<u4"), ("files", "<u4"), ("bytes", "<u8"), ("reason_at", "<u4"), ("reason_len", "<u4")]
+)
+FETCH_AT_ONCE = 8 << 20
+OPEN_PARTS = 64
+
+
+@dataclass(frozen=True)
+class BackendPlaces:
+    """The backends that answer, for a worker to open: (number, type, location); `order`: numbers of all."""
+
+    store_id: uuid.UUID
+    answering: tuple[tuple[int, str, str], ...]
+    order: tuple[int, ...]
+
+    def source(self) -> ShardSource:
+        storages = {number: open_backend(kind, location) for number, kind, location in self.answering}
+        return ShardSource(self.store_id, storages, self.order)
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    index: int
+    backends: BackendPlaces
+    target: TargetOptions
+
+
+class PartFiles:
+    """Open staged files of objects in many blocks, the last used ones."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def get(self, row: int) -> int:
+        fd = self._open.pop(row, None)
+        if fd is None:
+            fd = self._target.open_part(part_name(row))
+        self._open[row] = fd
+        if len(self._open) > OPEN_PARTS:
+            os.close(self._open.popitem(last=False)[1])
+        return fd
+
+    def close(self, row: int) -> None:
+        fd = self._open.pop(row, None)
+        if fd is not None:
+            os.close(fd)
+
+
+def part_name(row: int) -> str:
+    """Name of an object's staged file."""
+    return f"part-{row}"
+
+
+class Outcomes:
+    """What a task achieved, on its way home."""
+
+    def __init__(self) -> None:
+        self.files = self.bytes = 0
+        self._parts: dict[tuple[int, int], int] = {}
+        self._reasons: dict[int, tuple[int, str]] = {}
+
+    def part(self, row: int, multi: int) -> None:
+        self._parts[row, multi] = self._parts.get((row, multi), 0) + 1
+
+    def failed(self, row: int, multi: int, reason: str) -> None:
+        self._reasons.setdefault(row, (multi, reason))
+
+    def is_failed(self, row: int) -> bool:
+        return row in self._reasons
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """OUTCOME_DTYPE batches of at most `size` bytes; at least one."""
+        entries = [(0, -1, 0, self.files, self.bytes, b"")]
+        entries += [(row, multi, parts, 0, 0, b"") for (row, multi), parts in self._parts.items()]
+        entries += [(row, multi, 0, 0, 0, reason.encode()[:500]) for row, (multi, reason) in self._reasons.items()]
+        step = size // (OUTCOME_DTYPE.itemsize + 500) - 1
+        for start in range(0, len(entries), step):
+            some = entries[start : start + step]
+            rows, heap = np.zeros(len(some), OUTCOME_DTYPE), HeapBuilder()
+            for column, name in enumerate(("row", "multi", "parts", "files", "bytes")):
+                rows[name] = [entry[column] for entry in some]
+            rows["reason_at"], rows["reason_len"] = heap.add_all([entry[5] for entry in some])
+            yield Batch(rows, heap.getvalue())
+
+
+class Restorer:
+    """State of one restore worker."""
+
+    def __init__(self, context: Context, options: RestoreOptions) -> None:
+        self._context = context
+        self._readers = PackReaders(options.backends.source())
+        self._decoder = Decoder()
+        self._target = Target(options.target)
+        self._parts = PartFiles(self._target)
+        self._temp = f"whole-{options.index}"
+
+    @property
+    def figures(self) -> Any:
+        return self._readers.source.figures
+
+    # --- planned chunks ----------------------------------------------------------------------------------------------
+
+    def restore(self, batch: Batch, outcomes: Outcomes) -> None:
+        """Fetch the blocks of a PLAN_DTYPE batch and write what they hold."""
+        rows = batch.rows
+        paths = batch.all_bytes("path")
+        same = (rows["pack_id"][1:] == rows["pack_id"][:-1]).all(axis=1) & (rows["block"][1:] == rows["block"][:-1])
+        starts = [0, *(np.flatnonzero(~same) + 1).tolist(), len(rows)]
+        blocks = list(zip(starts, starts[1:], strict=False))
+        for first, last in self._fetch_groups(rows, blocks):
+            self._fetch(rows, paths, blocks[first:last], outcomes)
+
+    @staticmethod
+    def _fetch_groups(rows: npt.NDArray[np.void], blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Runs of blocks that lie side by side, as (first, last + 1), up to FETCH_AT_ONCE bytes."""
+        heads = rows[[start for start, _ in blocks]]
+        packs, offsets, stored = heads["pack_id"], heads["block_offset"].tolist(), heads["stored"].tolist()
+        first = 0
+        for number in range(1, len(blocks) + 1):
+            if (
+                number == len(blocks)
+                or offsets[number] != offsets[number - 1] + stored[number - 1]
+                or (packs[number] != packs[number - 1]).any()
+                or offsets[number] + stored[number] - offsets[first] > FETCH_AT_ONCE
+            ):
+                yield first, number
+                first = number
+
+    def _fetch(
+        self, rows: npt.NDArray[np.void], paths: list[bytes], blocks: list[tuple[int, int]], outcomes: Outcomes
+    ) -> None:
+        head, tail = rows[blocks[0][0]], rows[blocks[-1][0]]
+        place = pack_place(head)
+        start = int(head["block_offset"])
+        length = int(tail["block_offset"]) + int(tail["stored"]) - start
+        clock = self._context.clock
+        clock.switch(FETCH)
+        try:
+            data = memoryview(self._readers.get(place).read(start, length))
+        except DrystoneError as error:
+            if len(blocks) > 1:  # some of the blocks may be readable
+                for block in blocks:
+                    self._fetch(rows, paths, [block], outcomes)
+                return
+            self._fail(rows, blocks[0], outcomes, str(error))
+            return
+        clock.count(FETCH, len(blocks), length)
+        for first, last in blocks:
+            row = rows[first]
+            at = int(row["block_offset"]) - start
+            clock.switch(DECOMPRESS)
+            try:
+                raw = self._decoder.decode(int(row["codec"]), data[at : at + int(row["stored"])], int(row["raw"]))
+            except DrystoneError as error:
+                self._fail(rows, (first, last), outcomes, f"pack {place.pack_id}: {error}")
+                continue
+            clock.count(DECOMPRESS, 1, len(raw))
+            self._write_block(raw, rows[first:last], paths[first:last], outcomes)
+
+    @staticmethod
+    def _fail(rows: npt.NDArray[np.void], block: tuple[int, int], outcomes: Outcomes, reason: str) -> None:
+        some = rows[block[0] : block[1]]
+        for row, multi in zip(some["row"].tolist(), some["multi"].tolist(), strict=True):
+            outcomes.failed(row, multi, reason)
+
+    def _write_block(
+        self, raw: memoryview, rows: npt.NDArray[np.void], paths: list[bytes], outcomes: Outcomes
+    ) -> None:
+        clock = self._context.clock
+        clock.switch(VERIFY)
+        ids = rows["chunk_id"].tobytes()
+        offsets, lengths = rows["chunk_offset"].tolist(), rows["length"].tolist()
+        chunks: list[memoryview | None] = []
+        for number, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+            if number and offset == offsets[number - 1]:
+                chunks.append(chunks[-1])
+                continue
+            chunk = raw[offset : offset + length]
+            good = len(chunk) == length and chunk_is_good(ids[number * 32 : number * 32 + 32], chunk)
+            chunks.append(chunk if good else None)
+        clock.count(VERIFY, len(rows), len(raw))
+        clock.switch(ASSEMBLE)
+        self._write_chunks(chunks, rows, paths, outcomes)
+
+    def _write_chunks(
+        self, chunks: list[memoryview | None], rows: npt.NDArray[np.void], paths: list[bytes], outcomes: Outcomes
+    ) -> None:
+        gathered: dict[int, list[int]] = {}
+        columns = [rows[name].tolist() for name in ("row", "multi", "size", "file_offset", "mode", "uid", "gid", "mtime_ns")]
+        for number, (row, multi, size, at, mode, uid, gid, mtime) in enumerate(zip(*columns, strict=True)):
+            chunk = chunks[number]
+            if chunk is None:
+                outcomes.failed(row, multi, "a chunk is damaged: its bytes do not match its id")
+            elif multi >= 0:
+                self._write_part(row, multi, at, chunk, outcomes)
+            elif len(chunk) == size:
+                self._write_file(row, paths[number], [chunk], Attributes(mode, uid, gid, mtime, size), outcomes)
+            else:
+                gathered.setdefault(row, []).append(number)
+        for row, numbers in gathered.items():
+            numbers.sort(key=columns[3].__getitem__)
+            first = numbers[0]
+            pieces = [chunk for number in numbers if (chunk := chunks[number]) is not None]
+            size, mode, uid, gid, mtime = (column[first] for column in (columns[2], *columns[4:]))
+            if not outcomes.is_failed(row):
+                self._write_file(row, paths[first], pieces, Attributes(mode, uid, gid, mtime, size), outcomes)
+
+    def _write_part(self, row: int, multi: int, at: int, chunk: memoryview, outcomes: Outcomes) -> None:
+        try:
+            fd = self._parts.get(row)
+            while chunk:
+                count = os.pwrite(fd, chunk, at)
+                chunk, at = chunk[count:], at + count
+                outcomes.bytes += count
+            outcomes.part(row, multi)
+        except OSError as error:
+            outcomes.failed(row, multi, f"writing it failed: {error.strerror}")
+
+    def _write_file(
+        self, row: int, path: bytes, pieces: list[Any], attributes: Attributes, outcomes: Outcomes
+    ) -> None:
+        try:
+            if sum(map(len, pieces)) != attributes.size:
+                raise Unreadable("its chunks do not add up to its size")
+            if self._target.wanted(path, attributes):
+                self._target.write_whole(path, self._temp, pieces, attributes)
+            outcomes.files += 1
+            outcomes.bytes += attributes.size
+        except OSError as error:
+            outcomes.failed(row, -1, f"writing it failed: {error.strerror}")
+        except DrystoneError as error:
+            outcomes.failed(row, -1, str(error))
+
+    # --- items -------------------------------------------------------------------------------------------------------
+
+    def make_items(self, batch: Batch, outcomes: Outcomes) -> None:
+        """Make the objects of an ITEM_DTYPE batch: links and empty files, and files whose parts are all written."""
+        self._context.clock.switch(ASSEMBLE)
+        paths, targets = batch.all_bytes("path"), batch.all_bytes("target")
+        names = ("kind", "row", "multi", "mode", "uid", "gid", "mtime_ns", "size")
+        for (kind, row, multi, *attributes), path, target in zip(
+            zip(*(batch.rows[name].tolist() for name in names), strict=True), paths, targets, strict=True
+        ):
+            try:
+                self._make_item(kind, row, multi, Attributes(*attributes), path, target)
+                outcomes.files += kind in (KIND["file"], KIND["stream"])
+            except OSError as error:
+                outcomes.failed(row, multi, f"writing it failed: {error.strerror}")
+            except DrystoneError as error:
+                outcomes.failed(row, multi, str(error))
+
+    def _make_item(
+        self, kind: int, row: int, multi: int, attributes: Attributes, path: bytes, link: bytes
+    ) -> None:
+        if multi >= 0:
+            self._parts.close(row)
+        if not self._target.wanted(path, attributes):
+            self._target.drop_parts(part_name(row))
+        elif multi >= 0:
+            self._target.finish_parts(part_name(row), path, attributes)
+        elif kind == KIND["symlink"]:
+            self._target.make_symlink(path, self._temp, link, attributes)
+        else:
+            self._target.write_whole(path, self._temp, [], attributes)
+
+
+def pack_place(row: np.void) -> PackPlace:
+    """The pack of a PLAN_DTYPE row."""
+    return PackPlace(
+        uuid.UUID(bytes=row["pack_id"].tobytes()),
+        ECScheme(int(row["k"]), int(row["m"])),
+        int(row["payload"]),
+        int(row["shard_length"]),
+    )
+
+
+def restore_station(context: Context, options: RestoreOptions) -> Station:
+    """Takes PLAN and ITEMS on plan/<index>, answers each with DONE messages on reports/<index>; `first` is 1 on the
+    last of a task, `second` counts the cells healed so far."""
+    context.clock.switch(FETCH)
+    restorer = Restorer(context, options)
+    ring, reports = f"plan/{options.index}", f"reports/{options.index}"
+    size = len(context.slot(reports, 0))
+    while True:
+        _, message = yield Take((ring,))
+        if message.kind == messages.END:
+            break
+        outcomes = Outcomes()
+        planned = message.kind == messages.PLAN
+        with context.slot("plan", message.slot) as view:
+            batch = Batch.load(view, PLAN_DTYPE if planned else ITEM_DTYPE)
+            batch = Batch(batch.rows.copy(), bytes(batch.heap))
+        context.release("plan", message.slot)
+        (restorer.restore if planned else restorer.make_items)(batch, outcomes)
+        sent = list(outcomes.batches(size))
+        for number, report in enumerate(sent):
+            slot = yield Acquire(reports)
+            with context.slot(reports, slot) as view:
+                report.store(view)
+            context.seal(reports, slot)
+            context.send(
+                reports,
+                Message(messages.DONE, slot, first=number == len(sent) - 1, second=restorer.figures.healed_cells),
+            )
+    context.send(reports, Message(messages.END))

@@ -1,0 +1,189 @@
+"""Writing restored objects below a target directory, by directory descriptors.
+
+An object is built in the staging directory and gets its final name when it is complete. Nothing outside the target is
+touched: each part of a path is opened without following symlinks.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+
+from stages.errors import StageError
+
+STAGING_MARK = ".drystone-restore-"
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What is set on an object besides its content. Times in ns."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """`strip`: leading bytes of each object's path that fall away; `overwrite`: never, if-changed or always."""
+
+    root: str
+    staging: str
+    strip: int
+    overwrite: str
+    owner: bool
+
+
+class Kept(StageError):
+    """An object that was in the way was left as it is, and differs from the archived one."""
+
+
+class UnsafePath(StageError):
+    """A path that leads out of the target."""
+
+
+def split_path(path: bytes) -> list[bytes]:
+    """Parts of an object's path. Raises UnsafePath on what no archived tree can hold."""
+    parts = path.split(b"/")
+    if not path or b"\0" in path or any(part in (b"", b".", b"..") for part in parts):
+        raise UnsafePath(f"the path {os.fsdecode(path)!r} leads out of the target; it was not restored")
+    return parts
+
+
+class Target:
+    """The directory that a restore writes into. Owned by one process; several work on the same one at a time."""
+
+    def __init__(self, options: TargetOptions) -> None:
+        self._options = options
+        self._root = os.open(options.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._staging = os.open(options.staging, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._folder_path: list[bytes] | None = None
+        self._folder = -1
+
+    def close(self) -> None:
+        if self._folder >= 0:
+            os.close(self._folder)
+        os.close(self._root)
+        os.close(self._staging)
+
+    def _parent(self, path: bytes) -> tuple[int, bytes]:
+        """Descriptor of the directory that `path` goes into, and its name there."""
+        *folders, name = split_path(path[self._options.strip :])
+        if folders != self._folder_path:
+            if self._folder >= 0:
+                os.close(self._folder)
+            self._folder, self._folder_path = -1, None
+            self._folder = self._open_folder(folders)
+            self._folder_path = folders
+        return self._folder, name
+
+    def _open_folder(self, parts: list[bytes]) -> int:
+        fd = os.dup(self._root)
+        for part in parts:
+            try:
+                inner = os.open(part, _FOLDER, dir_fd=fd)
+            except FileNotFoundError:
+                with suppress(FileExistsError):
+                    os.mkdir(part, 0o700, dir_fd=fd)
+                inner = os.open(part, _FOLDER, dir_fd=fd)
+            finally:
+                os.close(fd)
+            fd = inner
+        return fd
+
+    def make_folder(self, path: bytes) -> None:
+        """Make a directory, open for the owner only until its attributes are set. An existing one is used."""
+        folder, name = self._parent(path)
+        try:
+            os.mkdir(name, 0o700, dir_fd=folder)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                raise
+
+    def finish_folder(self, path: bytes, attributes: Attributes) -> None:
+        """Set a directory's attributes, after all below it is written."""
+        folder, name = self._parent(path)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            self._set_attributes(fd, attributes)
+        finally:
+            os.close(fd)
+
+    def wanted(self, path: bytes, attributes: Attributes) -> bool:
+        """Whether an object is to be written; False where an equal one is in place. Raises Kept."""
+        if self._options.overwrite == "always":
+            return True
+        folder, name = self._parent(path)
+        try:
+            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        equal = (
+            stat.S_IFMT(info.st_mode) == stat.S_IFMT(attributes.mode)
+            and info.st_mtime_ns == attributes.mtime_ns
+            and (info.st_size == attributes.size or not stat.S_ISREG(info.st_mode))
+        )
+        if equal:
+            return False
+        if self._options.overwrite == "if-changed":
+            return True
+        raise Kept("something else is in place and was kept; see --overwrite")
+
+    def write_whole(self, path: bytes, temp: str, pieces: list[bytes | memoryview], attributes: Attributes) -> None:
+        """A file of which all bytes are at hand."""
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._staging)
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(fd, view) :]
+            self._set_attributes(fd, attributes)
+        finally:
+            os.close(fd)
+        self._place(temp, path)
+
+    def open_part(self, temp: str) -> int:
+        """Descriptor of a file that several workers write; the caller closes it."""
+        return os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._staging)
+
+    def finish_parts(self, temp: str, path: bytes, attributes: Attributes) -> None:
+        """Give a file of which all parts are written its attributes and its name."""
+        fd = self.open_part(temp)
+        try:
+            os.ftruncate(fd, attributes.size)
+            self._set_attributes(fd, attributes)
+        finally:
+            os.close(fd)
+        self._place(temp, path)
+
+    def drop_parts(self, temp: str) -> None:
+        """Remove a file that can't be completed."""
+        with suppress(FileNotFoundError):
+            os.unlink(temp, dir_fd=self._staging)
+
+    def make_symlink(self, path: bytes, temp: str, target: bytes, attributes: Attributes) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(temp, dir_fd=self._staging)
+        os.symlink(target, os.fsencode(temp), dir_fd=self._staging)
+        if self._options.owner:
+            os.chown(temp, attributes.uid, attributes.gid, dir_fd=self._staging, follow_symlinks=False)
+        times = (attributes.mtime_ns, attributes.mtime_ns)
+        os.utime(temp, ns=times, dir_fd=self._staging, follow_symlinks=False)
+        self._place(temp, path)
+
+    def _set_attributes(self, fd: int, attributes: Attributes) -> None:
+        # chown clears setuid, so it comes before chmod.
+        if self._options.owner:
+            os.fchown(fd, attributes.uid, attributes.gid)
+        os.fchmod(fd, stat.S_IMODE(attributes.mode))
+        os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
+
+    def _place(self, temp: str, path: bytes) -> None:
+        folder, name = self._parent(path)
+        os.rename(temp, name, src_dir_fd=self._staging, dst_dir_fd=folder)
+
