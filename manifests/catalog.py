@@ -73,7 +73,9 @@ class Catalog:
             {"run": run.run_id.bytes, "id": str(run.run_id), "time": run.time, "summary": json.dumps(run.summary)}
             for run in self._state.runs
         ]
-        schema = pa.schema([("run", pa.binary(16)), ("id", pa.string()), ("time", pa.string()), ("summary", pa.string())])
+        schema = pa.schema(
+            [("run", pa.binary(16)), ("id", pa.string()), ("time", pa.string()), ("summary", pa.string())]
+        )
         self.connection.register("runs", pa.Table.from_pylist(rows, schema=schema))
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> Iterator[dict[str, Any]]:
@@ -89,7 +91,9 @@ class Catalog:
         """Result as Arrow record batches, streamed; several results may be under way."""
         try:
             with self.connection.cursor() as cursor:
-                yield from cursor.execute(query, parameters or []).to_arrow_reader(BATCH_ROWS)
+                relation = cursor.sql(query, params=parameters or [])
+                if relation is not None:
+                    yield from relation.to_arrow_reader(BATCH_ROWS)
         except duckdb.Error as error:
             raise DrystoneError(f"querying the manifests failed: {error}") from error
 

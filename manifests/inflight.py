@@ -38,7 +38,10 @@ class Inflight:
 
     def begin(self) -> None:
         """Write the marker."""
-        self._put("marker.json", {"run": str(self._run_id), "time": utc_now(), "host": socket.gethostname(), "pid": os.getpid()})
+        self._put(
+            "marker.json",
+            {"run": str(self._run_id), "time": utc_now(), "host": socket.gethostname(), "pid": os.getpid()},
+        )
 
     def note_pack(self, pack_id: uuid.UUID) -> None:
         """Note a pack whose shards are durable."""

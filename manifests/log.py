@@ -284,9 +284,7 @@ def open_store(location: str | Path) -> tuple[Members, Log, State]:
             break
         found.update((backend.backend_id, backend) for backend in fresh if backend.store_id == config.store_id)
     present = {
-        info.number: Member(info, found[info.backend_id].storage)
-        for info in state.backends
-        if info.backend_id in found
+        info.number: Member(info, found[info.backend_id].storage) for info in state.backends if info.backend_id in found
     }
     log = Log.read((number, member.storage) for number, member in present.items())
     return Members(config, state.backends, present), log, fold(log.records.values())

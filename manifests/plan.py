@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
-from manifests.columns import Array, Batch
+from manifests.columns import Batch
 
 #: `multi` is −1 for an object whose content lies in one block, else the number under which its parts are counted.
 PLAN_DTYPE = np.dtype(
@@ -178,7 +179,9 @@ class RestorePlan:
         for batch in self._catalog.batches(query):
             yield to_batch(batch, PLAN_DTYPE, {"path": "path"})
 
-    def items(self, kinds: tuple[str, ...], with_content: bool | None = None, backwards: bool = False) -> Iterator[Batch]:
+    def items(
+        self, kinds: tuple[str, ...], with_content: bool | None = None, backwards: bool = False
+    ) -> Iterator[Batch]:
         """ITEM_DTYPE batches of the wanted objects of these kinds, by row; `with_content` False leaves out those
         that blocks make."""
         condition = "" if with_content is None else f"AND content_kind {'<>' if with_content else '='} 0"
@@ -233,10 +236,10 @@ def _append_binary(column: Any, heap: bytearray) -> tuple[np.ndarray[Any, Any], 
     return offsets[:-1] - first + start, np.diff(offsets)
 
 
-def _fixed(column: Any, width: int) -> Array:
+def _fixed(column: Any, width: int) -> npt.NDArray[np.uint8]:
     if not len(column):
-        return np.zeros((0, width), np.uint8)  # type: ignore[return-value]
+        return np.zeros((0, width), np.uint8)
     offsets, data = _offsets(column)
     first = int(offsets[0])
     flat = np.frombuffer(data, np.uint8, len(column) * width, first)
-    return flat.reshape(len(column), width)  # type: ignore[return-value]
+    return flat.reshape(len(column), width)

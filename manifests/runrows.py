@@ -95,7 +95,8 @@ class ChunkSorter:
             return
         chunks = np.concatenate([part for _, part in self._parts])
         packs = np.repeat(
-            np.frombuffer(b"".join(pack.bytes for pack, _ in self._parts), "V16"), [len(part) for _, part in self._parts]
+            np.frombuffer(b"".join(pack.bytes for pack, _ in self._parts), "V16"),
+            [len(part) for _, part in self._parts],
         )
         self._parts, self.rows = [], 0
         words = np.ascontiguousarray(chunks["id"]).view(">u8")
@@ -154,15 +155,28 @@ class RunRows:
             "path": pa.array(batch.all_bytes("path"), pa.binary()),
             "content_id": _ids(rows["content_id"], present),
             "digest": _ids(rows["digest"], rows["has_digest"] != 0),
-            "target": pa.array(
-                [value or None for value in batch.all_bytes("target")], pa.binary()
+            "target": pa.array([value or None for value in batch.all_bytes("target")], pa.binary()),
+            "error": pa.array(
+                [value.decode(errors="replace") or None for value in batch.all_bytes("error")], pa.string()
             ),
-            "error": pa.array([value.decode(errors="replace") or None for value in batch.all_bytes("error")], pa.string()),
             "user_name": _names(rows["uid"], _user_name),
             "group_name": _names(rows["gid"], _group_name),
             "clean": pa.array(rows["clean"] != 0),
         }
-        plain = ("row", "size", "content_kind", "mode", "uid", "gid", "mtime_ns", "ctime_ns", "device", "inode", "links", "rdev")
+        plain = (
+            "row",
+            "size",
+            "content_kind",
+            "mode",
+            "uid",
+            "gid",
+            "mtime_ns",
+            "ctime_ns",
+            "device",
+            "inode",
+            "links",
+            "rdev",
+        )
         columns.update((name, rows[name]) for name in plain)
         self._append("objects", columns)
 
@@ -174,7 +188,9 @@ class RunRows:
         numbers = rows["row"]
         for extents in spool.drain():
             place = np.searchsorted(numbers, extents["row"])
-            keep = wanted[np.minimum(place, len(rows) - 1)] & (numbers[np.minimum(place, len(rows) - 1)] == extents["row"])
+            keep = wanted[np.minimum(place, len(rows) - 1)] & (
+                numbers[np.minimum(place, len(rows) - 1)] == extents["row"]
+            )
             if keep.any():
                 kept = extents[keep]
                 self._append(

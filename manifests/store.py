@@ -55,9 +55,7 @@ class BackendInfo:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> BackendInfo:
-        return cls(
-            int(record["number"]), uuid.UUID(record["id"]), record["type"], record["location"], record["domain"]
-        )
+        return cls(int(record["number"]), uuid.UUID(record["id"]), record["type"], record["location"], record["domain"])
 
 
 @dataclass(frozen=True)
@@ -234,11 +232,11 @@ def find_backends(location: str | Path) -> dict[uuid.UUID, FoundBackend]:
         raise NotFound(f"no store at {place}: no backend.json in it or in its subdirectories; is it mounted?")
     if len(stores) > 1:
         raise UsageError(f"{place} holds backends of {len(stores)} stores; name one of the backends")
-    found = {own.backend_id: own} if own else {}
+    backends = {own.backend_id: own} if own else {}
     for candidate in around:
         if candidate.store_id in stores:
-            found.setdefault(candidate.backend_id, candidate)
-    return found
+            backends.setdefault(candidate.backend_id, candidate)
+    return backends
 
 
 def hinted_places(info: BackendInfo, others: Sequence[tuple[BackendInfo, Path]]) -> Iterator[Path]:

@@ -103,6 +103,4 @@ def file_name(owner: uuid.UUID, number: int) -> str:
 
 def constant_id(value: uuid.UUID, length: int) -> Any:
     """A column of `length` times the same id."""
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(16), length, [None, pa.py_buffer(value.bytes * length)]
-    )
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), length, [None, pa.py_buffer(value.bytes * length)])

@@ -30,7 +30,7 @@ class Message(NamedTuple):
     kind: int
     slot: int = 0
     aux: int = 0
-    count: int = 0
+    amount: int = 0
     first: int = 0
     second: int = 0
 

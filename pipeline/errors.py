@@ -1,10 +1,10 @@
 """Errors of the pipeline.
 
-    DrystoneError
-    └── PipelineError         a run of workers ended badly
-        ├── StageFailed       a stage raised: which, on what, with the worker's traceback as its cause
-        ├── WorkerDied        a worker process died: which, by which signal, while reading what
-        └── Interrupted       SIGINT or SIGTERM; `exit_code` is 130 or 143
+DrystoneError
+└── PipelineError         a run of workers ended badly
+    ├── StageFailed       a stage raised: which, on what, with the worker's traceback as its cause
+    ├── WorkerDied        a worker process died: which, by which signal, while reading what
+    └── Interrupted       SIGINT or SIGTERM; `exit_code` is 130 or 143
 """
 
 from __future__ import annotations

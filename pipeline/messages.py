@@ -5,18 +5,18 @@ from __future__ import annotations
 END = 0  # the sender sends no more on this ring
 
 # ingest
-KNOWN = 9  # home → dedupe: slot of pool known; count: ids of 32 bytes; first: chunks (0) or contents (1)
+KNOWN = 9  # home → dedupe: slot of pool known; amount: ids of 32 bytes; first: chunks (0) or contents (1)
 ENTRIES = 1  # scanner → reader: slot of pool entries: a batch of OBJECT_DTYPE
-DATA = 2  # reader → dedupe: slot of the reader's data pool; count: chunks; first: the reader
-EXTENTS = 3  # reader → dedupe → home: slot of the reader's rows pool; count: rows; first: the reader
+DATA = 2  # reader → dedupe: slot of the reader's data pool; amount: chunks; first: the reader
+EXTENTS = 3  # reader → dedupe → home: slot of the reader's rows pool; amount: rows; first: the reader
 OBJECTS = 4  # the same with a batch of OBJECT_DTYPE; dedupe adds aux: a verdict slot, one byte an object
-FRESH = 5  # dedupe → compressor: slot of data, aux: verdict slot; count: chunks; first: the reader
-BLOCKS = 6  # compressor → writer: slot of its blocks pool; count: blocks; first: compressor; second: chunks
-PACK_CHUNKS = 7  # writer → home: slot of its packs pool; count: chunks of the pack that comes next
-PACK = 8  # writer → home: slot of its packs pool; count: blocks
+FRESH = 5  # dedupe → compressor: slot of data, aux: verdict slot; amount: chunks; first: the reader
+BLOCKS = 6  # compressor → writer: slot of its blocks pool; amount: blocks; first: compressor; second: chunks
+PACK_CHUNKS = 7  # writer → home: slot of its packs pool; amount: chunks of the pack that comes next
+PACK = 8  # writer → home: slot of its packs pool; amount: blocks
 
 # restore and verify
 PLAN = 16  # home → worker: slot of pool plan: a batch of PLAN_DTYPE
 ITEMS = 17  # home → worker: slot of pool plan: a batch of ITEM_DTYPE
-DONE = 18  # worker → home: slot of the worker's reports pool; count: bytes used
+DONE = 18  # worker → home: slot of the worker's reports pool; amount: bytes used
 TASK = 19  # home → worker: slot of pool plan: a pack to be checked

@@ -92,9 +92,7 @@ class ShardSource:
         self.figures.missing[(place.pack_id, index)] = reasons[0] if reasons else "no backend answers"
         return None
 
-    def _open_on(
-        self, storage: BackendStorage, key: str, number: int, place: PackPlace, index: int
-    ) -> OpenShard:
+    def _open_on(self, storage: BackendStorage, key: str, number: int, place: PackPlace, index: int) -> OpenShard:
         head_size = data_offset(place.shard_length)
         head = self.read(storage, key, 0, head_size)
         try:

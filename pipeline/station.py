@@ -52,13 +52,14 @@ class StageClock:
     def __init__(self, rows: npt.NDArray[np.uint64]) -> None:
         """`rows`: stages × 4, shared; only this worker writes them."""
         self._rows = rows
-        self._stage = 0
+        self._stage: int | None = None  # until the station says what it does, its time counts nowhere
         self._mark = time.perf_counter_ns()
 
     def switch(self, stage: int) -> None:
         """What comes now is the work of `stage`."""
         now = time.perf_counter_ns()
-        self._rows[self._stage, 2] += np.uint64(now - self._mark)
+        if self._stage is not None:
+            self._rows[self._stage, 2] += np.uint64(now - self._mark)
         self._stage, self._mark = stage, now
 
     def count(self, stage: int, items: int, size: int) -> None:
@@ -66,11 +67,13 @@ class StageClock:
         self._rows[stage, 1] += np.uint64(size)
 
     def begin_wait(self) -> None:
-        self.switch(self._stage)
+        if self._stage is not None:
+            self.switch(self._stage)
 
     def end_wait(self) -> None:
         now = time.perf_counter_ns()
-        self._rows[self._stage, 3] += np.uint64(now - self._mark)
+        if self._stage is not None:
+            self._rows[self._stage, 3] += np.uint64(now - self._mark)
         self._mark = now
 
 

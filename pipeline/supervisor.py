@@ -117,9 +117,7 @@ class Supervisor:
         self._fds: dict[str, int] = {}
         self._lifeline = -1
 
-    def run(
-        self, home: Mapping[str, Callable[[Context], Station]]
-    ) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    def run(self, home: Mapping[str, Callable[[Context], Station]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
         """Start the workers and drive the `home` stations in this process until all are done. Returns the counters.
         Raises StageFailed, WorkerDied, Interrupted and what a home station raises; then no worker is left."""
         self._fds["arena"] = Arena.create_fd(self._layout)
@@ -260,7 +258,7 @@ class Supervisor:
         while self._processes:
             ended = connection.wait(list(self._processes), max(0.0, deadline - time.monotonic()))
             for sentinel in ended or list(self._processes):
-                process, _, receiver = self._processes.pop(sentinel)  # type: ignore[call-overload]
+                process, _, receiver = self._processes.pop(int(sentinel))  # type: ignore[arg-type]
                 if not ended:
                     process.kill()
                 process.join()

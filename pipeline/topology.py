@@ -81,9 +81,7 @@ class IngestShape:
             ]
             rings += [RingSpec(f"entries/{i}", 5), RingSpec(f"data/{i}", self.data_slots + 5)]
         block_slot = (
-            self.payload
-            + self.max_blocks * fmt.BLOCK_DTYPE.itemsize
-            + self.max_chunks * fmt.CHUNK_DTYPE.itemsize
+            self.payload + self.max_blocks * fmt.BLOCK_DTYPE.itemsize + self.max_chunks * fmt.CHUNK_DTYPE.itemsize
         )
         for i in range(self.compressors):
             pools.append(PoolSpec(f"blocks/{i}", self.block_slots, block_slot))
@@ -117,7 +115,6 @@ def ingest_shape(config: StoreConfig, cores: int, memory: int, workers: int | No
         raise UsageError(f"{compressors} workers: at least 1")
     readers, writers = max(1, compressors // 8), max(1, compressors // 16)
     parity = config.scheme.m / config.scheme.k
-    shape = None
     while True:
         for slack in (3, 2, 1):
             shape = IngestShape(

@@ -83,7 +83,9 @@ class Failure:
     @classmethod
     def of(cls, worker: str, item: str, error: BaseException) -> Failure:
         exit_code = error.exit_code if isinstance(error, DrystoneError) else 1
-        return cls(worker, item, type(error).__name__, str(error), "".join(traceback.format_exception(error)), exit_code)
+        return cls(
+            worker, item, type(error).__name__, str(error), "".join(traceback.format_exception(error)), exit_code
+        )
 
 
 @dataclass

@@ -38,7 +38,9 @@ class ErasureCoder:
     def _make_headers(self, length: int) -> list[bytes]:
         fragments = self._driver.encode(bytes(self.scheme.k * length))
         if len(fragments[0]) != _HEADER + length:
-            raise StageError(f"the erasure library turned {length} bytes into {len(fragments[0])}; 80 more are expected")
+            raise StageError(
+                f"the erasure library turned {length} bytes into {len(fragments[0])}; 80 more are expected"
+            )
         return [fragment[:_HEADER] for fragment in fragments]
 
     def parity(self, payload: memoryview, shard_length: int, target: memoryview) -> None:

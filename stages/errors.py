@@ -1,11 +1,11 @@
 """Errors of the stages.
 
-    DrystoneError
-    └── StageError            input to a stage that makes no sense
-        ├── DamagedBlock      a block does not decompress to what its record says
-        ├── DamagedPack       a pack directory that can't be parsed
-        ├── DamagedShard      a shard file's record or tables can't be parsed
-        └── TooFewPieces      fewer than k pieces to decode from
+DrystoneError
+└── StageError            input to a stage that makes no sense
+    ├── DamagedBlock      a block does not decompress to what its record says
+    ├── DamagedPack       a pack directory that can't be parsed
+    ├── DamagedShard      a shard file's record or tables can't be parsed
+    └── TooFewPieces      fewer than k pieces to decode from
 """
 
 from __future__ import annotations

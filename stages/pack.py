@@ -108,6 +108,4 @@ class PackBuilder:
         self._reserve(padded)
         self._buffer[length:padded] = bytes(padded - length)
         self._blocks, self._chunks, self._block_count, self.fill = [], [], 0, 0
-        return SealedPack(
-            memoryview(self._buffer)[:padded], length, offset, stored, len(raw), codec, blocks, chunks
-        )
+        return SealedPack(memoryview(self._buffer)[:padded], length, offset, stored, len(raw), codec, blocks, chunks)

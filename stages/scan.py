@@ -139,16 +139,19 @@ def _walk(name: bytes, folder: int | None, path: bytes, source: int) -> Iterator
                 except OSError as error:
                     yield _Entry(path, source, KIND["unknown"], error=b"listing it failed: " + _reason(error))
                     return
-                yield from _listed(sorted(((os.fsencode(item.name), item) for item in some), key=lambda pair: pair[0]), fd, path, source)
+                yield from _listed(
+                    sorted(((os.fsencode(item.name), item) for item in some), key=lambda pair: pair[0]),
+                    fd,
+                    path,
+                    source,
+                )
                 if len(some) < LISTING:
                     return
     finally:
         os.close(fd)
 
 
-def _listed(
-    items: list[tuple[bytes, os.DirEntry[str]]], fd: int, path: bytes, source: int
-) -> Iterator[_Entry]:
+def _listed(items: list[tuple[bytes, os.DirEntry[str]]], fd: int, path: bytes, source: int) -> Iterator[_Entry]:
     folders: list[tuple[bytes, os.stat_result]] = []
     for name, item in items:
         below = path + b"/" + name

@@ -145,9 +145,25 @@ class ShardRecord:
         except CorruptRecord as error:
             raise DamagedShard(f"shard {error}") from error
         try:
-            (magic, incompat, _, _, store, pack, kind, index, k, m, cell, payload, length, stored, raw, codec, table) = (
-                fmt.SHARD_RECORD.unpack_from(body)
-            )
+            (
+                magic,
+                incompat,
+                _,
+                _,
+                store,
+                pack,
+                kind,
+                index,
+                k,
+                m,
+                cell,
+                payload,
+                length,
+                stored,
+                raw,
+                codec,
+                table,
+            ) = fmt.SHARD_RECORD.unpack_from(body)
             if magic != fmt.SHARD_MAGIC:
                 raise DamagedShard("not a shard record")
             if incompat & ~fmt.INCOMPAT_KNOWN or cell != fmt.CELL_SIZE:
@@ -158,7 +174,17 @@ class ShardRecord:
         if not (index < k + m and stored <= payload <= fmt.PACK_MAX and length == scheme.shard_length(payload)):
             raise DamagedShard("the lengths in a shard record do not add up")
         record = cls(
-            uuid.UUID(bytes=store), uuid.UUID(bytes=pack), index, scheme, payload, length, stored, raw, codec, table, kind
+            uuid.UUID(bytes=store),
+            uuid.UUID(bytes=pack),
+            index,
+            scheme,
+            payload,
+            length,
+            stored,
+            raw,
+            codec,
+            table,
+            kind,
         )
         return record, healed
 

@@ -62,6 +62,11 @@ class Target:
         self._options = options
         self._root = os.open(options.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._staging = os.open(options.staging, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # What a new file in the staging directory has by itself; setting it again would cost a third of a small file.
+        staging = os.fstat(self._staging)
+        self._uid = os.geteuid()
+        self._gid = staging.st_gid if staging.st_mode & stat.S_ISGID else os.getegid()
+        self._umask = _current_umask()
         self._folder_path: list[bytes] | None = None
         self._folder = -1
 
@@ -136,16 +141,29 @@ class Target:
 
     def write_whole(self, path: bytes, temp: str, pieces: list[bytes | memoryview], attributes: Attributes) -> None:
         """A file of which all bytes are at hand."""
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._staging)
+        mode = attributes.mode & 0o777 & ~self._umask
+        fd = self._create(temp, mode)
         try:
             for piece in pieces:
                 view = memoryview(piece)
                 while view:
                     view = view[os.write(fd, view) :]
-            self._set_attributes(fd, attributes)
+            if self._options.owner and (attributes.uid, attributes.gid) != (self._uid, self._gid):
+                os.fchown(fd, attributes.uid, attributes.gid)
+            if stat.S_IMODE(attributes.mode) != mode:
+                os.fchmod(fd, stat.S_IMODE(attributes.mode))
+            os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
         finally:
             os.close(fd)
         self._place(temp, path)
+
+    def _create(self, temp: str, mode: int) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            return os.open(temp, flags, mode, dir_fd=self._staging)
+        except FileExistsError:  # left by a write that failed
+            os.unlink(temp, dir_fd=self._staging)
+            return os.open(temp, flags, mode, dir_fd=self._staging)
 
     def open_part(self, temp: str) -> int:
         """Descriptor of a file that several workers write; the caller closes it."""
@@ -187,3 +205,8 @@ class Target:
         folder, name = self._parent(path)
         os.rename(temp, name, src_dir_fd=self._staging, dst_dir_fd=folder)
 
+
+def _current_umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

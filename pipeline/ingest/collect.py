@@ -28,6 +28,10 @@ from stages.shard import file_size
 NAMED_ERRORS = 100
 
 
+#: (path, reason) of a skipped item.
+NamedError = tuple[bytes, str]
+
+
 @dataclass
 class Tally:
     """Sums over a run, in objects and bytes. `new`: chunks stored for the first time; `stored`: payload of the packs;
@@ -44,7 +48,7 @@ class Tally:
     packs: int = 0
     errors: int = 0
     missing_shards: int = 0
-    named_errors: list[tuple[bytes, str]] = field(default_factory=list)
+    named_errors: list[NamedError] = field(default_factory=list)
 
     def add_objects(self, batch: Batch) -> None:
         kinds, sizes = batch.rows["kind"], batch.rows["size"]
@@ -57,7 +61,9 @@ class Tally:
             self.errors += 1
             if len(self.named_errors) < NAMED_ERRORS:
                 bad = batch.rows[row]
-                self.named_errors.append((batch.bytes_of(bad, "path"), batch.bytes_of(bad, "error").decode(errors="replace")))
+                self.named_errors.append(
+                    (batch.bytes_of(bad, "path"), batch.bytes_of(bad, "error").decode(errors="replace"))
+                )
 
 
 @dataclass
@@ -79,7 +85,7 @@ class Collector:
                 with context.slot("known", slot) as view:
                     view[: ids.nbytes] = ids.tobytes()
                 context.seal("known", slot)
-                context.send("known", Message(messages.KNOWN, slot, count=len(ids), first=kind))
+                context.send("known", Message(messages.KNOWN, slot, amount=len(ids), first=kind))
         context.send("known", Message(messages.END))
 
     def rows_station(self, context: Context) -> Station:
@@ -92,7 +98,7 @@ class Collector:
             pool = f"rows/{message.first}"
             with context.slot(pool, message.slot) as view:
                 if message.kind == messages.EXTENTS:
-                    self.rows.add_extents(message.first, np.frombuffer(view, ROW_EXTENT_DTYPE, message.count).copy())
+                    self.rows.add_extents(message.first, np.frombuffer(view, ROW_EXTENT_DTYPE, message.amount).copy())
                 else:
                     loaded = Batch.load(view, OBJECT_DTYPE)
                     batch = Batch(loaded.rows.copy(), bytes(loaded.heap))
@@ -100,11 +106,11 @@ class Collector:
             context.release(pool, message.slot)
             if message.kind == messages.OBJECTS:
                 with context.slot("verdict", message.aux) as view:
-                    known = np.frombuffer(view, bool, message.count).copy()
+                    known = np.frombuffer(view, bool, message.amount).copy()
                 context.release("verdict", message.aux)
                 self.tally.add_objects(batch)
                 self.rows.add_objects(message.first, batch, known)
-            context.clock.count(RECORD, message.count, 0)
+            context.clock.count(RECORD, message.amount, 0)
 
     def packs_station(self, context: Context) -> Station:
         """Takes PACK_CHUNKS and PACK from the writers."""
@@ -118,10 +124,10 @@ class Collector:
             context.clock.switch(RECORD)
             with context.slot(ring, message.slot) as view:
                 if message.kind == messages.PACK_CHUNKS:
-                    part = np.frombuffer(view, fmt.CHUNK_DTYPE, message.count).copy()
+                    part = np.frombuffer(view, fmt.CHUNK_DTYPE, message.amount).copy()
                     parts.setdefault(message.first, []).append(part)
                 else:
-                    row, shards, blocks = self._load_pack(view, message.count)
+                    row, shards, blocks = self._load_pack(view, message.amount)
             context.release(ring, message.slot)
             if message.kind == messages.PACK:
                 self._add_pack(row, shards, blocks, np.concatenate(parts.pop(message.first)))
@@ -134,11 +140,23 @@ class Collector:
     def _add_pack(self, row: Any, shards: Any, blocks: Any, chunks: Any) -> None:
         pack_id, size = row["pack_id"].tobytes(), file_size(int(row["shard_length"]))
         pack = {name: row[name].item() for name in PACK_ROW.names or () if name != "pack_id"}
-        pack |= {"pack_id": pack_id, "kind": fmt.PACK_KIND_DATA, "k": self.scheme.k, "m": self.scheme.m, "blocks": len(blocks)}
+        pack |= {
+            "pack_id": pack_id,
+            "kind": fmt.PACK_KIND_DATA,
+            "k": self.scheme.k,
+            "m": self.scheme.m,
+            "blocks": len(blocks),
+        }
         self.rows.add_pack(
             pack,
             [
-                {"pack_id": pack_id, "shard": index, "backend": int(shard["backend"]), "size": size, "present": bool(shard["present"])}
+                {
+                    "pack_id": pack_id,
+                    "shard": index,
+                    "backend": int(shard["backend"]),
+                    "size": size,
+                    "present": bool(shard["present"]),
+                }
                 for index, shard in enumerate(shards)
             ],
             blocks,

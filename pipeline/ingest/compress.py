@@ -58,8 +58,8 @@ def compress_station(context: Context, options: CompressOptions) -> Station:
         out = yield Acquire(own)
         data_pool = f"data/{message.first}"
         with context.slot(data_pool, message.slot) as source, context.slot("verdict", message.aux) as verdict:
-            fresh = np.frombuffer(verdict, bool, message.count).copy()
-            refs = np.frombuffer(source, CHUNK_REF, message.count, options.payload)[fresh]
+            fresh = np.frombuffer(verdict, bool, message.amount).copy()
+            refs = np.frombuffer(source, CHUNK_REF, message.amount, options.payload)[fresh]
             with context.slot(own, out) as target:
                 blocks, chunks = _compress(encoder, gather, source, refs, target)
                 at = options.payload
@@ -71,7 +71,8 @@ def compress_station(context: Context, options: CompressOptions) -> Station:
         context.seal(own, out)
         context.clock.count(COMPRESS, len(blocks), int(refs["length"].sum()))
         context.send(
-            f"{own}/{writer}", Message(messages.BLOCKS, out, count=len(blocks), first=options.index, second=len(chunks))
+            f"{own}/{writer}",
+            Message(messages.BLOCKS, out, amount=len(blocks), first=options.index, second=len(chunks)),
         )
         writer = (writer + 1) % options.writers
     for number in range(options.writers):

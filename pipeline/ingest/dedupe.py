@@ -60,7 +60,7 @@ def dedupe_station(context: Context, options: DedupeOptions) -> Station:
         if message.kind == messages.END:
             break
         with context.slot("known", message.slot) as view:
-            ids = np.frombuffer(view, np.uint8, message.count * 32).reshape(-1, 32).copy()
+            ids = np.frombuffer(view, np.uint8, message.amount * 32).reshape(-1, 32).copy()
         context.release("known", message.slot)
         (chunks if message.first == KNOWN_CHUNKS else contents).add(ids)
     dispatch = Dispatch(context, options.compressors)
@@ -73,9 +73,9 @@ def dedupe_station(context: Context, options: DedupeOptions) -> Station:
         elif message.kind == messages.DATA:
             pool = f"data/{message.first}"
             with context.slot(pool, message.slot) as view:
-                refs = np.frombuffer(view, CHUNK_REF, message.count, options.payload).copy()
+                refs = np.frombuffer(view, CHUNK_REF, message.amount, options.payload).copy()
             fresh = chunks.add(refs["id"])
-            context.clock.count(DEDUPE, message.count, int(refs["length"].sum()))
+            context.clock.count(DEDUPE, message.amount, int(refs["length"].sum()))
             if not fresh.any():
                 context.release(pool, message.slot)
                 continue
@@ -89,7 +89,7 @@ def dedupe_station(context: Context, options: DedupeOptions) -> Station:
                 with_extents = np.flatnonzero(rows["content_kind"] == fmt.CONTENT_EXTENTS)
                 ids = rows["content_id"][with_extents]
                 del rows
-            known = np.zeros(message.count, bool)
+            known = np.zeros(message.amount, bool)
             known[with_extents] = ~contents.add(ids)
             verdict = yield Acquire("verdict")
             _write_verdict(context, verdict, known)

@@ -103,9 +103,7 @@ class Reader:
         self._view.release()
         self._context.seal(self._data, self._slot)
         self._context.clock.count(CHUNK, count, size)
-        self._context.send(
-            self._data, Message(messages.DATA, self._slot, count=count, first=self._options.index)
-        )
+        self._context.send(self._data, Message(messages.DATA, self._slot, amount=count, first=self._options.index))
         self._slot = -1
 
     def close_slot(self) -> None:
@@ -185,7 +183,11 @@ class Reader:
     def _content(self, fd: int, number: int, expected: int, path: bytes) -> Generator[Want, Any, int]:
         """Read a content to its end; returns its length. Small ones are cut later, with their neighbours."""
         room = self._options.payload - self._fill
-        if self._slot >= 0 and self._fill and (expected >= room or len(self._table) + len(self._segments) >= SLOT_FILES):
+        if (
+            self._slot >= 0
+            and self._fill
+            and (expected >= room or len(self._table) + len(self._segments) >= SLOT_FILES)
+        ):
             self.close_slot()
         if self._slot < 0:
             yield from self._open_slot()
@@ -334,7 +336,7 @@ class Reader:
 
     def _send_rows(self, kind: int, slot: int, count: int) -> None:
         self._context.seal(self._rows_pool, slot)
-        self._context.send(self._data, Message(kind, slot, count=count, first=self._options.index))
+        self._context.send(self._data, Message(kind, slot, amount=count, first=self._options.index))
 
     def close(self) -> None:
         self.close_slot()

@@ -122,7 +122,11 @@ def _specs(
             name="dedupe",
             station=dedupe_station,
             options=DedupeOptions(
-                shape.readers, shape.compressors, shape.payload, count_rows(state, "chunks"), count_rows(state, "objects") // 8
+                shape.readers,
+                shape.compressors,
+                shape.payload,
+                count_rows(state, "chunks"),
+                count_rows(state, "objects") // 8,
             ),
             rings=("known", "rows", *data, *(f"fresh/{i}" for i in compressors)),
             pools=("known", "verdict", *data),
@@ -144,8 +148,18 @@ def _specs(
             name=f"write-{i}",
             station=write_station,
             options=WriteOptions(
-                i, shape.compressors, shape.payload, shape.max_blocks, config.store_id, config.scheme, codec,
-                config.pack_size, shape.pack_capacity, backends, tuple(info.number for info in members.all), state.newest,
+                i,
+                shape.compressors,
+                shape.payload,
+                shape.max_blocks,
+                config.store_id,
+                config.scheme,
+                codec,
+                config.pack_size,
+                shape.pack_capacity,
+                backends,
+                tuple(info.number for info in members.all),
+                state.newest,
             ),  # fmt: skip
             rings=(f"packs/{i}", *(f"blocks/{c}/{i}" for c in compressors)),
             pools=(f"packs/{i}", *(f"blocks/{c}" for c in compressors)),
@@ -248,4 +262,3 @@ def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestO
 
 
 __all__ = ["IngestOptions", "IngestResult", "StageFigures", "ingest"]
-

@@ -27,7 +27,7 @@ def scan_station(context: Context, options: ScanOptions) -> Station:
         with context.slot(pool, slot) as view:
             batch.store(view)
         context.seal(pool, slot)
-        context.clock.count(SCAN, len(batch.rows), 0)
+        context.clock.count(SCAN, len(batch.rows), int(batch.rows["size"].sum()))
         context.send(pool, Message(messages.ENTRIES, slot))
         turn = (turn + 1) % options.readers
     for reader in range(options.readers):

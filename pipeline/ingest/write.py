@@ -212,11 +212,12 @@ class PackWriter:
         with self._context.slot(pool, slot) as view:
             view[: len(body)] = body
         self._context.seal(pool, slot)
-        self._context.send(pool, Message(kind, slot, count=count, first=self._options.index))
+        self._context.send(pool, Message(kind, slot, amount=count, first=self._options.index))
 
 
 def write_station(context: Context, options: WriteOptions) -> Station:
     """Takes BLOCKS on blocks/<compressor>/<index>, sends PACK_CHUNKS and PACK on packs/<index>."""
+    context.clock.switch(ENCODE)
     writer = PackWriter(context, options)
     rings = tuple(f"blocks/{compressor}/{options.index}" for compressor in range(options.compressors))
     left = len(rings)
@@ -227,7 +228,7 @@ def write_station(context: Context, options: WriteOptions) -> Station:
             continue
         pool = f"blocks/{message.first}"
         with context.slot(pool, message.slot) as view:
-            yield from writer.add(view, message.count, message.second)
+            yield from writer.add(view, message.amount, message.second)
         context.release(pool, message.slot)
     yield from writer.finish()
     context.send(f"packs/{options.index}", Message(messages.END))

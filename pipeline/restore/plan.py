@@ -137,7 +137,6 @@ class RestoreHome:
         self._ready.extend(done.tolist())
 
 
-
 def cut_batch(batch: Batch, start: int, end: int) -> Batch:
     """Rows `start` to `end` with the part of the heap that they use (variable fields lie there in order of row)."""
     rows = batch.rows[start:end].copy()

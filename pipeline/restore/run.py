@@ -20,6 +20,7 @@ from manifests.columns import Batch
 from manifests.errors import BackendError, NotFound, UsageError
 from manifests.plan import PlanTotals, RestorePlan
 from manifests.store import Members
+from pipeline.ingest.collect import NamedError
 from pipeline.ingest.run import StageFigures, stage_figures
 from pipeline.inline import run_inline
 from pipeline.restore.plan import RestoreHome
@@ -52,7 +53,7 @@ class RestoreResult:
     files: int
     bytes: int
     failed: int
-    failures: list[tuple[bytes, str]]
+    failures: list[NamedError]
     healed_cells: int
     seconds: float
     stages: list[StageFigures]

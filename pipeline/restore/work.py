@@ -34,7 +34,15 @@ from stages.target import Attributes, Target, TargetOptions
 
 #: What became of an object's planned chunks in a task; rows without a reason count parts of objects of many blocks.
 OUTCOME_DTYPE = np.dtype(
-    [("row", "<u8"), ("multi", "<i8"), ("parts", "<u4"), ("files", "<u4"), ("bytes", "<u8"), ("reason_at", "<u4"), ("reason_len", "<u4")]
+    [
+        ("row", "<u8"),
+        ("multi", "<i8"),
+        ("parts", "<u4"),
+        ("files", "<u4"),
+        ("bytes", "<u8"),
+        ("reason_at", "<u4"),
+        ("reason_len", "<u4"),
+    ]
 )
 FETCH_AT_ONCE = 8 << 20
 OPEN_PARTS = 64
@@ -199,9 +207,7 @@ class Restorer:
         for row, multi in zip(some["row"].tolist(), some["multi"].tolist(), strict=True):
             outcomes.failed(row, multi, reason)
 
-    def _write_block(
-        self, raw: memoryview, rows: npt.NDArray[np.void], paths: list[bytes], outcomes: Outcomes
-    ) -> None:
+    def _write_block(self, raw: memoryview, rows: npt.NDArray[np.void], paths: list[bytes], outcomes: Outcomes) -> None:
         clock = self._context.clock
         clock.switch(VERIFY)
         ids = rows["chunk_id"].tobytes()
@@ -222,7 +228,9 @@ class Restorer:
         self, chunks: list[memoryview | None], rows: npt.NDArray[np.void], paths: list[bytes], outcomes: Outcomes
     ) -> None:
         gathered: dict[int, list[int]] = {}
-        columns = [rows[name].tolist() for name in ("row", "multi", "size", "file_offset", "mode", "uid", "gid", "mtime_ns")]
+        columns = [
+            rows[name].tolist() for name in ("row", "multi", "size", "file_offset", "mode", "uid", "gid", "mtime_ns")
+        ]
         for number, (row, multi, size, at, mode, uid, gid, mtime) in enumerate(zip(*columns, strict=True)):
             chunk = chunks[number]
             if chunk is None:
@@ -252,9 +260,7 @@ class Restorer:
         except OSError as error:
             outcomes.failed(row, multi, f"writing it failed: {error.strerror}")
 
-    def _write_file(
-        self, row: int, path: bytes, pieces: list[Any], attributes: Attributes, outcomes: Outcomes
-    ) -> None:
+    def _write_file(self, row: int, path: bytes, pieces: list[Any], attributes: Attributes, outcomes: Outcomes) -> None:
         try:
             if sum(map(len, pieces)) != attributes.size:
                 raise Unreadable("its chunks do not add up to its size")
@@ -285,9 +291,7 @@ class Restorer:
             except DrystoneError as error:
                 outcomes.failed(row, multi, str(error))
 
-    def _make_item(
-        self, kind: int, row: int, multi: int, attributes: Attributes, path: bytes, link: bytes
-    ) -> None:
+    def _make_item(self, kind: int, row: int, multi: int, attributes: Attributes, path: bytes, link: bytes) -> None:
         if multi >= 0:
             self._parts.close(row)
         if not self._target.wanted(path, attributes):

@@ -1,0 +1,134 @@
+"""Looking at a store's own files: packs to be verified, rotten copies of records and manifests, statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+
+from manifests.armour import open_json
+from manifests.catalog import Catalog
+from manifests.columns import Batch
+from manifests.errors import BackendError, CorruptRecord
+from manifests.log import Log, State
+from manifests.plan import to_batch
+from manifests.store import BACKEND_KEY, STORE_KEY, Member, Members
+
+
+@dataclass(frozen=True)
+class BadCopy:
+    """A file of the store that is missing or rotten on one backend, while the store holds it."""
+
+    backend: str
+    key: str
+    reason: str
+
+
+def bad_copies(members: Members, log: Log, state: State) -> Iterator[BadCopy]:
+    """Records and manifest files that are not whole on a backend that answers. Reads all of them."""
+    for member in members.present.values():
+        for key in (STORE_KEY, BACKEND_KEY, *log.records):
+            yield from _check_record(member, key)
+        for table in state.manifests:
+            for file in state.files(table):
+                try:
+                    if blake3(member.storage.read(file.key)).digest() != file.blake3:
+                        yield BadCopy(member.storage.location, file.key, "its bytes do not match the log")
+                except BackendError as error:
+                    yield BadCopy(member.storage.location, file.key, str(error))
+
+
+def _check_record(member: Member, key: str) -> Iterator[BadCopy]:
+    try:
+        _, healed = open_json(member.storage.read(key))
+    except (BackendError, CorruptRecord) as error:
+        yield BadCopy(member.storage.location, key, str(error))
+        return
+    if healed:
+        yield BadCopy(member.storage.location, key, "it is rotten; its armour still heals it")
+
+
+def packs(catalog: Catalog, dtype: np.dtype[np.void]) -> Iterator[Batch]:
+    """All packs, with the columns of `dtype`."""
+    catalog.use("packs")
+    names = ", ".join(dtype.names or ())
+    query = f"SELECT {names} FROM (SELECT DISTINCT ON (pack_id) * FROM packs) ORDER BY pack_id"
+    for batch in catalog.batches(query):
+        yield to_batch(batch, dtype, {})
+
+
+def affected_objects(
+    catalog: Catalog, chunk_ids: list[bytes], pack_ids: list[bytes], limit: int
+) -> tuple[int, list[dict[str, Any]]]:
+    """Objects that need any of these chunks, or any chunk that lies only in these packs: how many, and the first
+    `limit` of them as run and path."""
+    catalog.use("objects", "extents", "chunks")
+    execute = catalog.connection.execute
+    execute(
+        """
+        CREATE OR REPLACE TABLE lost_chunks AS SELECT unnest(?::BLOB[]) AS chunk_id
+        UNION SELECT chunk_id FROM chunks GROUP BY chunk_id
+        HAVING bool_and(pack_id IN (SELECT unnest(?::BLOB[])))
+        """,
+        [chunk_ids, pack_ids],
+    )
+    execute(
+        """
+        CREATE OR REPLACE TABLE lost_objects AS SELECT run, path FROM objects WHERE content_id IN (
+            SELECT chunk_id FROM lost_chunks
+            UNION SELECT content_id FROM extents WHERE chunk_id IN (SELECT chunk_id FROM lost_chunks))
+        """
+    )
+    count = catalog.one("SELECT count(*) AS n FROM lost_objects")["n"]
+    return count, list(catalog.rows(f"SELECT run, path FROM lost_objects ORDER BY run, path LIMIT {limit}"))
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """Sums over a store, in objects, chunks and bytes. `logical`: what the runs hold, each for itself; `unique`: each
+    distinct chunk once; `stored`: blocks and directories of the packs; `parity`: shard files less that; `manifests`:
+    the manifests of one backend."""
+
+    runs: int
+    files: int
+    objects: int
+    logical: int
+    chunks: int
+    unique: int
+    packs: int
+    stored: int
+    parity: int
+    manifests: int
+
+    @property
+    def dedupe_ratio(self) -> float:
+        return self.logical / self.unique if self.unique else 1.0
+
+    @property
+    def compression_ratio(self) -> float:
+        return self.unique / self.stored if self.stored else 1.0
+
+
+def store_stats(catalog: Catalog, state: State) -> StoreStats:
+    """Statistics by DuckDB over the manifests."""
+    catalog.use("objects", "chunks", "packs", "shards")
+    row = catalog.one(
+        """
+        SELECT (SELECT count(*) FROM objects) AS objects,
+               (SELECT count(*) FROM objects WHERE kind IN ('file', 'stream')) AS files,
+               (SELECT coalesce(sum(size), 0)::UBIGINT FROM objects WHERE kind IN ('file', 'stream')) AS logical,
+               (SELECT count(DISTINCT chunk_id) FROM chunks) AS chunks,
+               (SELECT coalesce(sum(length), 0)::UBIGINT
+                FROM (SELECT chunk_id, any_value(length) AS length FROM chunks GROUP BY chunk_id)) AS "unique",
+               (SELECT count(DISTINCT pack_id) FROM packs) AS packs,
+               (SELECT coalesce(sum(payload), 0)::UBIGINT FROM (SELECT DISTINCT pack_id, payload FROM packs)) AS stored,
+               (SELECT coalesce(sum(size), 0)::UBIGINT
+                FROM (SELECT DISTINCT pack_id, shard, size FROM shards WHERE present)) AS shard_bytes
+        """
+    )
+    shard_bytes = row.pop("shard_bytes")
+    manifests = sum(file.size for table in state.manifests for file in state.files(table))
+    return StoreStats(runs=len(state.runs), parity=shard_bytes - row["stored"], manifests=manifests, **row)

@@ -1,0 +1,98 @@
+"""Looking objects up: lists of a run's objects, one object, where the bytes of a range lie."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from manifests import format as fmt
+from manifests.catalog import Catalog, path_filter
+from manifests.columns import Batch
+from manifests.errors import NotFound, UsageError
+from manifests.plan import PLAN_DTYPE, to_batch
+
+_COLUMNS = "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, content_kind, content_id, error"
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """An archived object. `size` in bytes, `mtime_ns` in ns since 1970; `error` says why it is incomplete, if it is."""
+
+    run: uuid.UUID
+    row: int
+    path: bytes
+    kind: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    user_name: str | None
+    group_name: str | None
+    mtime_ns: int
+    target: bytes | None
+    digest: bytes | None
+    content_kind: int
+    content_id: bytes | None
+    error: str | None
+
+
+def list_objects(catalog: Catalog, run: uuid.UUID, path: bytes, recursive: bool) -> Iterator[ObjectInfo]:
+    """The object `path` of a run and what lies in it (all below it when `recursive`), by row; the top-level objects when
+    `path` is empty. Streams."""
+    catalog.use("objects")
+    condition, parameters = path_filter(path)
+    if not recursive:
+        depth = path.count(b"/") + (1 if path else 0)
+        # As text, DuckDB escapes the bytes of a BLOB that are not printable; a '/' stays what it is.
+        condition += f" AND length(path::VARCHAR) - length(replace(path::VARCHAR, '/', '')) <= {depth}"
+    query = f"SELECT {_COLUMNS} FROM objects WHERE run = ? AND {condition} ORDER BY row"
+    for row in catalog.rows(query, [run.bytes, *parameters]):
+        yield ObjectInfo(run, **row)
+
+
+def find_object(catalog: Catalog, run: uuid.UUID, path: bytes) -> ObjectInfo:
+    """The object called `path`. Raises NotFound."""
+    catalog.use("objects")
+    for row in catalog.rows(f"SELECT {_COLUMNS} FROM objects WHERE run = ? AND path = ? LIMIT 1", [run.bytes, path]):
+        return ObjectInfo(run, **row)
+    raise NotFound(f"the run holds no object {path.decode(errors='replace')!r}; see: drystone ls -R")
+
+
+def require_content(info: ObjectInfo) -> None:
+    """Raise UsageError unless bytes can be read from the object."""
+    if info.kind not in ("file", "stream"):
+        raise UsageError(f"{info.path.decode(errors='replace')!r} is a {info.kind}; only files have bytes to read")
+    if info.content_kind == fmt.CONTENT_NONE and info.error is not None:
+        raise NotFound(f"{info.path.decode(errors='replace')!r} was not archived: {info.error}")
+
+
+def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int) -> Iterator[Batch]:
+    """PLAN_DTYPE batches of the chunks that overlap a range of an object, by place in the object; the columns that
+    describe objects are zero. Streams."""
+    catalog.use("extents", "chunks", "blocks", "packs")
+    pieces = "SELECT 0::UBIGINT AS file_offset, ?::BLOB AS chunk_id"
+    parameters: list[Any] = [info.content_id]
+    if info.content_kind == fmt.CONTENT_EXTENTS:
+        pieces = """
+            SELECT DISTINCT "offset" AS file_offset, chunk_id FROM extents
+            WHERE content_id = ? AND "offset" < ? AND "offset" + length > ?
+        """
+        parameters = [info.content_id, offset + length, offset]
+    query = f"""
+        WITH pieces AS MATERIALIZED ({pieces}),
+        places AS (
+            SELECT chunk_id, unnest(arg_min(
+                {{pack_id: pack_id, block: block, chunk_offset: "offset", length: length}}, pack_id))
+            FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM pieces) GROUP BY chunk_id)
+        SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored, b.raw,
+               b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset
+        FROM pieces pc JOIN places pl USING (chunk_id)
+        JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks WHERE pack_id IN (SELECT pack_id FROM places)) b
+          ON b.pack_id = pl.pack_id AND b.block = pl.block
+        JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
+        ORDER BY pc.file_offset
+    """
+    for batch in catalog.batches(query, parameters):
+        yield to_batch(batch, PLAN_DTYPE, {})

@@ -1,0 +1,97 @@
+"""The command group, and how every ending becomes an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from manifests.errors import DrystoneError
+
+#: Command → module that holds it; loaded when it is called, so that help and errors come fast.
+COMMANDS = {
+    "init": "pipeline.cli.init",
+    "ingest": "pipeline.cli.ingest",
+    "runs": "pipeline.cli.listing",
+    "ls": "pipeline.cli.listing",
+    "stats": "pipeline.cli.listing",
+    "restore": "pipeline.cli.restore",
+    "cat": "pipeline.cli.restore",
+    "verify": "pipeline.cli.verify",
+}
+SUMMARIES = {
+    "init": "Make a store.",
+    "ingest": "Archive files, directories or standard input as one run.",
+    "runs": "List the runs.",
+    "ls": "List the objects of a run.",
+    "stats": "Show what the store holds and what it costs.",
+    "restore": "Restore a run, a path or a byte range.",
+    "cat": "Write an object, or a range of it, to standard output.",
+    "verify": "Check that everything is there and whole.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = getattr(import_module(module), f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-s", "--store", metavar="DIR", envvar="DRYSTONE_STORE", help="The store: its directory or any one backend."
+)
+@click.version_option(package_name="drystone", prog_name="drystone")
+@click.pass_context
+def cli(context: click.Context, store: str | None) -> None:
+    """Drystone: a bulk archiver that survives lost disks and rotten bits.
+
+    \b
+    drystone init /mnt/archive
+    drystone -s /mnt/archive ingest ~/data
+    drystone -s /mnt/archive restore latest --to /tmp/back
+    """
+    context.obj = {"store": store}
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run a command line and exit: 0 done, 1 failed, 2 usage, 3 done but something was skipped or lost, 4 something wants
+    repair, 130 and 143 on SIGINT and SIGTERM."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        result: Any = cli.main(arguments, prog_name="drystone", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as ending:
+        return ending.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print("drystone: stopped; nothing was committed", file=sys.stderr)
+        return 130
+    except DrystoneError as error:
+        print(f"drystone: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has enough: end quietly, as a tool killed by SIGPIPE does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

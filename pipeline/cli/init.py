@@ -1,0 +1,94 @@
+"""drystone init"""
+
+from __future__ import annotations
+
+import click
+
+from manifests.config import ChunkerSpec, CodecSpec, ECScheme
+from pipeline.cli.options import SIZE, Parsed, cache_directory, format_options
+from pipeline.cli.output import emit_json
+
+
+@click.command("init")
+@click.argument("directories", nargs=-1, required=True, metavar="DIR [DIR…]")
+@click.option(
+    "--ec",
+    "scheme",
+    type=Parsed("K+M", ECScheme.parse),
+    default="4+2",
+    show_default=True,
+    help="Data and parity shards.",
+)
+@click.option(
+    "--chunker",
+    type=Parsed("CHUNKER", ChunkerSpec.parse),
+    default="fastcdc:128KiB",
+    show_default=True,
+    help="fastcdc:AVERAGE or fixed:SIZE.",
+)
+@click.option(
+    "--compression",
+    type=Parsed("CODEC", CodecSpec.parse),
+    default="zstd:3",
+    show_default=True,
+    help="none, lz4 or zstd:LEVEL.",
+)
+@click.option("--pack-size", type=SIZE, default="32MiB", show_default=True, metavar="SIZE", help="Payload of a pack.")
+@format_options
+def init_command(
+    directories: tuple[str, ...],
+    scheme: ECScheme,
+    chunker: ChunkerSpec,
+    compression: CodecSpec,
+    pack_size: int,
+    output: str,
+) -> None:
+    """Make a store in DIR. One directory gets a subdirectory for each of its backends; name several, on disks of their
+    own, to survive the loss of disks.
+
+    \b
+    drystone init /mnt/archive
+    drystone init /mnt/a /mnt/b /mnt/c /mnt/d /mnt/e /mnt/f --ec 4+2
+
+    Like `restic init` and `borg init`.
+    """
+    from pipeline.filestore import FileStore
+
+    with FileStore.create(
+        directories, scheme=scheme, chunker=chunker, codec=compression, pack_size=pack_size, cache=cache_directory()
+    ) as store:
+        members = store.members
+        per_domain: dict[str, int] = {}
+        for index in range(scheme.total_shards):
+            domain = members.all[index % members.count].domain
+            per_domain[domain] = per_domain.get(domain, 0) + 1
+        safe_domains = sum(sorted(per_domain.values(), reverse=True)[:1]) <= scheme.m
+        if output != "table":
+            emit_json(
+                {
+                    "type": "summary",
+                    "store_id": str(store.config.store_id),
+                    "backends": [info.location for info in members.all],
+                    "may_be_lost": members.tolerance,
+                    "devices": len(per_domain),
+                    "survives_loss_of_a_device": safe_domains,
+                }
+            )
+            return
+        click.echo(f"store {store.config.store_id}, {scheme}, {chunker}, {compression}")
+        for info in members.all:
+            click.echo(f"  {info.location}")
+        backends = "backend" if members.tolerance == 1 else "backends"
+        devices = "device" if len(per_domain) == 1 else "devices"
+        click.echo(
+            f"any {members.tolerance} of {members.count} {backends} may be lost; they lie on {len(per_domain)} {devices}"
+        )
+        if not members.tolerance:
+            click.echo("warning: no backend may be lost; give more directories, or a scheme with more parity", err=True)
+        if not safe_domains and len(per_domain) < members.count:
+            most = max(per_domain.values())
+            click.echo(
+                f"warning: one device holds {most} shards of each pack and {scheme.m} may be lost: the loss of that device "
+                "loses everything; put backends on disks of their own",
+                err=True,
+            )

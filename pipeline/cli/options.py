@@ -1,0 +1,92 @@
+"""Options that commands share, and their one way of being read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from manifests.errors import DrystoneError, UsageError
+from manifests.sizes import parse_size
+
+FORMATS = ("table", "json", "jsonl", "csv", "parquet")
+Decorated = Callable[..., Any]
+
+
+class Parsed(click.ParamType):
+    """A parameter read by one of our own parsers, whose complaint becomes a usage error."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE = Parsed("SIZE", parse_size)
+
+
+def store_option(command: Decorated) -> Decorated:
+    """`-s/--store` behind the command's name, too."""
+    return click.option("-s", "--store", metavar="DIR", help="The store; or set DRYSTONE_STORE.")(command)
+
+
+def format_options(command: Decorated) -> Decorated:
+    """`--format`, and `--json` for short."""
+    command = click.option("--json", "output", flag_value="json", help="Short for --format json.")(command)
+    return click.option(
+        "--format", "output", type=click.Choice(FORMATS), default="table", show_default=True, help="Form of the output."
+    )(command)
+
+
+def quiet_option(command: Decorated) -> Decorated:
+    return click.option("-q", "--quiet", is_flag=True, help="No progress; errors only.")(command)
+
+
+def verbose_option(command: Decorated) -> Decorated:
+    return click.option("-v", "--verbose", is_flag=True, help="Name every item that was skipped, and more.")(command)
+
+
+def resource_options(command: Decorated) -> Decorated:
+    """`--workers` and `--memory`."""
+    from pipeline.topology import DEFAULT_MEMORY
+
+    command = click.option(
+        "--memory",
+        type=SIZE,
+        default=DEFAULT_MEMORY,
+        metavar="SIZE",
+        help="Of all processes together [default: 600MiB].",
+    )(command)
+    return click.option("--workers", type=click.IntRange(1), help="Worker processes [default: one a core].")(command)
+
+
+def cache_directory() -> Path | None:
+    """Where the environment wants caches: DRYSTONE_CACHE, XDG_CACHE_HOME, or None for the default."""
+    if own := os.environ.get("DRYSTONE_CACHE"):
+        return Path(own)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "drystone"
+    return None
+
+
+def open_store(context: click.Context, store: str | None) -> Any:
+    """The FileStore that the command line or the environment names. Raises UsageError when none does."""
+    from pipeline.filestore import FileStore
+
+    location = store or context.obj["store"]
+    if not location:
+        raise UsageError("which store? give -s DIR, or set DRYSTONE_STORE")
+    try:
+        return FileStore.open(location, cache=cache_directory())
+    except OSError as error:
+        raise DrystoneError(f"opening the store {location} failed: {error}") from error

@@ -1,0 +1,169 @@
+"""drystone restore and cat"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from manifests.errors import BackendError, UsageError
+from manifests.sizes import format_size
+from pipeline.cli.options import (
+    Parsed,
+    format_options,
+    open_store,
+    quiet_option,
+    resource_options,
+    store_option,
+)
+from pipeline.cli.output import emit_json, path_fields, show_path
+from stages.assemble import ByteRange
+
+RANGE = Parsed("A-B", ByteRange.parse)
+
+
+@click.command("restore")
+@click.argument("selection", default="latest", metavar="[RUN[:PATH]]")
+@store_option
+@click.option("--to", required=True, metavar="DIR", help="Directory to restore into; with --range, the file to write.")
+@click.option(
+    "--overwrite",
+    type=click.Choice(["never", "if-changed", "always"]),
+    default="never",
+    show_default=True,
+    help="What happens to files that are in the way.",
+)
+@click.option("--range", "byte_range", type=RANGE, help="Only these bytes of one object: 0-99, 100- or -500.")
+@resource_options
+@format_options
+@quiet_option
+@click.pass_context
+def restore_command(
+    context: click.Context,
+    selection: str,
+    store: str | None,
+    to: str,
+    overwrite: str,
+    byte_range: ByteRange | None,
+    workers: int | None,
+    memory: int,
+    output: str,
+    quiet: bool,
+) -> int:
+    """Restore a run (the latest, if none is named), or an object or directory of it.
+
+    RUN alone makes DIR/<base>; RUN:<base>/x makes DIR/x.
+
+    \b
+    drystone -s /mnt/archive restore --to /tmp/back
+    drystone -s /mnt/archive restore latest:data/photos --to /tmp/back
+    drystone -s /mnt/archive restore latest:data/disk.img --range 0-511 --to mbr.bin
+
+    Like `restic restore` and `borg extract`.
+    """
+    with open_store(context, store) as opened:
+        if byte_range is not None:
+            return _restore_range(opened, selection, byte_range, to, output)
+        return _restore(opened, selection, to, overwrite, workers, memory, output, quiet)
+
+
+def _restore(
+    opened: object, selection: str, to: str, overwrite: str, workers: int | None, memory: int, output: str, quiet: bool
+) -> int:
+    from manifests.plan import PlanTotals
+    from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
+    from pipeline.filestore import FileStore
+    from pipeline.restore.run import RestoreRequest
+    from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, RESTORE_STAGES, VERIFY
+
+    assert isinstance(opened, FileStore)
+    totals: list[PlanTotals] = []
+
+    def read(counters: Counters) -> Snapshot:
+        done = counters[:, ASSEMBLE].sum(axis=0)
+        held_by = bottleneck(counters, RESTORE_STAGES, (FETCH, DECOMPRESS, VERIFY, ASSEMBLE))
+        return Snapshot(int(done[0]), int(done[1]), totals[0].bytes if totals else 0, held_by)
+
+    request = RestoreRequest(to, overwrite, workers, memory)
+    with Progress.choose("restore", read, quiet=quiet, output=output) as progress:
+        result = opened.restore(selection, to, request=request, on_plan=totals.append, on_tick=progress.tick)
+    for path, reason in result.failures:
+        click.echo(f"not restored: {show_path(path)}: {reason}", err=True)
+    if result.failed > len(result.failures):
+        click.echo(f"… and {result.failed - len(result.failures)} more", err=True)
+    if output != "table":
+        for path, reason in result.failures if output == "jsonl" else ():
+            emit_json({"type": "item", **path_fields(path), "error": reason})
+        emit_json(
+            {
+                "type": "summary",
+                "files": result.files,
+                "bytes": result.bytes,
+                "failed": result.failed,
+                "healed_cells": result.healed_cells,
+                "seconds": round(result.seconds, 3),
+                "exit_code": result.exit_code,
+            }
+        )
+        return result.exit_code
+    rate = result.bytes / max(result.seconds, 1e-9)
+    if not quiet:
+        click.echo(
+            f"restored {result.files:,} files, {format_size(result.bytes)} in {result.seconds:.1f} s, {format_size(rate)}/s, "
+            "every chunk verified"
+        )
+        if result.healed_cells:
+            click.echo(f"decoded {result.healed_cells:,} missing or damaged cells on the way; see: drystone verify --data")
+        if result.failed:
+            click.echo(f"not restored whole: {result.failed:,} objects")
+    return result.exit_code
+
+
+def _restore_range(opened: object, selection: str, byte_range: ByteRange, to: str, output: str) -> int:
+    """Write a range to the file `to`, which gets its name when it is complete."""
+    from pipeline.filestore import FileStore
+
+    assert isinstance(opened, FileStore)
+    pieces = opened.open_range(selection, byte_range)
+    folder = os.path.dirname(os.path.abspath(to))
+    if os.path.isdir(to):
+        raise UsageError(f"{to} is a directory; with --range, --to names a file")
+    written, temp = 0, os.path.join(folder, f".drystone-range-{os.getpid()}")
+    try:
+        with open(temp, "xb") as out:
+            for piece in pieces:
+                written += out.write(piece)
+        os.replace(temp, to)
+    except OSError as error:
+        raise BackendError(f"writing {to} failed: {error.strerror}") from error
+    finally:
+        if os.path.exists(temp):
+            os.unlink(temp)
+    if output == "table":
+        click.echo(f"wrote {written:,} bytes to {to}")
+    else:
+        emit_json({"type": "summary", "bytes": written, "path": to})
+    return 0
+
+
+@click.command("cat")
+@click.argument("selection", metavar="RUN:PATH")
+@store_option
+@click.option("--range", "byte_range", type=RANGE, help="Only these bytes: 0-99, 100- or -500.")
+@click.pass_context
+def cat_command(context: click.Context, selection: str, store: str | None, byte_range: ByteRange | None) -> None:
+    """Write an object, or a range of it, to standard output. Only the blocks that hold it are read.
+
+    \b
+    drystone -s /mnt/archive cat latest:data/table.csv | head
+    drystone -s /mnt/archive cat latest:data/disk.img --range 1048576-2097151 >part
+
+    Like `restic dump` and `borg extract --stdout`.
+    """
+    if ":" not in selection:
+        raise UsageError("which object? write RUN:PATH, as in latest:data/table.csv")
+    with open_store(context, store) as opened:
+        for piece in opened.open_range(selection, byte_range):
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()

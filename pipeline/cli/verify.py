@@ -1,0 +1,114 @@
+"""drystone verify"""
+
+from __future__ import annotations
+
+import click
+
+from manifests.sizes import format_size
+from pipeline.cli.options import (
+    format_options,
+    open_store,
+    quiet_option,
+    resource_options,
+    store_option,
+    verbose_option,
+)
+from pipeline.cli.output import emit_json, path_fields, show_path
+
+NAMED_SHORT = 20
+
+
+@click.command("verify")
+@store_option
+@click.option("--data", is_flag=True, help="Read everything: every cell checksum and every chunk id.")
+@resource_options
+@format_options
+@quiet_option
+@verbose_option
+@click.pass_context
+def verify_command(
+    context: click.Context,
+    store: str | None,
+    data: bool,
+    workers: int | None,
+    memory: int,
+    output: str,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Check manifests, records and the presence of shards; with --data, all bytes. Exit 4: something wants repair,
+    nothing is lost; exit 3: bytes are lost.
+
+    \b
+    drystone -s /mnt/archive verify
+    drystone -s /mnt/archive verify --data
+
+    Like `restic check --read-data` and `borg check --verify-data`.
+    """
+    from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
+    from pipeline.topology import DECOMPRESS, FETCH, RESTORE_STAGES, VERIFY
+
+    def read(counters: Counters) -> Snapshot:
+        done = counters[:, FETCH].sum(axis=0)
+        return Snapshot(
+            int(counters[:, VERIFY, 0].sum()),
+            int(done[1]),
+            0,
+            bottleneck(counters, RESTORE_STAGES, (FETCH, DECOMPRESS, VERIFY)),
+        )
+
+    with open_store(context, store) as opened:
+        with Progress.choose("verify", read, quiet=quiet, output=output) as progress:
+            result = opened.verify(data=data, workers=workers, memory=memory, on_tick=progress.tick)
+    lines = [f"absent: {location}" for location in result.absent_backends]
+    lines += [f"{copy.backend}/{copy.key}: {copy.reason}" for copy in result.bad_copies]
+    lines += result.damaged_shards
+    lost = [f"lost: {run}:{show_path(path)}" for run, path in result.lost_objects]
+    for line in [*(lines if verbose else lines[:NAMED_SHORT]), *lost]:
+        click.echo(line, err=True)
+    if len(lines) > NAMED_SHORT and not verbose:
+        click.echo(f"… and {len(lines) - NAMED_SHORT} more; see: drystone verify -v", err=True)
+    if output != "table":
+        for run, path in result.lost_objects if output == "jsonl" else ():
+            emit_json({"type": "item", "run": str(run), **path_fields(path), "error": "lost"})
+        emit_json(
+            {
+                "type": "summary",
+                "packs": result.packs,
+                "checked_packs": result.checked_packs,
+                "checked_bytes": result.checked_bytes,
+                "bad_cells": result.bad_cells,
+                "missing_shards": result.missing_shards,
+                "bad_copies": len(result.bad_copies),
+                "absent_backends": result.absent_backends,
+                "lost_chunks": result.lost_chunks,
+                "lost_objects": result.lost_object_count,
+                "seconds": round(result.seconds, 3),
+                "exit_code": result.exit_code,
+            }
+        )
+        return result.exit_code
+    if not quiet:
+        read_text = (
+            f"{format_size(result.checked_bytes)} read, every cell and chunk checked" if data else "shards present"
+        )
+        click.echo(f"{result.packs:,} packs, {read_text}, {result.seconds:.1f} s")
+        click.echo(
+            _verdict(
+                result.exit_code,
+                result.bad_cells,
+                result.missing_shards,
+                len(result.bad_copies),
+                result.lost_object_count,
+            )
+        )
+    return result.exit_code
+
+
+def _verdict(code: int, cells: int, shards: int, copies: int, lost: int) -> str:
+    if code == 0:
+        return "whole: nothing is missing, nothing is damaged"
+    damage = f"{cells:,} bad cells, {shards:,} missing shards, {copies:,} bad copies of records and manifests"
+    if code == 4:
+        return f"damaged, but nothing is lost: {damage}; repair mends it"
+    return f"LOST: {lost:,} objects can't be restored whole; {damage}"

@@ -1,0 +1,274 @@
+"""FileStore: every operation of a store, for programs, notebooks and the command line.
+
+with FileStore.create(["archive"]) as store:
+    run = store.ingest(["/usr/share/doc"])
+    store.restore(f"{run.run_id}:doc/bash", "restored")
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests import log as storelog
+from manifests import store as membership
+from manifests.catalog import Catalog
+from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
+from manifests.errors import NotFound, UnsupportedFormat, UsageError
+from manifests.inspect import StoreStats, store_stats
+from manifests.log import Run, State
+from manifests.objects import ObjectInfo, find_object, list_objects
+from manifests.plan import PlanTotals
+from manifests.replicas import Replicas
+from manifests.store import Members
+from pipeline.ingest.run import IngestOptions, IngestResult, ingest
+from pipeline.packreader import ReadFigures
+from pipeline.ranges import RangeReader
+from pipeline.restore.run import RestoreRequest, RestoreResult, backend_places, restore
+from pipeline.topology import DEFAULT_MEMORY, DUCKDB_MEMORY
+from pipeline.verify.run import VerifyResult, verify
+from stages.assemble import ByteRange
+from stages.scan import Source
+
+Tick = Callable[[npt.NDArray[np.uint64]], None]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `RUN[:PATH]` names. `path` as raw bytes, empty for everything."""
+
+    run: str = "latest"
+    path: bytes = b""
+
+    @classmethod
+    def parse(cls, text: str) -> Selection:
+        """`RUN`, `RUN:PATH` or `:PATH`; RUN is an id, a unique prefix, or `latest`."""
+        run, _, path = text.partition(":")
+        return cls(run or "latest", os.fsencode(path.strip("/")))
+
+
+def default_cache() -> Path:
+    """Where disposable caches lie unless told: the user's cache directory."""
+    return Path.home() / ".cache" / "drystone"
+
+
+def make_sources(paths: Sequence[str], name: str = "") -> tuple[Source, ...]:
+    """Sources as given by a user: `-` is standard input and wants `name`; a single one may be renamed by it. Raises
+    NotFound, UsageError."""
+    if not paths:
+        raise UsageError("name at least one source")
+    if name and (len(paths) != 1 or "/" in name or name in (".", "..")):
+        raise UsageError("a name is given to one source, and is a single part of a path")
+    sources = []
+    for path in paths:
+        if path == "-":
+            if not name:
+                raise UsageError("standard input needs a name: --name backup.sql")
+            sources.append(Source(b"-", os.fsencode(name), stream=True))
+            continue
+        full = os.path.abspath(path)
+        if not os.path.lexists(full):
+            raise NotFound(f"no such source: {path}")
+        base = name or os.path.basename(full)
+        if not base:
+            raise UsageError("the root directory has no base name: give it one with --as")
+        sources.append(Source(os.fsencode(full), os.fsencode(base)))
+    names = [source.name for source in sources]
+    twice = next((each for each in names if names.count(each) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"two sources are called {os.fsdecode(twice)!r}; archive them in runs of their own, or rename one with --as"
+        )
+    return tuple(sources)
+
+
+class FileStore:
+    """An open store. Owned by one thread; `close` (or leaving the `with`) releases what it holds and may be called
+    twice. Methods raise DrystoneError and its kinds."""
+
+    def __init__(self, members: Members, log: storelog.Log, state: State, cache: Path) -> None:
+        """Use `create` or `open` instead."""
+        self.members = members
+        self.log = log
+        self.state = state
+        self._cache = cache / str(members.config.store_id)
+        self.replicas = Replicas(members, self._cache)
+        self._scratch = self._cache / f"tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        self._catalog: Catalog | None = None
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        directories: Sequence[str | Path],
+        *,
+        scheme: ECScheme | None = None,
+        chunker: ChunkerSpec | None = None,
+        codec: CodecSpec | None = None,
+        pack_size: int = 32 << 20,
+        cache: Path | None = None,
+    ) -> FileStore:
+        """Make a new store: one directory gets k+m backends as subdirectories, several become the backends.
+
+        >>> FileStore.create(["/mnt/a", "/mnt/b", "/mnt/c"], scheme=ECScheme(2, 1))  # doctest: +SKIP
+        """
+        config = StoreConfig(
+            uuid.uuid4(),
+            secrets.randbits(63),
+            scheme or ECScheme(),
+            chunker or ChunkerSpec(),
+            codec or CodecSpec(),
+            pack_size,
+        )
+        members = membership.create(config, directories)
+        storelog.initialise(members)
+        first = next(iter(members.present.values()))
+        return cls.open(first.storage.location, cache=cache)
+
+    @classmethod
+    def open(cls, location: str | Path, *, cache: Path | None = None) -> FileStore:
+        """Open a store from its directory or any one backend. `cache`: directory for disposable caches."""
+        members, log, state = storelog.open_store(location)
+        return cls(members, log, state, cache or default_cache())
+
+    def __enter__(self) -> FileStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release DuckDB and temporary files."""
+        if self._catalog is not None:
+            self._catalog.close()
+            self._catalog = None
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    @property
+    def config(self) -> StoreConfig:
+        return self.members.config
+
+    @property
+    def catalog(self) -> Catalog:
+        """DuckDB over the manifests; `catalog.use_all()` makes a view of each table."""
+        if self._catalog is None:
+            self._catalog = Catalog(
+                self.state,
+                self.replicas,
+                memory_limit=DUCKDB_MEMORY,
+                threads=min(4, os.cpu_count() or 1),
+                temp_directory=self._scratch,
+            )
+        return self._catalog
+
+    def _reload(self) -> None:
+        records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
+        self.log, self.state = records, storelog.fold(records.records.values())
+        if self._catalog is not None:
+            self._catalog.close()
+            self._catalog = None
+
+    # --- operations --------------------------------------------------------------------------------------------------
+
+    def ingest(
+        self,
+        paths: Sequence[str],
+        *,
+        name: str = "",
+        options: IngestOptions | None = None,
+        on_tick: Tick | None = None,
+    ) -> IngestResult:
+        """Archive files, directories or standard input (`-`) as one run. Raises what kept it from being committed;
+        skipped items are in the result."""
+        if self.config.read_only:
+            raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
+        options = options or IngestOptions()
+        sources = make_sources(paths, name)
+        if any(source.stream for source in sources) and options.stream is None:
+            options = replace(options, stream=0)
+        self.members.require_writable()
+        self.log.complete(self.members)
+        result = ingest(self.members, self.state, self.replicas, sources, options, on_tick)
+        self._reload()
+        return result
+
+    def runs(self) -> list[Run]:
+        """Committed runs, the oldest first."""
+        return list(self.state.runs)
+
+    def run(self, name: str = "latest") -> Run:
+        """The run of an id, a unique prefix, or `latest`. Raises NotFound."""
+        return self.state.find_run(name)
+
+    def list(self, selection: str = "", *, recursive: bool = False) -> Iterator[ObjectInfo]:
+        """Objects at and below `RUN[:PATH]`, streamed. Raises NotFound when there is none."""
+        chosen = Selection.parse(selection)
+        run = self.run(chosen.run)
+        found = False
+        for info in list_objects(self.catalog, run.run_id, chosen.path, recursive):
+            found = True
+            yield info
+        if not found and chosen.path:
+            raise NotFound(f"the run holds no object {os.fsdecode(chosen.path)!r}; see: drystone ls -R")
+
+    def restore(
+        self,
+        selection: str,
+        to: str | Path,
+        *,
+        request: RestoreRequest | None = None,
+        on_plan: Callable[[PlanTotals], None] | None = None,
+        on_tick: Tick | None = None,
+    ) -> RestoreResult:
+        """Restore `RUN[:PATH]` into the directory `to`: `RUN` makes `to/<base>`, `RUN:<base>/x` makes `to/x`."""
+        chosen = Selection.parse(selection)
+        request = replace(request or RestoreRequest(""), to=os.path.abspath(to))
+        run = self.run(chosen.run)
+        return restore(self.members, self.catalog, run.run_id, chosen.path, request, on_plan, on_tick)
+
+    def open_range(
+        self, selection: str, byte_range: ByteRange | None = None, figures: ReadFigures | None = None
+    ) -> Iterator[bytes]:
+        """The bytes of one object, or of a range of it, piece by piece; only the blocks that hold them are read.
+        `figures`, when given, counts the reads."""
+        chosen = Selection.parse(selection)
+        info = find_object(self.catalog, self.run(chosen.run).run_id, chosen.path)
+        offset, length = (byte_range or ByteRange(0, None)).resolve(info.size)
+        source = backend_places(self.members).source()
+        if figures is not None:
+            source.figures = figures
+        return RangeReader(self.catalog, source).read(info, offset, length)
+
+    def stats(self) -> StoreStats:
+        """Sums over the store."""
+        return store_stats(self.catalog, self.state)
+
+    def verify(
+        self,
+        *,
+        data: bool = False,
+        workers: int | None = None,
+        memory: int = DEFAULT_MEMORY,
+        inline: bool = False,
+        on_tick: Tick | None = None,
+    ) -> VerifyResult:
+        """Check records, manifests and the presence of shards; with `data`, every cell checksum and every chunk id."""
+        return verify(
+            self.members, self.log, self.state, self.catalog,
+            data=data, workers=workers, memory=memory, inline=inline, on_tick=on_tick,
+        )  # fmt: skip
+
+
+__all__ = ["FileStore", "Selection", "make_sources"]

@@ -1,0 +1,64 @@
+"""Reading a byte range of an archived object: only the blocks that hold it are fetched."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import numpy as np
+
+from manifests import format as fmt
+from manifests.catalog import Catalog
+from manifests.errors import Unreadable
+from manifests.objects import ObjectInfo, places_of_range, require_content
+from pipeline.packreader import PackReaders, ShardSource
+from pipeline.restore.work import pack_place
+from stages.assemble import chunk_is_good
+from stages.compress import Decoder
+
+#: Decompressed blocks that a reader keeps, so that neighbouring extents of one block cost one read.
+KEPT_BLOCKS = 4
+
+
+class RangeReader:
+    """Reads ranges of objects. Owned by one thread; keeps a few blocks, bounded by BLOCK_MAX each."""
+
+    def __init__(self, catalog: Catalog, source: ShardSource) -> None:
+        self._catalog = catalog
+        self._readers = PackReaders(source)
+        self._decoder = Decoder()
+        self._blocks: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
+
+    def read(self, info: ObjectInfo, offset: int, length: int) -> Iterator[bytes]:
+        """The bytes of an object from `offset`, up to `length` of them, piece by piece. Raises
+        UsageError, NotFound, and Unreadable where bytes can't be given back."""
+        require_content(info)
+        end = min(offset + length, info.size)
+        if offset >= end or info.content_kind == fmt.CONTENT_NONE:
+            return
+        for batch in places_of_range(self._catalog, info, offset, end - offset):
+            for row in batch.rows:
+                start = int(row["file_offset"])
+                if start > offset:
+                    raise Unreadable(f"{info.path!r}: the manifests place its bytes {offset} to {start} nowhere")
+                chunk = self._chunk(row)
+                piece = chunk[offset - start : end - start]
+                offset = start + len(chunk) if start + len(chunk) < end else end
+                yield piece
+        if offset < end:
+            raise Unreadable(f"{info.path!r}: the manifests place its bytes from {offset} on nowhere")
+
+    def _chunk(self, row: np.void) -> bytes:
+        key = (row["pack_id"].tobytes(), int(row["block"]))
+        block = self._blocks.get(key)
+        if block is None:
+            stored = self._readers.get(pack_place(row)).read(int(row["block_offset"]), int(row["stored"]))
+            block = bytes(self._decoder.decode(int(row["codec"]), stored, int(row["raw"])))
+            self._blocks[key] = block
+            if len(self._blocks) > KEPT_BLOCKS:
+                self._blocks.popitem(last=False)
+        at = int(row["chunk_offset"])
+        chunk = block[at : at + int(row["length"])]
+        if not chunk_is_good(row["chunk_id"].tobytes(), chunk):
+            raise Unreadable(f"a chunk in pack {pack_place(row).pack_id} does not match its id")
+        return chunk

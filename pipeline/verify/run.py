@@ -1,0 +1,241 @@
+"""One verification from beginning to end."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.catalog import Catalog
+from manifests.columns import Batch
+from manifests.inspect import BadCopy, affected_objects, bad_copies, packs
+from manifests.log import Log, State
+from manifests.store import Members
+from pipeline import messages
+from pipeline.arena import Message
+from pipeline.inline import run_inline
+from pipeline.restore.run import backend_places
+from pipeline.station import Acquire, Context, Station, Take
+from pipeline.supervisor import SignalWatch, Supervisor, WorkerSpec
+from pipeline.topology import DEFAULT_MEMORY, PLAN, RESTORE_STAGES, fan_shape
+from pipeline.verify.work import (
+    BAD_CELLS,
+    CHECKED,
+    FINDING_DTYPE,
+    LOST_CHUNK,
+    LOST_PACK,
+    MISSING_SHARD,
+    PACK_TASK_DTYPE,
+    VerifyOptions,
+    verify_station,
+)
+from stages.shard import file_size, shard_key
+
+VERIFY_WORKER_MEMORY = 48 << 20
+NAMED_OBJECTS = 1000
+#: Ids of lost chunks that are kept to name objects by; beyond, the count goes on.
+KEPT_LOST = 100_000
+
+
+@dataclass
+class VerifyResult:
+    """What a verification found. `damaged_shards`: lines for people; `lost_objects`: (run, path), the first of them;
+    `checked_bytes` and `checked_packs` tell how much data was read."""
+
+    seconds: float = 0.0
+    checked_bytes: int = 0
+    checked_packs: int = 0
+    packs: int = 0
+    bad_cells: int = 0
+    missing_shards: int = 0
+    lost_chunks: int = 0
+    lost_object_count: int = 0
+    absent_backends: list[str] = field(default_factory=list)
+    bad_copies: list[BadCopy] = field(default_factory=list)
+    damaged_shards: list[str] = field(default_factory=list)
+    lost_objects: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
+
+    @property
+    def repairable(self) -> bool:
+        return bool(self.bad_cells or self.missing_shards or self.bad_copies or self.absent_backends)
+
+    @property
+    def exit_code(self) -> int:
+        """0 whole, 3 bytes are lost, 4 damage that repair can mend."""
+        if self.lost_chunks or self.lost_object_count:
+            return 3
+        return 4 if self.repairable else 0
+
+
+class VerifyHome:
+    """State of a verification of data in the supervisor."""
+
+    def __init__(self, catalog: Catalog, workers: int, result: VerifyResult) -> None:
+        self._catalog = catalog
+        self._workers = workers
+        self._result = result
+        self._under_way = [0] * workers
+        self.lost_chunks: list[bytes] = []
+        self.lost_packs: list[bytes] = []
+
+    def plan_station(self, context: Context) -> Station:
+        """Sends TASK, a pack each, to the worker with the least to do."""
+        context.clock.switch(PLAN)
+        for batch in packs(self._catalog, PACK_TASK_DTYPE):
+            for number in range(len(batch.rows)):
+                slot = yield Acquire("plan")
+                with context.slot("plan", slot) as view:
+                    Batch(batch.rows[number : number + 1], b"").store(view)
+                context.seal("plan", slot)
+                worker = min(range(self._workers), key=self._under_way.__getitem__)
+                self._under_way[worker] += 1
+                context.send(f"plan/{worker}", Message(messages.TASK, slot))
+        for worker in range(self._workers):
+            context.send(f"plan/{worker}", Message(messages.END))
+
+    def reports_station(self, context: Context) -> Station:
+        """Takes DONE from reports/<worker>."""
+        rings = {f"reports/{worker}": worker for worker in range(self._workers)}
+        left = len(rings)
+        while left:
+            ring, message = yield Take(tuple(rings))
+            if message.kind == messages.END:
+                left -= 1
+                continue
+            with context.slot(ring, message.slot) as view:
+                loaded = Batch.load(view, FINDING_DTYPE)
+                report = Batch(loaded.rows.copy(), bytes(loaded.heap))
+                del loaded
+            context.release(ring, message.slot)
+            self._under_way[rings[ring]] -= message.first
+            self._result.checked_packs += message.first
+            for row in report.rows:
+                self._note(row, report.bytes_of(row, "reason").decode(errors="replace"))
+
+    def _note(self, row: np.void, reason: str) -> None:
+        result, kind = self._result, int(row["kind"])
+        shard = shard_key(uuid.UUID(bytes=row["pack_id"].tobytes()), int(row["shard"]))
+        if kind == CHECKED:
+            result.checked_bytes += int(row["count"])
+        elif kind == BAD_CELLS:
+            result.bad_cells += int(row["count"])
+            result.damaged_shards.append(f"{shard}: {int(row['count'])} bad cells")
+        elif kind == MISSING_SHARD:
+            result.missing_shards += 1
+            result.damaged_shards.append(f"{shard}: {reason}")
+        elif kind == LOST_CHUNK:
+            result.lost_chunks += 1
+            if len(self.lost_chunks) < KEPT_LOST:
+                self.lost_chunks.append(row["chunk_id"].tobytes())
+        elif kind == LOST_PACK:
+            self.lost_packs.append(row["pack_id"].tobytes())
+
+
+def verify(
+    members: Members,
+    log: Log,
+    state: State,
+    catalog: Catalog,
+    *,
+    data: bool = False,
+    workers: int | None = None,
+    memory: int = DEFAULT_MEMORY,
+    inline: bool = False,
+    on_tick: Callable[[npt.NDArray[np.uint64]], None] | None = None,
+) -> VerifyResult:
+    """Check records, manifests and the presence of shards; with `data`, every cell and every chunk. Raises what keeps it
+    from looking; what it finds is in the result."""
+    started = time.monotonic()
+    result = VerifyResult(packs=sum(file.rows for file in state.files("packs")))
+    result.absent_backends = [info.location for info in members.absent()]
+    with SignalWatch() as signals:
+        result.bad_copies = list(bad_copies(members, log, state))
+        signals.check()
+        if data:
+            _verify_data(members, catalog, result, workers, memory, inline, signals, on_tick)
+        else:
+            _verify_presence(members, catalog, result)
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def _verify_data(
+    members: Members,
+    catalog: Catalog,
+    result: VerifyResult,
+    workers: int | None,
+    memory: int,
+    inline: bool,
+    signals: SignalWatch,
+    on_tick: Callable[[npt.NDArray[np.uint64]], None] | None,
+) -> None:
+    shape = fan_shape("verify", len(RESTORE_STAGES), VERIFY_WORKER_MEMORY, os.cpu_count() or 1, memory, workers)
+    home = VerifyHome(catalog, shape.count, result)
+    specs = [
+        WorkerSpec(
+            name=name,
+            station=verify_station,
+            options=VerifyOptions(index, backend_places(members)),
+            rings=(f"plan/{index}", f"reports/{index}"),
+            pools=("plan", f"reports/{index}"),
+        )
+        for index, name in enumerate(shape.workers)
+    ]
+    stations: dict[str, Callable[[Context], Station]] = {"plan": home.plan_station, "reports": home.reports_station}
+    if inline:
+        everything: dict[str, Any] = {spec.name: (spec.station, spec.options) for spec in specs}
+        everything |= {f"home-{name}": (_ignoring(make), None) for name, make in stations.items()}
+        run_inline(replace(shape.layout(), workers=len(everything)), everything)
+    else:
+        Supervisor(shape.layout(), specs, signals=signals, on_tick=on_tick).run(stations)
+    if home.lost_chunks or home.lost_packs:
+        _name_lost(catalog, home.lost_chunks, home.lost_packs, result)
+
+
+def _ignoring(make: Callable[[Context], Station]) -> Callable[[Context, Any], Station]:
+    return lambda context, _: make(context)
+
+
+def _name_lost(catalog: Catalog, chunks: list[bytes], lost_packs: list[bytes], result: VerifyResult) -> None:
+    count, rows = affected_objects(catalog, chunks, lost_packs, NAMED_OBJECTS)
+    result.lost_object_count = count
+    result.lost_objects = [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
+
+
+def _verify_presence(members: Members, catalog: Catalog, result: VerifyResult) -> None:
+    """Whether each shard is there, on any backend, with its right length; packs that lack too many are lost."""
+    lost = []
+    for pack_id, k, missing in _missing_shards(members, catalog):
+        result.missing_shards += len(missing)
+        result.damaged_shards.extend(f"{shard_key(pack_id, index)}: {reason}" for index, reason in missing.items())
+        if k < 0:
+            lost.append(pack_id.bytes)
+    if lost:
+        _name_lost(catalog, [], lost, result)
+
+
+def _missing_shards(members: Members, catalog: Catalog) -> Iterator[tuple[uuid.UUID, int, dict[int, str]]]:
+    """Packs that lack shards: (pack id, shards that could still be lost or a negative number, shard → reason)."""
+    for batch in packs(catalog, PACK_TASK_DTYPE):
+        for row in batch.rows:
+            pack_id = uuid.UUID(bytes=row["pack_id"].tobytes())
+            size = file_size(int(row["shard_length"]))
+            missing = {}
+            for index in range(int(row["k"]) + int(row["m"])):
+                sizes = [
+                    member.storage.size(key)
+                    for member in members.present.values()
+                    if member.storage.exists(key := shard_key(pack_id, index))
+                ]
+                if not sizes:
+                    missing[index] = "it is on no backend that answers"
+                elif size not in sizes:
+                    missing[index] = f"it has {sizes[0]} bytes instead of {size}"
+            if missing:
+                yield pack_id, int(row["m"]) - len(missing), missing

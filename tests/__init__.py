@@ -1,0 +1,1 @@
+"""Tests of Drystone: behaviour, with real processes, files and kills."""
