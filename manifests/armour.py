@@ -97,7 +97,7 @@ def open_json(sealed: bytes) -> tuple[dict[str, Any], bool]:
         intact = False
     healed = line if intact else _heal_line(line, armour_line)
     if healed is None:
-        # The armour alone may be rotten: the record is then whole only if another copy says the same; not ours to guess.
+        # The armour alone may be rotten; whether the record is whole then, only another copy can say.
         raise CorruptRecord("JSON record is damaged beyond its armour")
     record = json.loads(healed)
     if not isinstance(record, dict):

@@ -13,7 +13,10 @@ from manifests.columns import Batch
 from manifests.errors import NotFound, UsageError
 from manifests.plan import PLAN_DTYPE, to_batch
 
-_COLUMNS = "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, content_kind, content_id, error"
+_COLUMNS = (
+    "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, "
+    "content_kind, content_id, error"
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class ObjectInfo:
 
 
 def list_objects(catalog: Catalog, run: uuid.UUID, path: bytes, recursive: bool) -> Iterator[ObjectInfo]:
-    """The object `path` of a run and what lies in it (all below it when `recursive`), by row; the top-level objects when
-    `path` is empty. Streams."""
+    """The object `path` of a run and what lies in it (all below it when `recursive`), by row; the top-level objects
+    when `path` is empty. Streams."""
     catalog.use("objects")
     condition, parameters = path_filter(path)
     if not recursive:
@@ -86,8 +89,8 @@ def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int
             SELECT chunk_id, unnest(arg_min(
                 {{pack_id: pack_id, block: block, chunk_offset: "offset", length: length}}, pack_id))
             FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM pieces) GROUP BY chunk_id)
-        SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored, b.raw,
-               b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset
+        SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
+               b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset
         FROM pieces pc JOIN places pl USING (chunk_id)
         JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks WHERE pack_id IN (SELECT pack_id FROM places)) b
           ON b.pack_id = pl.pack_id AND b.block = pl.block

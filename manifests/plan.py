@@ -137,7 +137,8 @@ class RestorePlan:
             SELECT row, path FROM wanted WHERE row IN (
                 SELECT row FROM pieces WHERE chunk_id NOT IN (SELECT chunk_id FROM places)
                 UNION ALL
-                SELECT row FROM wanted WHERE content_kind = {fmt.CONTENT_EXTENTS} AND row NOT IN (SELECT row FROM pieces)
+                SELECT row FROM wanted
+                WHERE content_kind = {fmt.CONTENT_EXTENTS} AND row NOT IN (SELECT row FROM pieces)
             ) ORDER BY row
             """
         )

@@ -1,4 +1,5 @@
-"""Reading packs from whatever backends are left: checked cell by cell, decoded row by row where cells are bad or gone."""
+"""Reading packs from whatever backends are left: checked cell by cell, decoded row by row where cells are bad or
+gone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Stations: what a worker does, as a generator that says what it waits for.
 
-A station yields `Take` (the next message of one of its rings), `Acquire` (a free slot) or `Until`, and gets what it asked for; a
-driver satisfies it, in a process of its own (pipeline/worker.py) or inline, all stations in one process
+A station yields `Take` (the next message of one of its rings), `Acquire` (a free slot) or `Until`, and gets what it
+asked for; a driver satisfies it, in a process of its own (pipeline/worker.py) or inline, all stations in one process
 (pipeline/inline.py). So the same code runs in both.
 """
 

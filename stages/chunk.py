@@ -1,8 +1,8 @@
 """Cutting bytes into content-defined chunks, and naming them.
 
 FastCDC 2020 (Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage Systems",
-IEEE TPDS 2020) by pyfastcdc, minimum = average / 4, maximum = average × 4; or pieces of fixed length. A chunk's id is the
-BLAKE3-256 of its bytes.
+IEEE TPDS 2020) by pyfastcdc, minimum = average / 4, maximum = average × 4; or pieces of fixed length. A chunk's id is
+the BLAKE3-256 of its bytes.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ judge). What does not shrink is stored as `none`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import lz4.block
 import numpy as np
@@ -30,7 +31,7 @@ def split_blocks(lengths: npt.NDArray[np.int64], target: int = BLOCK_TARGET) -> 
     count = max(1, round(total / target))
     marks = np.searchsorted(ends - lengths // 2, np.arange(1, count) * (total / count))
     borders = [0, *sorted({int(mark) for mark in marks} - {0, len(lengths)}), len(lengths)]
-    return [slice(a, b) for a, b in zip(borders, borders[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(borders)]
 
 
 class Encoder:
@@ -90,7 +91,8 @@ class Decoder:
         self._zstd = zstandard.ZstdDecompressor(max_window_size=1 << 27)
 
     def decode(self, codec: int, stored: bytes | memoryview, raw_length: int) -> memoryview:
-        """The `raw_length` bytes of a block. The view is the decoder's, valid until the next call. Raises DamagedBlock."""
+        """The `raw_length` bytes of a block. The view is the decoder's, valid until the next call. Raises
+        DamagedBlock."""
         if not 0 < raw_length <= fmt.BLOCK_MAX:
             raise DamagedBlock(f"a block of {raw_length} bytes; the format allows 1 to {fmt.BLOCK_MAX}")
         if codec == fmt.CODEC_NONE:

@@ -1,7 +1,7 @@
 """Erasure coding: parity of a pack's shards, and rows decoded from any k of k+m pieces.
 
-Systematic Reed–Solomon over GF(2^8) with a Cauchy matrix (Blömer et al. 1995, as ISA-L's gf_gen_cauchy1_matrix makes it:
-parity row i, column j is 1 / ((k + i) xor j)), polynomial 0x11d, position by position. The library is pyeclib with
+Systematic Reed–Solomon over GF(2^8) with a Cauchy matrix (Blömer et al. 1995, as ISA-L's gf_gen_cauchy1_matrix makes
+it: parity row i, column j is 1 / ((k + i) xor j)), polynomial 0x11d, position by position. The library is pyeclib with
 isa_l_rs_cauchy. Shards hold bare code words; the library's 80-byte fragment headers are stripped, and put back for
 decoding from those of an encoding of zeros of the same length, which they equal. The library takes `bytes` only, and
 decodes wrong bytes from a bad piece without a word: whoever calls has checked the pieces.

@@ -70,8 +70,8 @@ def cli(context: click.Context, store: str | None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run a command line and exit: 0 done, 1 failed, 2 usage, 3 done but something was skipped or lost, 4 something wants
-    repair, 130 and 143 on SIGINT and SIGTERM."""
+    """Run a command line and exit: 0 done, 1 failed, 2 usage, 3 done but something was skipped or lost, 4 something
+    wants repair, 130 and 143 on SIGINT and SIGTERM."""
     sys.exit(_run(arguments))
 
 

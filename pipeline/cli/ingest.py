@@ -75,9 +75,11 @@ def ingest_command(
         return Snapshot(int(done[0]), int(done[1]), int(found[1]), held_by)
 
     options = IngestOptions(codec=compression, tags=_tags(tags), host=host, workers=workers, memory=memory)
-    with open_store(click.get_current_context(), store) as opened:
-        with Progress.choose("ingest", read, quiet=quiet, output=output) as progress:
-            result = opened.ingest(sources, name=name, options=options, on_tick=progress.tick)
+    with (
+        open_store(click.get_current_context(), store) as opened,
+        Progress.choose("ingest", read, quiet=quiet, output=output) as progress,
+    ):
+        result = opened.ingest(sources, name=name, options=options, on_tick=progress.tick)
     tally = result.tally
     shown = tally.named_errors if verbose else tally.named_errors[:NAMED_SHORT]
     for path, reason in shown:

@@ -81,14 +81,15 @@ def init_command(
         backends = "backend" if members.tolerance == 1 else "backends"
         devices = "device" if len(per_domain) == 1 else "devices"
         click.echo(
-            f"any {members.tolerance} of {members.count} {backends} may be lost; they lie on {len(per_domain)} {devices}"
+            f"any {members.tolerance} of {members.count} {backends} may be lost; "
+            f"they lie on {len(per_domain)} {devices}"
         )
         if not members.tolerance:
             click.echo("warning: no backend may be lost; give more directories, or a scheme with more parity", err=True)
         if not safe_domains and len(per_domain) < members.count:
             most = max(per_domain.values())
             click.echo(
-                f"warning: one device holds {most} shards of each pack and {scheme.m} may be lost: the loss of that device "
-                "loses everything; put backends on disks of their own",
+                f"warning: one device holds {most} shards of each pack and {scheme.m} may be lost: "
+                "the loss of that device loses everything; put backends on disks of their own",
                 err=True,
             )

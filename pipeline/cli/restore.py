@@ -110,11 +110,13 @@ def _restore(
     rate = result.bytes / max(result.seconds, 1e-9)
     if not quiet:
         click.echo(
-            f"restored {result.files:,} files, {format_size(result.bytes)} in {result.seconds:.1f} s, {format_size(rate)}/s, "
-            "every chunk verified"
+            f"restored {result.files:,} files, {format_size(result.bytes)} in {result.seconds:.1f} s, "
+            f"{format_size(rate)}/s, every chunk verified"
         )
         if result.healed_cells:
-            click.echo(f"decoded {result.healed_cells:,} missing or damaged cells on the way; see: drystone verify --data")
+            click.echo(
+                f"decoded {result.healed_cells:,} missing or damaged cells on the way; see: drystone verify --data"
+            )
         if result.failed:
             click.echo(f"not restored whole: {result.failed:,} objects")
     return result.exit_code

@@ -57,9 +57,11 @@ def verify_command(
             bottleneck(counters, RESTORE_STAGES, (FETCH, DECOMPRESS, VERIFY)),
         )
 
-    with open_store(context, store) as opened:
-        with Progress.choose("verify", read, quiet=quiet, output=output) as progress:
-            result = opened.verify(data=data, workers=workers, memory=memory, on_tick=progress.tick)
+    with (
+        open_store(context, store) as opened,
+        Progress.choose("verify", read, quiet=quiet, output=output) as progress,
+    ):
+        result = opened.verify(data=data, workers=workers, memory=memory, on_tick=progress.tick)
     lines = [f"absent: {location}" for location in result.absent_backends]
     lines += [f"{copy.backend}/{copy.key}: {copy.reason}" for copy in result.bad_copies]
     lines += result.damaged_shards

@@ -1,7 +1,7 @@
 """The dedupe station: sees ids only, in whole batches.
 
-It learns the known ids from home, then drops from each data slot what is known, gives the slot to the compressor with the
-least to do, and lets rows pass on to home with a verdict about their contents.
+It learns the known ids from home, then drops from each data slot what is known, gives the slot to the compressor with
+the least to do, and lets rows pass on to home with a verdict about their contents.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def _specs(
                 backends,
                 tuple(info.number for info in members.all),
                 state.newest,
-            ),  # fmt: skip
+            ),
             rings=(f"packs/{i}", *(f"blocks/{c}/{i}" for c in compressors)),
             pools=(f"packs/{i}", *(f"blocks/{c}" for c in compressors)),
         )

@@ -1,4 +1,5 @@
-"""The home stations of a restore: tasks go out in pack order, outcomes come in, large objects are counted to their end."""
+"""The home stations of a restore: tasks go out in pack order, outcomes come in, large objects are counted to their
+end."""
 
 from __future__ import annotations
 
@@ -44,8 +45,8 @@ class RestoreTally:
 
 
 class RestoreHome:
-    """State of a restore in the supervisor: four bytes for each object in many blocks, and the numbers of those that are
-    whole and not yet named."""
+    """State of a restore in the supervisor: four bytes for each object in many blocks, and the numbers of those that
+    are whole and not yet named."""
 
     def __init__(self, plan: RestorePlan, workers: int) -> None:
         self._plan = plan

@@ -12,6 +12,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,7 @@ class Restorer:
         paths = batch.all_bytes("path")
         same = (rows["pack_id"][1:] == rows["pack_id"][:-1]).all(axis=1) & (rows["block"][1:] == rows["block"][:-1])
         starts = [0, *(np.flatnonzero(~same) + 1).tolist(), len(rows)]
-        blocks = list(zip(starts, starts[1:], strict=False))
+        blocks = list(pairwise(starts))
         for first, last in self._fetch_groups(rows, blocks):
             self._fetch(rows, paths, blocks[first:last], outcomes)
 

@@ -149,8 +149,8 @@ def verify(
     inline: bool = False,
     on_tick: Callable[[npt.NDArray[np.uint64]], None] | None = None,
 ) -> VerifyResult:
-    """Check records, manifests and the presence of shards; with `data`, every cell and every chunk. Raises what keeps it
-    from looking; what it finds is in the result."""
+    """Check records, manifests and the presence of shards; with `data`, every cell and every chunk. Raises what keeps
+    it from looking; what it finds is in the result."""
     started = time.monotonic()
     result = VerifyResult(packs=sum(file.rows for file in state.files("packs")))
     result.absent_backends = [info.location for info in members.absent()]
