@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from manifests.config import CodecSpec
@@ -17,6 +19,9 @@ from pipeline.cli.options import (
     verbose_option,
 )
 from pipeline.cli.output import emit_json, path_fields, show_path
+
+if TYPE_CHECKING:
+    from pipeline.ingest.run import IngestResult
 
 NAMED_SHORT = 10
 
@@ -94,18 +99,14 @@ def ingest_command(
         for path, reason in tally.named_errors if output == "jsonl" else ():
             emit_json({"type": "item", **path_fields(path), "error": reason})
         emit_json(_record(result))
-    code: int = result.exit_code
-    return code
+    return result.exit_code
 
 
 def _ratio(of: float, to: float) -> str:
     return f"{of / to:.2f}" if to else "-"
 
 
-def _show(result: object, quiet: bool) -> None:
-    from pipeline.ingest.run import IngestResult
-
-    assert isinstance(result, IngestResult)
+def _show(result: IngestResult, quiet: bool) -> None:
     tally = result.tally
     click.echo(f"run {result.run_id}")
     if quiet:
@@ -132,10 +133,7 @@ def _show(result: object, quiet: bool) -> None:
             )
 
 
-def _record(result: object) -> dict[str, object]:
-    from pipeline.ingest.run import IngestResult
-
-    assert isinstance(result, IngestResult)
+def _record(result: IngestResult) -> dict[str, object]:
     tally = result.tally
     return {
         "type": "summary",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from manifests.errors import DrystoneError, UsageError
 from manifests.sizes import parse_size
+
+if TYPE_CHECKING:
+    from pipeline.filestore import FileStore
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 Decorated = Callable[..., Any]
@@ -79,7 +82,7 @@ def cache_directory() -> Path | None:
     return None
 
 
-def open_store(context: click.Context, store: str | None) -> Any:
+def open_store(context: click.Context, store: str | None) -> FileStore:
     """The FileStore that the command line or the environment names. Raises UsageError when none does."""
     from pipeline.filestore import FileStore
 

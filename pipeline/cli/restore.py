@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +20,9 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import emit_json, path_fields, show_path
 from stages.assemble import ByteRange
+
+if TYPE_CHECKING:
+    from pipeline.filestore import FileStore
 
 RANGE = Parsed("A-B", ByteRange.parse)
 
@@ -69,15 +73,20 @@ def restore_command(
 
 
 def _restore(
-    opened: object, selection: str, to: str, overwrite: str, workers: int | None, memory: int, output: str, quiet: bool
+    opened: FileStore,
+    selection: str,
+    to: str,
+    overwrite: str,
+    workers: int | None,
+    memory: int,
+    output: str,
+    quiet: bool,
 ) -> int:
     from manifests.plan import PlanTotals
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
-    from pipeline.filestore import FileStore
     from pipeline.restore.run import RestoreRequest
     from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, RESTORE_STAGES, VERIFY
 
-    assert isinstance(opened, FileStore)
     totals: list[PlanTotals] = []
 
     def read(counters: Counters) -> Snapshot:
@@ -122,11 +131,8 @@ def _restore(
     return result.exit_code
 
 
-def _restore_range(opened: object, selection: str, byte_range: ByteRange, to: str, output: str) -> int:
+def _restore_range(opened: FileStore, selection: str, byte_range: ByteRange, to: str, output: str) -> int:
     """Write a range to the file `to`, which gets its name when it is complete."""
-    from pipeline.filestore import FileStore
-
-    assert isinstance(opened, FileStore)
     pieces = opened.open_range(selection, byte_range)
     folder = os.path.dirname(os.path.abspath(to))
     if os.path.isdir(to):

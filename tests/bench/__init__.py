@@ -1,0 +1,1 @@
+"""Benchmarks, run by hand: timings live here, never in tests."""
