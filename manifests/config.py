@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +47,19 @@ class ECScheme:
         """Bytes of each shard of a pack of `payload` bytes: ceil(payload / k) rounded up to 64. This is the rule."""
         each = -(-payload // self.k)
         return -(-each // fmt.SHARD_ALIGN) * fmt.SHARD_ALIGN
+
+
+def placement(scheme: ECScheme, order: Sequence[int], pack_id: uuid.UUID) -> list[int]:
+    """Backend numbers for the shards of a pack, of the numbers of all backends in their `order` of joining: neighbours
+    on distinct backends, turned by the pack id so that parity spreads evenly. This is the rule where a shard is put
+    first; listings say where it is."""
+    turn = pack_id.int % len(order)
+    return [order[(index + turn) % len(order)] for index in range(scheme.total_shards)]
+
+
+def shards_per_backend(scheme: ECScheme, backends: int) -> int:
+    """Shards of a pack that one backend holds at most, and that go with it when it is lost."""
+    return -(-scheme.total_shards // backends)
 
 
 @dataclass(frozen=True)

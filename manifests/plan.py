@@ -17,9 +17,13 @@ import pyarrow as pa
 
 from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
-from manifests.columns import Batch
+from manifests.columns import Array, Batch
 
-#: `multi` is −1 for an object whose content lies in one block, else the number under which its parts are counted.
+#: Plan rows of one block beyond which its tasks are cut up, in bytes: chunks that many objects share.
+CROWDED_BYTES = 400_000
+
+#: `multi` is −1 for an object that one task writes whole (one chunk, or all in one block that is not crowded), else the
+#: number under which its parts are counted.
 PLAN_DTYPE = np.dtype(
     [
         ("pack_id", "u1", (16,)),
@@ -116,11 +120,19 @@ class RestorePlan:
         execute(
             """
             CREATE OR REPLACE TABLE multis AS
+            WITH placed AS (
+                SELECT row, pack_id, block, octet_length(path) AS path_bytes
+                FROM pieces JOIN places USING (chunk_id) JOIN wanted USING (row)),
+            crowded AS (
+                SELECT pack_id, block, true AS is_crowded FROM placed
+                GROUP BY pack_id, block HAVING sum(path_bytes + $row_bytes) > $crowd)
             SELECT row, (row_number() OVER (ORDER BY row) - 1)::BIGINT AS multi, parts FROM (
-                SELECT row, count(*) AS parts, count(DISTINCT (pack_id, block)) AS blocks
-                FROM pieces JOIN places USING (chunk_id) GROUP BY row
-            ) WHERE blocks > 1
-            """
+                SELECT row, count(*) AS parts, count(DISTINCT (pack_id, block)) AS blocks,
+                       bool_or(coalesce(is_crowded, false)) AS is_crowded
+                FROM placed LEFT JOIN crowded USING (pack_id, block) GROUP BY row
+            ) WHERE parts > 1 AND (blocks > 1 OR is_crowded)
+            """,
+            {"row_bytes": PLAN_DTYPE.itemsize, "crowd": CROWDED_BYTES},
         )
 
         self.count: int = catalog.one("SELECT count(*) AS n FROM wanted")["n"]
@@ -163,7 +175,20 @@ class RestorePlan:
         return counts
 
     def blocks(self) -> Iterator[Batch]:
-        """PLAN_DTYPE batches in order of pack and block; a block's rows may go on in the next batch."""
+        """PLAN_DTYPE batches in order of pack and block, each of whole blocks."""
+        held: Batch | None = None
+        for batch in self._block_rows():
+            whole = batch if held is None else join_batches(held, batch)
+            last = whole.rows[-1]
+            same = (whole.rows["block"] == last["block"]) & (whole.rows["pack_id"] == last["pack_id"]).all(axis=1)
+            start = int(np.argmax(same))
+            if start:
+                yield cut_batch(whole, 0, start)
+            held = cut_batch(whole, start, len(whole.rows))
+        if held is not None:
+            yield held
+
+    def _block_rows(self) -> Iterator[Batch]:
         query = """
             SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
                    b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset, pc.row,
@@ -178,7 +203,8 @@ class RestorePlan:
             ORDER BY pl.pack_id, pl.block, pl.chunk_offset, pc.row, pc.file_offset
         """
         for batch in self._catalog.batches(query):
-            yield to_batch(batch, PLAN_DTYPE, {"path": "path"})
+            if batch.num_rows:
+                yield to_batch(batch, PLAN_DTYPE, {"path": "path"})
 
     def items(
         self, kinds: tuple[str, ...], with_content: bool | None = None, backwards: bool = False
@@ -204,6 +230,31 @@ class RestorePlan:
         """
         for batch in self._catalog.batches(query, [numbers]):
             yield to_batch(batch, ITEM_DTYPE, {"path": "path", "target": "target"})
+
+
+def cut_batch(batch: Batch, start: int, end: int) -> Batch:
+    """Rows `start` to `end` with the part of the heap that they use (variable fields lie there in order of row)."""
+    rows = batch.rows[start:end].copy()
+    heap = bytearray()
+    for name in _variable(rows):
+        if len(rows):
+            at = rows[f"{name}_at"]
+            first, last = int(at[0]), int(at[-1]) + int(rows[f"{name}_len"][-1])
+            rows[f"{name}_at"] = at - first + len(heap)
+            heap += batch.heap[first:last]
+    return Batch(rows, bytes(heap))
+
+
+def join_batches(first: Batch, second: Batch) -> Batch:
+    """Both batches' rows as one batch with one variable field."""
+    rows = second.rows.copy()
+    for name in _variable(rows):
+        rows[f"{name}_at"] += len(first.heap)
+    return Batch(np.concatenate([first.rows, rows]), bytes(first.heap) + bytes(second.heap))
+
+
+def _variable(rows: Array) -> list[str]:
+    return [name for name in ("path", "target") if f"{name}_at" in (rows.dtype.names or ())]
 
 
 def to_batch(batch: Any, dtype: np.dtype[np.void], variable: dict[str, str]) -> Batch:

@@ -29,6 +29,9 @@ SPOOL_MEMORY = 4 << 20
 SPOOL_PIECE = 32 << 10
 
 
+_DEVICE_KINDS = [fmt.KINDS.index("chardev"), fmt.KINDS.index("blockdev")]
+
+
 @cache
 def _user_name(uid: int) -> str | None:
     try:
@@ -162,6 +165,7 @@ class RunRows:
             "user_name": _names(rows["uid"], _user_name),
             "group_name": _names(rows["gid"], _group_name),
             "clean": pa.array(rows["clean"] != 0),
+            "rdev": pa.array(rows["rdev"], mask=~np.isin(rows["kind"], _DEVICE_KINDS)),
         }
         plain = (
             "row",
@@ -175,7 +179,6 @@ class RunRows:
             "device",
             "inode",
             "links",
-            "rdev",
         )
         columns.update((name, rows[name]) for name in plain)
         self._append("objects", columns)

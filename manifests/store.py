@@ -16,7 +16,7 @@ from typing import Any
 from manifests import format as fmt
 from manifests.armour import open_json, seal_json
 from manifests.backends import BackendStorage, Buffer, open_backend
-from manifests.config import StoreConfig
+from manifests.config import StoreConfig, shards_per_backend
 from manifests.errors import (
     BackendError,
     BackendFull,
@@ -86,8 +86,8 @@ class Members:
     @property
     def tolerance(self) -> int:
         """Backends that may be lost with nothing lost: m, or fewer when shards share backends. This is the rule."""
-        per_backend = -(-self.config.scheme.total_shards // self.count)
-        return min(self.config.scheme.m // per_backend, self.count - 1)
+        scheme = self.config.scheme
+        return min(scheme.m // shards_per_backend(scheme, self.count), self.count - 1)
 
     @property
     def settle_count(self) -> int:
@@ -96,12 +96,6 @@ class Members:
 
     def absent(self) -> list[BackendInfo]:
         return [info for info in self.all if info.number not in self.present]
-
-    def placement(self, pack_id: uuid.UUID) -> list[int]:
-        """Backend numbers for the shards of a pack: neighbours on distinct backends, turned by the pack id so that
-        parity spreads evenly. This is the rule where a shard is put first; listings say where it is."""
-        turn = pack_id.int % self.count
-        return [self.all[(index + turn) % self.count].number for index in range(self.config.scheme.total_shards)]
 
     def require_writable(self) -> None:
         """Who writes must see all settled records: at least n − t backends. Raises TooFewBackends."""

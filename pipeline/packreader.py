@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from manifests import format as fmt
 from manifests.backends import BackendStorage
-from manifests.config import ECScheme
+from manifests.config import ECScheme, placement
 from manifests.errors import BackendError, Unreadable, UnsupportedFormat
 from stages.erasure import ErasureCoder
 from stages.errors import DamagedShard
@@ -68,9 +68,9 @@ class ShardSource:
         self._order = order
         self.figures = ReadFigures()
 
-    def candidates(self, pack_id: uuid.UUID, index: int) -> Iterator[tuple[int, BackendStorage]]:
+    def candidates(self, place: PackPlace, index: int) -> Iterator[tuple[int, BackendStorage]]:
         """Backends to look on for a shard: first where the placement rule puts it, then all others."""
-        first = self._order[(index + pack_id.int % len(self._order)) % len(self._order)]
+        first = placement(place.scheme, self._order, place.pack_id)[index]
         for number in sorted(self._backends, key=lambda number: number != first):
             yield number, self._backends[number]
 
@@ -84,7 +84,7 @@ class ShardSource:
     def open(self, place: PackPlace, index: int) -> OpenShard | None:
         """Shard `index` from the first backend that holds it with a readable record, or None."""
         reasons = []
-        for number, storage in self.candidates(place.pack_id, index):
+        for number, storage in self.candidates(place, index):
             key = shard_key(place.pack_id, index)
             try:
                 return self._open_on(storage, key, number, place, index)

@@ -59,6 +59,8 @@ class ErasureCoder:
         """The k data pieces from any k pieces of one sub-range of a row, given by shard index; all of one length, a
         multiple of 64. Raises TooFewPieces."""
         k = self.scheme.k
+        if any(not 0 <= index < self.scheme.total_shards for index in pieces):
+            raise StageError(f"a scheme of {self.scheme} has no shards {sorted(pieces)}")
         if len(pieces) < k:
             raise TooFewPieces(f"{len(pieces)} of the {k} pieces needed are left")
         lengths = {len(piece) for piece in pieces.values()}

@@ -19,7 +19,7 @@ FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 Decorated = Callable[..., Any]
 
 
-class Parsed(click.ParamType):
+class Parsed(click.ParamType[Any]):
     """A parameter read by one of our own parsers, whose complaint becomes a usage error."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

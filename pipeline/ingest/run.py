@@ -239,13 +239,19 @@ def _lost(members: Members) -> list[str]:
     return absent + list(members.failed.values())
 
 
+def _text(path: bytes) -> str:
+    """A path for the log's JSON, which must be readable by everybody: bytes that are not UTF-8 are escaped. The exact
+    bytes are in the objects table."""
+    return path.decode(errors="backslashreplace")
+
+
 def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestOptions) -> dict[str, Any]:
     tally = result.tally
     return {
         "host": options.host or socket.gethostname(),
         "tags": dict(options.tags),
-        "sources": [os.fsdecode(source.path) for source in sources],
-        "names": [os.fsdecode(source.name) for source in sources],
+        "sources": [_text(source.path) for source in sources],
+        "names": [_text(source.name) for source in sources],
         "files": tally.files,
         "directories": tally.directories,
         "others": tally.others,

@@ -15,7 +15,7 @@ import numpy as np
 
 from manifests import format as fmt
 from manifests.backends import BackendStorage, open_backend
-from manifests.config import CodecSpec, ECScheme
+from manifests.config import CodecSpec, ECScheme, placement, shards_per_backend
 from manifests.errors import BackendError, BackendFull, TooFewBackends
 from manifests.ids import NIL, new_id
 from pipeline import messages
@@ -127,10 +127,8 @@ class PackWriter:
         self._coder.parity(sealed.payload, length, parity)
         pack_id = self._newest = new_id(self._newest)
         self._context.at(f"pack {pack_id}")
-        turn = pack_id.int % len(options.order)
         writes = []
-        for index in range(scheme.total_shards):
-            number = options.order[(index + turn) % len(options.order)]
+        for index, number in enumerate(placement(scheme, options.order, pack_id)):
             source, at = (sealed.payload, index) if index < scheme.k else (parity, index - scheme.k)
             data = source[at * length : (at + 1) * length]
             writes.append((index, number, self._write_shard(number, pack_id, index, sealed, length, data)))
@@ -184,8 +182,8 @@ class PackWriter:
         rule."""
         k, m = self._options.scheme.k, self._options.scheme.m
         good = np.bincount(shards["backend"][shards["present"] != 0], minlength=1)
-        per_backend = -(-(k + m) // len(self._options.order))
-        spare = int(good.max()) if m >= per_backend else 0
+        # Where losing a backend takes more shards than there is parity, there was nothing to spare from the start.
+        spare = int(good.max()) if m >= shards_per_backend(self._options.scheme, len(self._options.order)) else 0
         if good.sum() - spare < k:
             reasons = "; ".join(self._failed.values())
             full = any("No space" in reason for reason in self._failed.values())

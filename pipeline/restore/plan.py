@@ -10,16 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.columns import Batch
-from manifests.plan import RestorePlan
+from manifests.plan import RestorePlan, cut_batch
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.restore.work import OUTCOME_DTYPE
 from pipeline.station import Acquire, Context, Station, Steps, Take, Until
 from pipeline.topology import PLAN, SMALL_SLOT
 
-#: A task: blocks of about this many bytes, or this many rows, and no more than a slot holds.
+#: A task: whole blocks of about this many bytes, described in no more than this many. A single block may need more, but
+#: then it is crowded, and what would have to be whole in one task is counted in parts.
 TASK_RAW = 8 << 20
-TASK_ROWS = 2048
+TASK_BYTES = 900_000
+ITEM_ROWS = 2048
 #: Finished large objects are named in lots of this many, for each lot is a query.
 FINISH_LOT = 4096
 NAMED_FAILURES = 1000
@@ -86,8 +88,8 @@ class RestoreHome:
             yield from self._send_all(context, messages.ITEMS, batch)
 
     def _send_all(self, context: Context, kind: int, batch: Batch) -> Steps:
-        for start in range(0, len(batch.rows), TASK_ROWS):
-            yield from self._send(context, kind, cut_batch(batch, start, start + TASK_ROWS))
+        for start in range(0, len(batch.rows), ITEM_ROWS):
+            yield from self._send(context, kind, cut_batch(batch, start, start + ITEM_ROWS))
 
     def _send(self, context: Context, kind: int, task: Batch) -> Steps:
         if task.nbytes > SMALL_SLOT:
@@ -138,32 +140,18 @@ class RestoreHome:
         self._ready.extend(done.tolist())
 
 
-def cut_batch(batch: Batch, start: int, end: int) -> Batch:
-    """Rows `start` to `end` with the part of the heap that they use (variable fields lie there in order of row)."""
-    rows = batch.rows[start:end].copy()
-    names = [name for name in ("path", "target") if f"{name}_at" in (rows.dtype.names or ())]
-    heap = bytearray()
-    for name in names:
-        at, length = rows[f"{name}_at"], rows[f"{name}_len"]
-        if len(rows):
-            first, last = int(at[0]), int(at[-1]) + int(length[-1])
-            rows[f"{name}_at"] = at - first + len(heap)
-            heap += batch.heap[first:last]
-    return Batch(rows, bytes(heap))
-
-
 def _tasks(batch: Batch) -> Iterator[Batch]:
-    """Tasks of a PLAN_DTYPE batch: whole blocks where possible."""
+    """Tasks of a PLAN_DTYPE batch, of whole blocks each."""
     rows = batch.rows
-    if not len(rows):
-        return
     new = np.ones(len(rows), bool)
     new[1:] = (rows["block"][1:] != rows["block"][:-1]) | (rows["pack_id"][1:] != rows["pack_id"][:-1]).any(axis=1)
-    starts = np.flatnonzero(new)
-    raw = np.cumsum(rows["raw"][starts].astype(np.int64))
-    first = taken = 0
-    for number, start in enumerate(starts.tolist()):
-        if number and (raw[number] - taken > TASK_RAW or start - first >= TASK_ROWS):
+    starts = np.flatnonzero(new).tolist()
+    ends = [*starts[1:], len(rows)]
+    raw = np.cumsum(rows["raw"][starts].astype(np.int64)).tolist()
+    size = np.cumsum(rows["path_len"] + rows.dtype.itemsize).tolist()
+    first = taken = used = 0
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if start > first and (raw[number] - taken > TASK_RAW or size[end - 1] - used > TASK_BYTES):
             yield cut_batch(batch, first, start)
-            first, taken = start, int(raw[number - 1])
+            first, taken, used = start, raw[number - 1], size[start - 1]
     yield cut_batch(batch, first, len(rows))

@@ -25,7 +25,7 @@ DRYSTONE = str(Path(sys.executable).with_name("drystone"))
 def timed(command: list[str]) -> float:
     """Wall seconds of a command. Raises CalledProcessError."""
     started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
