@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,12 @@ from manifests.errors import CorruptRecord
 
 JSON_PARITY = 32
 _JSON_WORD = 255 - JSON_PARITY
+_DIGEST = 32
+_PARITY_TEXT = JSON_PARITY * 5 // 4
+_BEFORE_DIGEST = b'\n{"armour":{"blake3":"'
+_BEFORE_PARITY = b'","rs":"'
+_END = b'"}}\n'
+_HEX = re.compile(rb"[0-9a-f]{2}")
 
 
 @cache
@@ -53,53 +60,83 @@ def open_record(sealed: bytes) -> tuple[bytes, bool]:
 
 def seal_json(record: dict[str, Any]) -> bytes:
     """Two lines: `record` as JSON, and its armour."""
-    line = json.dumps(record, separators=(",", ":"), sort_keys=True).encode()
-    codec = _codec(JSON_PARITY)
+    return seal_line(json.dumps(record, separators=(",", ":"), sort_keys=True).encode())
+
+
+def seal_line(line: bytes) -> bytes:
+    """`line`, and its armour as a second one of fixed layout: its length follows from that of `line`, so that a reader
+    finds every part of a rotten file by the length of the file alone."""
     digest = blake3(line).digest()
     message = line + digest
     words = (message[i : i + _JSON_WORD] for i in range(0, len(message), _JSON_WORD))
-    parity = b"".join(bytes(codec.encode(word))[len(word) :] for word in words)
-    armour = {"armour": {"blake3": digest.hex(), "rs": base64.b85encode(parity).decode(), "length": len(line)}}
-    return line + b"\n" + json.dumps(armour, separators=(",", ":"), sort_keys=True).encode() + b"\n"
+    parity = b"".join(bytes(_codec(JSON_PARITY).encode(word))[len(word) :] for word in words)
+    return b"".join((line, _BEFORE_DIGEST, digest.hex().encode(), _BEFORE_PARITY, base64.b85encode(parity), _END))
 
 
-def _heal_line(line: bytes, armour_line: bytes) -> bytes | None:
-    try:
-        armour = json.loads(armour_line)["armour"]
-        digest, parity = bytes.fromhex(armour["blake3"]), base64.b85decode(armour["rs"])
-        length = int(armour["length"])
-    except (ValueError, KeyError, TypeError):
-        return None
-    if len(line) != length:
-        return None
-    codec, message, healed = _codec(JSON_PARITY), line + digest, bytearray()
+def _words(length: int) -> int:
+    """Code words over a line of `length` bytes and its digest."""
+    return -(-(length + _DIGEST) // _JSON_WORD)
+
+
+def _line_length(size: int) -> int:
+    """Length of the line in a sealed file of `size` bytes. Raises CorruptRecord where no line makes such a file."""
+    rest = size - len(_BEFORE_DIGEST) - 2 * _DIGEST - len(_BEFORE_PARITY) - len(_END)
+    # Each word of the message costs its parity in base 85, so the guess is right but for the rounding.
+    guess = rest * _JSON_WORD // (_JSON_WORD + _PARITY_TEXT)
+    for length in range(max(0, guess - 2 * _PARITY_TEXT), guess + 2 * _PARITY_TEXT):
+        if length + _words(length) * _PARITY_TEXT == rest:
+            return length
+    raise CorruptRecord(f"a JSON record and its armour are never {size} bytes long; the file was cut or added to")
+
+
+def _unhex(text: bytes) -> bytes:
+    """Bytes of hexadecimal text; what is no such digit counts as 0, and is for the armour to heal."""
+    return bytes(
+        int(pair, 16) if _HEX.fullmatch(pair) else 0 for pair in (text[i : i + 2] for i in range(0, len(text), 2))
+    )
+
+
+def _unbase85(text: bytes) -> bytes:
+    """Bytes of base 85 text; groups that are none count as 0, and are for the armour to heal."""
+    found = bytearray()
+    for start in range(0, len(text), 5):
+        try:
+            found += base64.b85decode(text[start : start + 5])
+        except ValueError:
+            found += bytes(4)
+    return bytes(found)
+
+
+def _open_line(sealed: bytes) -> tuple[bytes, bool]:
+    """The line in a sealed file, and whether it, or its armour, is rotten. Raises CorruptRecord."""
+    length = _line_length(len(sealed))
+    line = sealed[:length]
+    at = length + len(_BEFORE_DIGEST)
+    digest = _unhex(sealed[at : at + 2 * _DIGEST])
+    at += 2 * _DIGEST + len(_BEFORE_PARITY)
+    if blake3(line).digest() == digest:
+        return line, seal_line(line) != sealed
+    parity, message = _unbase85(sealed[at : -len(_END)]), line + digest
+    healed = bytearray()
     for number, start in enumerate(range(0, len(message), _JSON_WORD)):
         word = message[start : start + _JSON_WORD] + parity[number * JSON_PARITY : (number + 1) * JSON_PARITY]
         try:
-            healed += codec.decode(word)[0]
-        except (reedsolo.ReedSolomonError, ZeroDivisionError, IndexError):
-            return None
+            healed += _codec(JSON_PARITY).decode(word)[0]
+        except (reedsolo.ReedSolomonError, ZeroDivisionError, IndexError) as error:
+            raise CorruptRecord(f"JSON record is damaged beyond its armour: {error}") from error
     line, digest = bytes(healed[:length]), bytes(healed[length:])
-    return line if blake3(line).digest() == digest else None
+    if blake3(line).digest() != digest:
+        raise CorruptRecord("JSON record is damaged beyond its armour: its digest does not match")
+    return line, True
 
 
 def open_json(sealed: bytes) -> tuple[dict[str, Any], bool]:
-    """The record in an armoured JSON file, and whether it had to be healed. Raises CorruptRecord.
-
-    A rotten byte may turn into a newline or eat one, so the border between the lines is looked for from the end.
-    """
-    border = sealed.rfind(b'\n{"armour":')
-    line, armour_line = (sealed[:border], sealed[border + 1 :]) if border >= 0 else (sealed, b"")
+    """The record in an armoured JSON file, and whether it had to be healed. Raises CorruptRecord."""
+    line, healed = _open_line(sealed)
     try:
-        digest = json.loads(armour_line)["armour"]["blake3"]
-        intact = blake3(line).hexdigest() == digest
-    except (ValueError, KeyError, TypeError):
-        intact = False
-    healed = line if intact else _heal_line(line, armour_line)
-    if healed is None:
-        # The armour alone may be rotten; whether the record is whole then, only another copy can say.
-        raise CorruptRecord("JSON record is damaged beyond its armour")
-    record = json.loads(healed)
+        record = json.loads(line)
+    except ValueError as error:
+        raise CorruptRecord(f"JSON record is no JSON: {error}") from error
     if not isinstance(record, dict):
         raise CorruptRecord("JSON record is not an object")
-    return record, not intact
+    return record, healed

@@ -1,7 +1,7 @@
 """Backends: the places that hold a store's files, behind one small interface.
 
-A key is a relative path with '/' between its parts. A put is whole or absent: temp, fsync, rename, fsync of the
-directory. Any implementation must pass tests/test_backends.py.
+A key is a relative path with '/' between its parts. A put is whole or absent: unnamed file, fsync, link (or rename over
+what was there), fsync of the directory; until it has its name, a kill leaves nothing behind. Any implementation must pass tests/test_backends.py.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LocalDirectory:
 
     def _error(self, action: str, key: str, error: OSError) -> BackendError:
         where = f"{action} {self.path(key)}: {error.strerror or error}"
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and action != "writing":
             return KeyNotFound(where)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return BackendFull(f"{where}; free some space or remove the backend")
@@ -86,28 +86,28 @@ class LocalDirectory:
         self._make_parent(parent.parent)
         with suppress(FileExistsError):
             os.mkdir(parent)
-            _fsync_directory(parent.parent)
+        _fsync_directory(parent.parent)
         self._made.add(str(parent))
+
+    def _open_parent(self, parent: Path) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self._make_parent(parent)
+        try:
+            return os.open(parent, flags)
+        except FileNotFoundError:
+            self._made.clear()  # somebody removed it since we made it
+            self._make_parent(parent)
+            return os.open(parent, flags)
 
     def write(self, key: str, pieces: Sequence[Buffer]) -> None:
         final = self.path(key)
-        temp = final.parent / f"{TEMP_MARK}{secrets.token_hex(8)}"
         try:
-            self._make_parent(final.parent)
-            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            folder = self._open_parent(final.parent)
             try:
-                try:
-                    for piece in pieces:
-                        _write_all(fd, piece)
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-                os.rename(temp, final)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(temp)
-                raise
-            _fsync_directory(final.parent)
+                _write_named(folder, final.name, pieces)
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except OSError as error:
             raise self._error("writing", key, error) from error
 
@@ -143,7 +143,11 @@ class LocalDirectory:
             raise self._error("deleting", key, error) from error
 
     def exists(self, key: str) -> bool:
-        return self.path(key).exists()
+        try:
+            self.size(key)
+        except KeyNotFound:
+            return False
+        return True
 
     def size(self, key: str) -> int:
         try:
@@ -166,11 +170,17 @@ class LocalDirectory:
             raise self._error("listing", prefix, error) from error
 
     def free_bytes(self) -> int:
-        stat = os.statvfs(self.root)
+        try:
+            stat = os.statvfs(self.root)
+        except OSError as error:
+            raise self._error("looking at", "", error) from error
         return stat.f_bavail * stat.f_frsize
 
     def device(self) -> str:
-        return f"device:{os.stat(self.root).st_dev}"
+        try:
+            return f"device:{os.stat(self.root).st_dev}"
+        except OSError as error:
+            raise self._error("looking at", "", error) from error
 
     def remove_folder(self, prefix: str) -> None:
         """Remove the folder `prefix` with what it holds, temporary files too: for folders of one owner only."""
@@ -182,6 +192,43 @@ class LocalDirectory:
                 os.rmdir(folder)
         except OSError as error:
             raise self._error("removing", prefix, error) from error
+
+
+def _write_named(folder: int, name: str, pieces: Sequence[Buffer]) -> None:
+    """Write a file whole and durably, and let it appear as `name` in the directory `folder` in one step, replacing what
+    was there. Until then it has no name, so that the kernel frees it if we die; a temporary one where the file system
+    has no unnamed files."""
+    temp: str | None = None
+    try:
+        fd = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o644, dir_fd=folder)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+        temp = _temporary_name()
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder)
+    try:
+        for piece in pieces:
+            _write_all(fd, piece)
+        os.fsync(fd)
+        if temp is None:
+            try:
+                os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
+                return
+            except FileExistsError:
+                temp = _temporary_name()
+                os.link(f"/proc/self/fd/{fd}", temp, dst_dir_fd=folder, follow_symlinks=True)
+        os.rename(temp, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        if temp is not None:
+            with suppress(OSError):
+                os.unlink(temp, dir_fd=folder)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _temporary_name() -> str:
+    return f"{TEMP_MARK}{secrets.token_hex(8)}"
 
 
 def _write_all(fd: int, piece: Buffer) -> None:

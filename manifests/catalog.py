@@ -62,8 +62,7 @@ class Catalog:
                 listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
                 self.connection.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{listed}])")
             else:
-                self.connection.register(f"{table}_empty", SCHEMAS[table].empty_table())
-                self.connection.execute(f"CREATE VIEW {table} AS SELECT * FROM {table}_empty")
+                self._make_table(table, SCHEMAS[table].empty_table())
             self._made.add(table)
 
     def use_all(self) -> None:
@@ -76,7 +75,15 @@ class Catalog:
         schema = pa.schema(
             [("run", pa.binary(16)), ("id", pa.string()), ("time", pa.string()), ("summary", pa.string())]
         )
-        self.connection.register("runs", pa.Table.from_pylist(rows, schema=schema))
+        if "runs" not in self._made:
+            self._make_table("runs", pa.Table.from_pylist(rows, schema=schema))
+            self._made.add("runs")
+
+    def _make_table(self, name: str, content: Any) -> None:
+        """A table with this content, which cursors see, too."""
+        self.connection.register("incoming", content)
+        self.connection.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
+        self.connection.unregister("incoming")
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> Iterator[dict[str, Any]]:
         """Result rows as dicts, streamed."""

@@ -112,12 +112,30 @@ class CodecSpec:
     def parse(cls, text: str) -> CodecSpec:
         """`none`, `lz4`, `zstd` or `zstd:LEVEL`."""
         name, colon, level = text.partition(":")
-        if colon and (name != "zstd" or not level.isdecimal()):
+        if colon and (name != "zstd" or not re.fullmatch(r"[0-9]{1,3}", level)):
             raise UsageError(f"{text!r} is not a codec; write none, lz4 or zstd:LEVEL")
         return cls(name, int(level) if colon else 3)
 
     def __str__(self) -> str:
         return f"zstd:{self.level}" if self.name == "zstd" else self.name
+
+
+#: Seeds that the chunker takes.
+SEEDS = 1 << 63
+
+
+def _whole(value: Any) -> int:
+    """A JSON number that is an integer. Raises TypeError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is not an integer")
+    return value
+
+
+def _text(value: Any) -> str:
+    """A JSON string that is not empty. Raises TypeError."""
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{value!r} is not a text")
+    return value
 
 
 @dataclass(frozen=True)
@@ -136,6 +154,8 @@ class StoreConfig:
     compat: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < SEEDS:
+            raise UsageError(f"seed {self.seed}: 0 to {SEEDS - 1}")
         if not 64 << 10 <= self.pack_size <= 1 << 30:
             raise UsageError(f"pack size {self.pack_size}: 64 KiB to 1 GiB")
 
@@ -167,22 +187,22 @@ class StoreConfig:
             if record["format"] != fmt.FORMAT_NAME or record["type"] != "store":
                 raise CorruptRecord(f"{where}: not a store record")
             flags = record["flags"]
-            unknown = int(flags["incompat"]) & ~fmt.INCOMPAT_KNOWN
+            unknown = _whole(flags["incompat"]) & ~fmt.INCOMPAT_KNOWN
             if unknown:
                 raise UnsupportedFormat(
                     f"{where}: the store uses a feature unknown to this version "
                     f"(incompat flag {unknown:#x}); use a newer drystone"
                 )
             return cls(
-                store_id=uuid.UUID(record["store_id"]),
-                seed=int(record["seed"]),
-                scheme=ECScheme.parse(record["scheme"]),
-                chunker=ChunkerSpec.parse(record["chunker"]),
-                codec=CodecSpec.parse(record["codec"]),
-                pack_size=int(record["pack_size"]),
-                incompat=int(flags["incompat"]),
-                ro_compat=int(flags["ro_compat"]),
-                compat=int(flags["compat"]),
+                store_id=uuid.UUID(_text(record["store_id"])),
+                seed=_whole(record["seed"]),
+                scheme=ECScheme.parse(_text(record["scheme"])),
+                chunker=ChunkerSpec.parse(_text(record["chunker"])),
+                codec=CodecSpec.parse(_text(record["codec"])),
+                pack_size=_whole(record["pack_size"]),
+                incompat=_whole(flags["incompat"]),
+                ro_compat=_whole(flags["ro_compat"]),
+                compat=_whole(flags["compat"]),
             )
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise CorruptRecord(f"{where}: the store record makes no sense: {error!r}") from error

@@ -14,7 +14,7 @@ for _power, _letter in enumerate("kmgtpe", start=1):
 
 def parse_size(text: str) -> int:
     """Bytes in `text`: KiB, MiB … are powers of 1024, as are bare K, M …; kB, MB … are powers of 1000."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in _UNITS:
         raise UsageError(f"{text!r} is not a size; write it as 4096, 128KiB or 1.5GB")
     return int(float(match[1]) * _UNITS[match[2]]) if "." in match[1] else int(match[1]) * _UNITS[match[2]]

@@ -84,8 +84,11 @@ class TableWriter:
         return manifest
 
     def close(self) -> None:
-        """Give the file up."""
-        self._file.close()
+        """Give the file up; pyarrow's writer goes first, for it still writes its footer."""
+        try:
+            self._writer.close()
+        finally:
+            self._file.close()
 
 
 def _as_arrow(values: Any, kind: Any) -> Any:

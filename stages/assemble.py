@@ -24,7 +24,7 @@ class ByteRange:
 
     @classmethod
     def parse(cls, text: str) -> ByteRange:
-        match = re.fullmatch(r"(\d*)-(\d*)", text.strip())
+        match = re.fullmatch(r"(\d{0,40})-(\d{0,40})", text.strip())
         if match is None or match[0] == "-" or not (match[1] or match[2]):
             raise UsageError(f"{text!r} is not a range; write 0-99, 100- or -500")
         first = int(match[1]) if match[1] else None

@@ -46,11 +46,13 @@ class MemoryIndex:
     def _reserve(self) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         self._space = mmap.mmap(-1, SUB_TABLES * self._stride * KEY_BYTES, flags=flags)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # huge pages would fill the gaps between the sub-tables
+            self._space.madvise(mmap.MADV_NOHUGEPAGE)
         self._table = np.frombuffer(self._space, np.uint64).reshape(-1, 2)
 
     @staticmethod
     def _keys(ids: Ids) -> Keys:
-        keys = np.ascontiguousarray(ids[:, :KEY_BYTES]).view(np.uint64)
+        keys = np.array(ids[:, :KEY_BYTES], order="C").view(np.uint64)
         # All zero marks an empty place; an id that starts so (never seen) shares the key of one that ends in 1.
         keys[:, 1] |= (keys[:, 0] == 0) & (keys[:, 1] == 0)
         return keys
@@ -68,7 +70,9 @@ class MemoryIndex:
 
     def contains(self, ids: Ids) -> Mask:
         """Which of `ids` (n × 32 bytes) are known."""
-        keys = self._keys(ids)
+        return self._known(self._keys(ids))
+
+    def _known(self, keys: Keys) -> Mask:
         sub, place = self._home(keys)
         known = np.zeros(len(keys), bool)
         left = np.arange(len(keys))
@@ -84,7 +88,7 @@ class MemoryIndex:
         keys = self._keys(ids)
         self._make_room(keys)
         new = self._insert(keys)
-        np.add.at(self._count, (keys[new, 0] & np.uint64(SUB_TABLES - 1)).astype(np.int64), 1)
+        self._count += _by_sub_table(keys[new])
         return new
 
     def _insert(self, keys: Keys) -> Mask:
@@ -108,7 +112,9 @@ class MemoryIndex:
         return new
 
     def _make_room(self, keys: Keys) -> None:
-        coming = np.bincount((keys[:, 0] & np.uint64(SUB_TABLES - 1)).astype(np.int64), minlength=SUB_TABLES)
+        coming = _by_sub_table(keys)
+        if ((self._count + coming) > self._capacity * FULL).any():
+            coming = _by_sub_table(keys[~self._known(keys)])  # what is known already needs no room
         for sub in np.flatnonzero((self._count + coming) > self._capacity * FULL):
             wanted = int((self._count[sub] + coming[sub]) / FULL) + 1
             self._grow(int(sub), max(wanted, int(int(self._capacity[sub]) * GROWTH)))
@@ -146,6 +152,11 @@ class MemoryIndex:
             _give_back(space, sub * old_stride * KEY_BYTES, (sub + 1) * old_stride * KEY_BYTES)
         del table
         space.close()
+
+
+def _by_sub_table(keys: Keys) -> npt.NDArray[np.int64]:
+    """How many of `keys` belong to each sub-table."""
+    return np.bincount((keys[:, 0] & np.uint64(SUB_TABLES - 1)).astype(np.int64), minlength=SUB_TABLES)
 
 
 def _give_back(space: mmap.mmap, start: int, end: int) -> None:

@@ -1,0 +1,213 @@
+"""Bad input: a clear line, the right exit code, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from manifests.armour import open_json, seal_json
+
+COMMAND = str(Path(sys.executable).with_name("drystone"))
+
+
+def drystone(*arguments: object, code: int = 0, **more: object) -> subprocess.CompletedProcess[str]:
+    """Run a command and check its exit code; no traceback ever shows."""
+    done: subprocess.CompletedProcess[str] = subprocess.run(  # type: ignore[call-overload]
+        [COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=60, **more
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    if code:
+        assert done.stderr.strip()
+    return done
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a store of one run, and the file `data/words` that it archived."""
+    place = tmp_path_factory.mktemp("filled")
+    (place / "data").mkdir()
+    (place / "data" / "words").write_bytes(b"a dry-stone wall stands without mortar\n" * 1000)
+    drystone("init", place / "store")
+    drystone("-s", place / "store", "ingest", place / "data")
+    return place
+
+
+def tree_state(root: Path) -> dict[str, int]:
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["ingest", "nowhere"], 1, "no such source: nowhere"),
+        (["ingest", "data", "other/data"], 2, "--as"),
+        (["ingest", "-"], 2, "--name"),
+        (["ingest", "data", "--memory", "20MiB"], 2, "at least"),
+        (["ingest", "data", "--memory", "lots"], 2, "not a size"),
+        (["ingest", "data", "--compression", "zip"], 2, "zip"),
+        (["ingest", "data", "--compression", "zstd:99"], 2, "1 to 22"),
+        (["ingest", "data", "--tag", "nonsense"], 2, "KEY=VALUE"),
+        (["ingest", "data", "--workers", "0"], 2, "0"),
+        (["ls", "0000"], 1, "no run '0000'"),
+        (["ls", "latest:data/absent"], 1, "no object 'data/absent'"),
+        (["restore", "feed", "--to", "out"], 1, "no run 'feed'"),
+        (["restore", "latest:data/absent", "--to", "out"], 1, "no object"),
+        (["restore", "--to", "data/words"], 1, "words"),
+        (["restore", "--to", "out", "--overwrite", "perhaps"], 2, "perhaps"),
+        (["restore", "--to", "out", "--memory", "1MiB"], 2, "at least"),
+        (["cat", "latest"], 2, "RUN:PATH"),
+        (["cat", "latest:data"], 2, "is a directory"),
+        (["cat", "latest:data/absent"], 1, "no object"),
+        (["cat", "latest:data/words", "--range", "9-3"], 2, "before it begins"),
+        (["cat", "latest:data/words", "--range", "far"], 2, "not a range"),
+        (["cat", "latest:data/words", "--range", "39000-"], 2, "39000 bytes"),
+        (["restore", "latest:data/words", "--range", "0-9", "--to", "data"], 2, "is a directory"),
+        (["verify", "--memory", "1MiB", "--data"], 2, "at least"),
+        (["frobnicate"], 2, "frobnicate"),
+        (["runs", "--format", "xml"], 2, "xml"),
+    ],
+)
+def test_a_request_that_makes_no_sense(filled: Path, arguments: list[str], code: int, words: str) -> None:
+    (filled / "other" / "data").mkdir(parents=True, exist_ok=True)
+    before = tree_state(filled / "store")
+    done = drystone("-s", filled / "store", *arguments, code=code, cwd=filled)
+    assert words in done.stderr
+    assert tree_state(filled / "store") == before
+    assert not list(filled.glob("out/.drystone*"))
+    shutil.rmtree(filled / "out", ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ec", "0+2"], "0+2"),
+        (["--ec", "4"], "data+parity"),
+        (["--ec", "200+100"], "255"),
+        (["--ec", "-1+2"], "data+parity"),
+        (["--chunker", "fastcdc:1"], "takes"),
+        (["--chunker", "fixed:64MiB"], "takes"),
+        (["--chunker", "magic:4KiB"], "magic"),
+        (["--chunker", "fixed:much"], "not a size"),
+        (["--pack-size", "1"], "64 KiB to 1 GiB"),
+        (["--pack-size", "2TiB"], "64 KiB to 1 GiB"),
+        (["--compression", "lz4:3"], "lz4:3"),
+    ],
+)
+def test_a_store_that_cannot_be(tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = drystone("init", tmp_path / "store", *arguments, code=2)
+    assert words in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_init_refuses_a_store_a_full_directory_and_a_file(filled: Path, tmp_path: Path) -> None:
+    assert "is not empty" in drystone("init", filled / "store", code=1).stderr
+    assert "already" in drystone("init", filled / "store" / "backend-0", code=1).stderr
+    assert "is not empty" in drystone("init", filled / "data", code=1).stderr
+    assert "is not a directory" in drystone("init", filled / "data" / "words", code=1).stderr
+    assert "twice" in drystone("init", tmp_path / "a", tmp_path / "a", code=2).stderr
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("command", ["runs", "ls", "stats", "verify"])
+def test_there_is_no_store(tmp_path: Path, command: str) -> None:
+    assert "no store at" in drystone("-s", tmp_path / "nowhere", command, code=1).stderr
+    assert "is it mounted" in drystone("-s", tmp_path, command, code=1).stderr
+    assert "which store" in drystone(command, code=2).stderr
+
+
+def test_a_store_without_runs(tmp_path: Path) -> None:
+    drystone("init", tmp_path / "store")
+    assert drystone("-s", tmp_path / "store", "runs", "--json").stdout.strip() == "[]"
+    assert "no run yet" in drystone("-s", tmp_path / "store", "ls", code=1).stderr
+    assert drystone("-s", tmp_path / "store", "verify", "--data").returncode == 0
+
+
+def set_flag(store: Path, word: str, value: int) -> None:
+    for path in store.glob("*/store.json"):
+        record, _ = open_json(path.read_bytes())
+        record["flags"][word] = value
+        path.write_bytes(seal_json(record))
+
+
+def test_flags_of_a_newer_version(filled: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(filled / "store", tmp_path / "store")
+    set_flag(store, "compat", 8)
+    assert drystone("-s", store, "ls").returncode == 0
+    set_flag(store, "ro_compat", 4)
+    assert "data" in drystone("-s", store, "ls").stdout
+    assert "newer version" in drystone("-s", store, "ingest", filled / "data", code=1).stderr
+    set_flag(store, "incompat", 2)
+    assert "0x2" in drystone("-s", store, "ls", code=1).stderr
+
+
+def move_away(filled: Path, tmp_path: Path) -> Path:
+    """A copy of the store, whose recorded places are out of the way."""
+    shutil.copytree(filled / "store", tmp_path / "store")
+    filled.joinpath("store").rename(filled / "aside")
+    return tmp_path / "store"
+
+
+def test_an_empty_mount_point_is_an_absent_backend(filled: Path, tmp_path: Path) -> None:
+    store = move_away(filled, tmp_path)
+    try:
+        for number in (1, 3):
+            shutil.rmtree(store / f"backend-{number}")
+            (store / f"backend-{number}").mkdir()
+        done = drystone("-s", store, "ingest", filled / "data", "--as", "again", code=3)
+        assert "backend-1" in done.stderr
+        assert not list((store / "backend-1").iterdir()), "an unmounted mount point was written to"
+        assert drystone("-s", store, "restore", "--to", tmp_path / "out").returncode == 0
+        assert (tmp_path / "out/again/words").read_bytes() == (filled / "data/words").read_bytes()
+        shutil.rmtree(store / "backend-4")
+        done = drystone("-s", store, "ingest", filled / "data", code=1)
+        assert "3 of 6 backends answer, writing needs 4" in done.stderr
+    finally:
+        (filled / "aside").rename(filled / "store")
+
+
+def test_a_name_in_the_way_of_a_restore_is_kept(filled: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "words").write_bytes(b"mine")
+    done = drystone("-s", filled / "store", "restore", "--to", tmp_path, code=3)
+    assert "data/words" in done.stderr and "--overwrite" in done.stderr
+    assert (tmp_path / "data" / "words").read_bytes() == b"mine"
+    drystone("-s", filled / "store", "restore", "--to", tmp_path, "--overwrite", "if-changed")
+    assert (tmp_path / "data" / "words").read_bytes() == (filled / "data" / "words").read_bytes()
+    inode = (tmp_path / "data" / "words").stat().st_ino
+    drystone("-s", filled / "store", "restore", "--to", tmp_path, "--overwrite", "if-changed")
+    assert (tmp_path / "data" / "words").stat().st_ino == inode, "an equal file was written again"
+    drystone("-s", filled / "store", "restore", "--to", tmp_path, "--overwrite", "always")
+    assert (tmp_path / "data" / "words").stat().st_ino != inode
+
+
+def test_items_that_cannot_be_read_are_named_and_the_rest_goes_in(filled: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "good").write_bytes(b"good")
+    os.mkfifo(source / "pipe")
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(source / "sock"))
+        store = tmp_path / "store"
+        drystone("init", store)
+        done = drystone("-s", store, "ingest", source, "--format", "jsonl", code=3)
+    assert "sock" in done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["path"] for line in lines if line["type"] == "item"] == ["source/sock"]
+    assert lines[-1]["type"] == "summary" and lines[-1]["skipped"] == 1
+    drystone("-s", store, "restore", "--to", tmp_path / "out")
+    assert (tmp_path / "out/source/good").read_bytes() == b"good"
+
+
+def test_output_into_a_closed_pipe_ends_quietly(filled: Path) -> None:
+    line = f"{COMMAND} -s {filled}/store cat latest:data/words | head -c 10; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=30)
+    assert done.stdout == b"a dry-ston" and done.stderr == b""
