@@ -91,9 +91,8 @@ def _line_length(size: int) -> int:
 
 def _unhex(text: bytes) -> bytes:
     """Bytes of hexadecimal text; what is no such digit counts as 0, and is for the armour to heal."""
-    return bytes(
-        int(pair, 16) if _HEX.fullmatch(pair) else 0 for pair in (text[i : i + 2] for i in range(0, len(text), 2))
-    )
+    pairs = (text[start : start + 2] for start in range(0, len(text), 2))
+    return bytes(int(pair, 16) if _HEX.fullmatch(pair) else 0 for pair in pairs)
 
 
 def _unbase85(text: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """Backends: the places that hold a store's files, behind one small interface.
 
 A key is a relative path with '/' between its parts. A put is whole or absent: unnamed file, fsync, link (or rename over
-what was there), fsync of the directory; until it has its name, a kill leaves nothing behind. Any implementation must pass tests/test_backends.py.
+what was there), fsync of the directory; until it has its name, a kill leaves nothing behind. Any implementation must
+pass tests/test_backends.py.
 """
 
 from __future__ import annotations

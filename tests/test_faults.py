@@ -1,5 +1,5 @@
-"""Faults of disks while writing: EIO and ENOSPC, on one backend, on all, at every step. A fault that was never hit fails
-the test."""
+"""Faults of disks while writing: EIO and ENOSPC, on one backend, on all, at every step. A fault that was never hit
+fails the test."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def describe(root: Path) -> dict[bytes, tuple[object, ...]]:
     found: dict[bytes, tuple[object, ...]] = {}
     top = os.fsencode(root)
     for folder, names, files in os.walk(top):
-        for name in [b"."] + names + files:
+        for name in [b".", *names, *files]:
             path = os.path.normpath(os.path.join(folder, name))
             info = os.lstat(path)
             content: bytes | None = None
