@@ -8,7 +8,6 @@ Workers leave when the pipe closes whose write end the supervisor alone holds, s
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import select
 import signal
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import DrystoneError
+from pipeline import forkserver
 from pipeline.arena import Arena, Layout
 from pipeline.errors import Interrupted, RemoteTraceback, StageFailed, WorkerDied
 from pipeline.station import Context, StageClock, Station, Want
@@ -32,7 +32,6 @@ from pipeline.worker import EventContext, Failure, FdHandle, WorkerArguments, wo
 
 TICK_SECONDS = 0.2
 PATIENCE_SECONDS = 3.0
-PRELOAD = ["pipeline.stations"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +84,6 @@ def _without_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-def _start_method() -> Any:
-    # One BLAS thread, so that the fork server has no threads when it forks.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
 
 
 class Supervisor:
@@ -157,7 +148,7 @@ class Supervisor:
                 os.close(fd)
 
     def _start(self, parent: int) -> None:
-        method = _start_method()
+        method = forkserver.context()
         with _without_main_module():
             for index, spec in enumerate(self._specs):
                 receiver, sender = connection.Pipe(duplex=False)

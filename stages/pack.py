@@ -5,6 +5,8 @@ Directory, before it is compressed as a block of its own: DIRECTORY_HEAD, BLOCK_
 
 from __future__ import annotations
 
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,12 +68,21 @@ class SealedPack:
     chunks: Rows
 
 
+def large_buffer(size: int) -> mmap.mmap:
+    """Memory of its own for `size` bytes, on huge pages where there are any: first touching small ones costs more than
+    filling them."""
+    buffer = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError, AttributeError):  # a kernel without huge pages
+        buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer
+
+
 class PackBuilder:
     """A pack in the making, in a buffer that is reused from pack to pack. Owned by one writer."""
 
     def __init__(self, capacity: int) -> None:
         """`capacity` bytes of payload, directory and padding included; the buffer grows where a pack needs more."""
-        self._buffer = bytearray(capacity)
+        self._buffer = large_buffer(capacity)
         self._blocks: list[Rows] = []
         self._chunks: list[Rows] = []
         self._block_count = 0
@@ -92,7 +103,10 @@ class PackBuilder:
 
     def _reserve(self, size: int) -> None:
         if size > len(self._buffer):
-            self._buffer.extend(bytes(size - len(self._buffer)))
+            grown = large_buffer(size + size // 4)
+            grown[: self.fill] = self._buffer[: self.fill]
+            self._buffer.close()
+            self._buffer = grown
 
     def seal(self, encoder: BlockEncoder, scheme: ECScheme) -> SealedPack:
         """Append the directory, compressed by `encoder`, pad with zeros, and start anew. The payload stays valid until

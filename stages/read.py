@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 
 #: A file touched this shortly before its reading may change again within one tick of its clock.
 QUIET_NS = 2_000_000_000
@@ -66,9 +65,3 @@ def changed(before: os.stat_result, after: os.stat_result, size: int) -> str:
     if size != after.st_size and after.st_size:
         return f"{size} bytes were read, but it has {after.st_size}"
     return ""
-
-
-def is_quiet(info: os.stat_result) -> bool:
-    """Whether the file was last touched long enough ago for stat to tell every later change."""
-    now = time.time_ns()
-    return max(info.st_mtime_ns, info.st_ctime_ns) < now - QUIET_NS

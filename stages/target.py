@@ -10,6 +10,7 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stages.errors import StageError
 
@@ -17,9 +18,8 @@ STAGING_MARK = ".drystone-restore-"
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(frozen=True)
-class Attributes:
-    """What is set on an object besides its content. Times in ns."""
+class Attributes(NamedTuple):
+    """What is set on an object besides its content. Times in ns. (A named tuple, for one is made for each file.)"""
 
     mode: int
     uid: int
@@ -30,13 +30,15 @@ class Attributes:
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """`strip`: leading bytes of each object's path that fall away; `overwrite`: never, if-changed or always."""
+    """`strip`: leading bytes of each object's path that fall away; `overwrite`: never, if-changed or always; `fresh`:
+    the target was empty, so nothing can be in the way."""
 
     root: str
     staging: str
     strip: int
     overwrite: str
     owner: bool
+    fresh: bool
 
 
 class Kept(StageError):
@@ -46,12 +48,16 @@ class Kept(StageError):
 class UnsafePath(StageError):
     """A path that leads out of the target."""
 
+    @classmethod
+    def of(cls, path: bytes) -> UnsafePath:
+        return cls(f"the path {os.fsdecode(path)!r} leads out of the target; it was not restored")
+
 
 def split_path(path: bytes) -> list[bytes]:
     """Parts of an object's path. Raises UnsafePath on what no archived tree can hold."""
     parts = path.split(b"/")
     if not path or b"\0" in path or any(part in (b"", b".", b"..") for part in parts):
-        raise UnsafePath(f"the path {os.fsdecode(path)!r} leads out of the target; it was not restored")
+        raise UnsafePath.of(path)
     return parts
 
 
@@ -67,7 +73,7 @@ class Target:
         self._uid = os.geteuid()
         self._gid = staging.st_gid if staging.st_mode & stat.S_ISGID else os.getegid()
         self._umask = _current_umask()
-        self._folder_path: list[bytes] | None = None
+        self._folder_path: bytes | None = None
         self._folder = -1
 
     def close(self) -> None:
@@ -78,13 +84,15 @@ class Target:
 
     def _parent(self, path: bytes) -> tuple[int, bytes]:
         """Descriptor of the directory that `path` goes into, and its name there."""
-        *folders, name = split_path(path[self._options.strip :])
-        if folders != self._folder_path:
+        above, _, name = path[self._options.strip :].rpartition(b"/")
+        if above != self._folder_path:
             if self._folder >= 0:
                 os.close(self._folder)
             self._folder, self._folder_path = -1, None
-            self._folder = self._open_folder(folders)
-            self._folder_path = folders
+            self._folder = self._open_folder(split_path(above) if above else [])
+            self._folder_path = above
+        if name in (b"", b".", b"..") or b"\0" in name:
+            raise UnsafePath.of(path)
         return self._folder, name
 
     def _open_folder(self, parts: list[bytes]) -> int:
@@ -121,7 +129,7 @@ class Target:
 
     def wanted(self, path: bytes, attributes: Attributes) -> bool:
         """Whether an object is to be written; False where an equal one is in place. Raises Kept."""
-        if self._options.overwrite == "always":
+        if self._options.fresh or self._options.overwrite == "always":
             return True
         folder, name = self._parent(path)
         try:

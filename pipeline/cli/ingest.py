@@ -81,7 +81,7 @@ def ingest_command(
 
     options = IngestOptions(codec=compression, tags=_tags(tags), host=host, workers=workers, memory=memory)
     with (
-        open_store(click.get_current_context(), store) as opened,
+        open_store(click.get_current_context(), store, workers=True) as opened,
         Progress.choose("ingest", read, quiet=quiet, output=output) as progress,
     ):
         result = opened.ingest(sources, name=name, options=options, on_tick=progress.tick)

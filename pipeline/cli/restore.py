@@ -66,7 +66,7 @@ def restore_command(
 
     Like `restic restore` and `borg extract`.
     """
-    with open_store(context, store) as opened:
+    with open_store(context, store, workers=byte_range is None) as opened:
         if byte_range is not None:
             return _restore_range(opened, selection, byte_range, to, output)
         return _restore(opened, selection, to, overwrite, workers, memory, output, quiet)

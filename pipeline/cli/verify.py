@@ -58,7 +58,7 @@ def verify_command(
         )
 
     with (
-        open_store(context, store) as opened,
+        open_store(context, store, workers=data) as opened,
         Progress.choose("verify", read, quiet=quiet, output=output) as progress,
     ):
         result = opened.verify(data=data, workers=workers, memory=memory, on_tick=progress.tick)

@@ -24,7 +24,7 @@ from pipeline.station import Acquire, Context, Station, Steps, Take
 from pipeline.topology import ENCODE, PACK_BLOCKS, PACK_CHUNKS, SMALL_SLOT, WRITE
 from stages.compress import Encoder
 from stages.erasure import ErasureCoder
-from stages.pack import PackBuilder, SealedPack
+from stages.pack import PackBuilder, SealedPack, large_buffer
 from stages.shard import ShardRecord, cell_table, file_size, shard_key, shard_pieces
 
 #: A pack's row and its shards' rows on their way home.
@@ -83,7 +83,7 @@ class PackWriter:
         self._coder = ErasureCoder(options.scheme)
         self._encoder = Encoder(options.codec)
         self._builders = [PackBuilder(options.pack_capacity), PackBuilder(options.pack_capacity)]
-        self._parities = [bytearray(), bytearray()]
+        self._parities = [large_buffer(1), large_buffer(1)]
         self._blocks = self._chunks = 0
         self._under_way: PackUnderWay | None = None
         self._newest = options.newest
@@ -122,7 +122,7 @@ class PackWriter:
         self._context.clock.switch(ENCODE)
         length = scheme.shard_length(sealed.length)
         if len(self._parities[0]) < scheme.m * length:
-            self._parities[0] = bytearray(scheme.m * length)
+            self._parities[0] = large_buffer(scheme.m * length)
         parity = memoryview(self._parities[0])[: scheme.m * length]
         self._coder.parity(sealed.payload, length, parity)
         pack_id = self._newest = new_id(self._newest)

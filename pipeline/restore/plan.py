@@ -3,7 +3,7 @@ end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,11 +50,11 @@ class RestoreHome:
     """State of a restore in the supervisor: four bytes for each object in many blocks, and the numbers of those that
     are whole and not yet named."""
 
-    def __init__(self, plan: RestorePlan, workers: int) -> None:
-        self._plan = plan
+    def __init__(self, workers: int, make_plan: Callable[[], tuple[RestorePlan, list[tuple[int, str]]]]) -> None:
+        """`make_plan` gives the plan, and (row, reason) of objects that failed while it was made; it is called while
+        the workers start."""
         self._workers = workers
-        self._left: npt.NDArray[np.uint32] = plan.part_counts()
-        self._spoilt = np.zeros(len(self._left), bool)
+        self._make_plan = make_plan
         self._ready: list[int] = []
         self._under_way = [0] * workers
         self.tally = RestoreTally()
@@ -64,11 +64,16 @@ class RestoreHome:
     def plan_station(self, context: Context) -> Station:
         """Sends ITEMS and PLAN on plan/<worker>, to the worker with the least to do."""
         context.clock.switch(PLAN)
-        for batch in self._plan.items(("symlink",)):
+        self.plan, problems = self._make_plan()
+        for row, reason in problems:
+            self.tally.fail(row, reason)
+        self._left: npt.NDArray[np.uint32] = self.plan.part_counts()
+        self._spoilt = np.zeros(len(self._left), bool)
+        for batch in self.plan.items(("symlink",)):
             yield from self._send_all(context, messages.ITEMS, batch)
-        for batch in self._plan.items(("file", "stream"), with_content=False):
+        for batch in self.plan.items(("file", "stream"), with_content=False):
             yield from self._send_all(context, messages.ITEMS, batch)
-        for batch in self._plan.blocks():
+        for batch in self.plan.blocks():
             for task in _tasks(batch):
                 yield from self._send(context, messages.PLAN, task)
             if len(self._ready) >= FINISH_LOT:
@@ -84,7 +89,7 @@ class RestoreHome:
 
     def _finish_ready(self, context: Context) -> Steps:
         lot, self._ready = self._ready[:FINISH_LOT], self._ready[FINISH_LOT:]
-        for batch in self._plan.finished(lot):
+        for batch in self.plan.finished(lot):
             yield from self._send_all(context, messages.ITEMS, batch)
 
     def _send_all(self, context: Context, kind: int, batch: Batch) -> Steps:

@@ -90,20 +90,14 @@ def restore(
         "restore", len(RESTORE_STAGES), RESTORE_WORKER_MEMORY, os.cpu_count() or 1, request.memory, request.workers
     )
     with SignalWatch() as signals:
-        plan = RestorePlan(catalog, run, path)
-        if not plan.count:
-            raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls")
-        if on_plan is not None:
-            on_plan(plan.totals())
-        signals.check()
-        staging = _make_places(request.to)
+        staging, fresh = _make_places(request.to)
         try:
             folder, slash, _ = path.rpartition(b"/")
-            options = TargetOptions(request.to, str(staging), len(folder + slash), request.overwrite, os.geteuid() == 0)
+            options = TargetOptions(
+                request.to, str(staging), len(folder + slash), request.overwrite, os.geteuid() == 0, fresh
+            )
             target = Target(options)
             try:
-                problems = _make_folders(plan, target)
-                home = RestoreHome(plan, shape.count)
                 specs = [
                     WorkerSpec(
                         name=name,
@@ -114,6 +108,7 @@ def restore(
                     )
                     for index, name in enumerate(shape.workers)
                 ]
+                home = RestoreHome(shape.count, lambda: _planned(catalog, run, path, target, on_plan))
                 stations: dict[str, Callable[[Context], Station]] = {
                     "plan": home.plan_station,
                     "reports": home.reports_station,
@@ -126,8 +121,7 @@ def restore(
                     counters = Supervisor(
                         shape.layout(), specs, signals=signals, cleanup=(str(staging),), on_tick=on_tick
                     ).run(stations)
-                for row, reason in problems:
-                    home.tally.fail(row, reason)
+                plan = home.plan
                 for missing in plan.missing():
                     home.tally.fail(missing["row"], "the manifests place some of its chunks nowhere")
                 for row, reason in _finish_folders(plan, target):
@@ -150,19 +144,32 @@ def restore(
     )
 
 
+def _planned(
+    catalog: Catalog, run: uuid.UUID, path: bytes, target: Target, on_plan: Callable[[PlanTotals], None] | None
+) -> tuple[RestorePlan, list[tuple[int, str]]]:
+    """The plan, with its directories made, and those that could not be made. Raises NotFound."""
+    plan = RestorePlan(catalog, run, path)
+    if not plan.count:
+        raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls")
+    if on_plan is not None:
+        on_plan(plan.totals())
+    return plan, _make_folders(plan, target)
+
+
 def _ignoring(make: Callable[[Context], Station]) -> Callable[[Context, Any], Station]:
     return lambda context, _: make(context)
 
 
-def _make_places(to: str) -> Path:
-    """The target directory, and in it a staging directory of this restore's own."""
+def _make_places(to: str) -> tuple[Path, bool]:
+    """The target directory, and in it a staging directory of this restore's own; whether the target was empty."""
     staging = Path(to) / f"{STAGING_MARK}{secrets.token_hex(6)}"
     try:
         Path(to).mkdir(parents=True, exist_ok=True)
+        fresh = not os.listdir(to)
         staging.mkdir(mode=0o700)
     except OSError as error:
         raise BackendError(f"making {error.filename}: {error.strerror}") from error
-    return staging
+    return staging, fresh
 
 
 def _each_folder(plan: RestorePlan, backwards: bool) -> Any:
