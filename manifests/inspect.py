@@ -60,20 +60,42 @@ def packs(catalog: Catalog, dtype: np.dtype[np.void]) -> Iterator[Batch]:
         yield to_batch(batch, dtype, {})
 
 
+@dataclass(frozen=True)
+class LostRange:
+    """Bytes of a pack's payload that can't be given back: `start` to `end` (exclusive)."""
+
+    pack_id: bytes
+    start: int
+    end: int
+
+
 def affected_objects(
-    catalog: Catalog, chunk_ids: list[bytes], pack_ids: list[bytes], limit: int
+    catalog: Catalog, chunk_ids: list[bytes], ranges: list[LostRange], limit: int
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Objects that need any of these chunks, or any chunk that lies only in these packs: how many, and the first
-    `limit` of them as run and path."""
-    catalog.use("objects", "extents", "chunks")
+    """Objects that need any of these chunks, or any chunk that lies only in blocks that touch these ranges: how many,
+    and the first `limit` of them as run and path."""
+    catalog.use("objects", "extents", "chunks", "blocks")
     execute = catalog.connection.execute
+    execute("CREATE OR REPLACE TABLE lost_ranges (pack_id BLOB, range_start UBIGINT, range_end UBIGINT)")
+    if ranges:
+        execute(
+            "INSERT INTO lost_ranges SELECT unnest(?::BLOB[]), unnest(?::UBIGINT[]), unnest(?::UBIGINT[])",
+            [[each.pack_id for each in ranges], [each.start for each in ranges], [each.end for each in ranges]],
+        )
+    execute(
+        """
+        CREATE OR REPLACE TABLE lost_blocks AS
+        SELECT DISTINCT pack_id, block, true AS is_lost FROM blocks JOIN lost_ranges USING (pack_id)
+        WHERE "offset" < range_end AND "offset" + stored > range_start
+        """
+    )
     execute(
         """
         CREATE OR REPLACE TABLE lost_chunks AS SELECT unnest(?::BLOB[]) AS chunk_id
-        UNION SELECT chunk_id FROM chunks GROUP BY chunk_id
-        HAVING bool_and(pack_id IN (SELECT unnest(?::BLOB[])))
+        UNION SELECT chunk_id FROM chunks LEFT JOIN lost_blocks USING (pack_id, block) GROUP BY chunk_id
+        HAVING bool_and(coalesce(is_lost, false))
         """,
-        [chunk_ids, pack_ids],
+        [chunk_ids],
     )
     execute(
         """

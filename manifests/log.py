@@ -151,7 +151,7 @@ class State:
             return found[0]
         if found:
             raise NotFound(f"{name!r} names {len(found)} runs; write more of the id (see: drystone runs)")
-        raise NotFound(f"no run {name!r}; see: drystone runs")
+        raise NotFound(f"no run {name!r}; see: drystone runs (a path is written RUN:PATH, as in latest:{name})")
 
 
 def fold(records: Iterable[LogRecord]) -> State:

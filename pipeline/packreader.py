@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from manifests import format as fmt
 from manifests.backends import BackendStorage
 from manifests.config import ECScheme, placement
-from manifests.errors import BackendError, Unreadable, UnsupportedFormat
+from manifests.errors import BackendError, KeyNotFound, Unreadable, UnsupportedFormat
 from stages.erasure import ErasureCoder
 from stages.errors import DamagedShard
 from stages.shard import (
@@ -89,8 +89,9 @@ class ShardSource:
             try:
                 return self._open_on(storage, key, number, place, index)
             except (BackendError, DamagedShard, UnsupportedFormat) as error:
-                reasons.append(str(error))
-        self.figures.missing[(place.pack_id, index)] = reasons[0] if reasons else "no backend answers"
+                if not isinstance(error, KeyNotFound):
+                    reasons.append(str(error))
+        self.figures.missing[(place.pack_id, index)] = "; ".join(reasons) or "it is on no backend that answers"
         return None
 
     def _open_on(self, storage: BackendStorage, key: str, number: int, place: PackPlace, index: int) -> OpenShard:

@@ -202,6 +202,17 @@ class Target:
         os.utime(temp, ns=times, dir_fd=self._staging, follow_symlinks=False)
         self._place(temp, path)
 
+    def make_node(self, path: bytes, temp: str, attributes: Attributes, device: int) -> None:
+        """A FIFO or a device node, as `attributes.mode` says. Raises OSError, as for who may not make devices."""
+        with suppress(FileNotFoundError):
+            os.unlink(temp, dir_fd=self._staging)
+        os.mknod(temp, stat.S_IFMT(attributes.mode) | 0o600, device, dir_fd=self._staging)
+        if self._options.owner:
+            os.chown(temp, attributes.uid, attributes.gid, dir_fd=self._staging, follow_symlinks=False)
+        os.chmod(temp, stat.S_IMODE(attributes.mode), dir_fd=self._staging)
+        os.utime(temp, ns=(attributes.mtime_ns, attributes.mtime_ns), dir_fd=self._staging, follow_symlinks=False)
+        self._place(temp, path)
+
     def _set_attributes(self, fd: int, attributes: Attributes) -> None:
         # chown clears setuid, so it comes before chmod.
         if self._options.owner:

@@ -165,6 +165,7 @@ def test_more_losses_than_parity_name_what_is_gone(six_backends: tuple[Path, Pat
         with FileStore.open(copy, cache=tmp_path / "cache") as opened:
             result = opened.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=True))
             check = opened.verify(data=True, inline=True)
+            presence = opened.verify()
     finally:
         (tmp_path / "aside").rename(store)
     assert result.exit_code == 3 and check.exit_code == 3
@@ -175,6 +176,8 @@ def test_more_losses_than_parity_name_what_is_gone(six_backends: tuple[Path, Pat
     back = {path for path in back if not (tmp_path / "out" / "tree" / path).is_symlink()}
     assert failed and back
     assert failed | back == whole and not failed & back
+    assert {path for _, path in check.lost_objects} == {path for path, _ in result.failures}
+    assert {path for _, path in presence.lost_objects} == {path for path, _ in result.failures}
     for path in back:
         assert (tree / path).read_bytes() == (tmp_path / "out" / "tree" / path).read_bytes()
 

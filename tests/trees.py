@@ -36,6 +36,8 @@ def make_tree(root: Path, seed: int = 0, files: int = 60, largest: int = 300_000
     (root / "link").symlink_to("file0")
     (root / "dangling").symlink_to("/nowhere/at all")
     (root / "to-folder").symlink_to("empty")
+    os.mkfifo(root / "pipe", 0o640)
+    os.utime(root / "pipe", ns=(1, 10**18))
     with open(os.fsencode(root) + b"/not-utf8-\xff\xfe\n", "wb") as file:
         file.write(b"name")
     for folder in folders:

@@ -92,7 +92,7 @@ def ingest_command(
     if tally.errors > len(shown):
         click.echo(f"… and {tally.errors - len(shown)} more; see: drystone ls -R {result.run_id}", err=True)
     for reason in result.lost_backends:
-        click.echo(f"short of redundancy: {reason}; repair fills the gap", err=True)
+        click.echo(f"short of redundancy: {reason}", err=True)
     if output == "table":
         _show(result, quiet)
     else:

@@ -118,9 +118,10 @@ def _restore(
         return result.exit_code
     rate = result.bytes / max(result.seconds, 1e-9)
     if not quiet:
+        verified = ", every chunk verified" if result.bytes else ""
         click.echo(
             f"restored {result.files:,} files, {format_size(result.bytes)} in {result.seconds:.1f} s, "
-            f"{format_size(rate)}/s, every chunk verified"
+            f"{format_size(rate)}/s{verified}"
         )
         if result.healed_cells:
             click.echo(

@@ -112,5 +112,5 @@ def _verdict(code: int, cells: int, shards: int, copies: int, lost: int) -> str:
         return "whole: nothing is missing, nothing is damaged"
     damage = f"{cells:,} bad cells, {shards:,} missing shards, {copies:,} bad copies of records and manifests"
     if code == 4:
-        return f"damaged, but nothing is lost: {damage}; repair mends it"
+        return f"damaged, but nothing is lost: {damage}; everything can still be restored"
     return f"LOST: {lost:,} objects can't be restored whole; {damage}"

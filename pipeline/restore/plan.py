@@ -69,7 +69,7 @@ class RestoreHome:
             self.tally.fail(row, reason)
         self._left: npt.NDArray[np.uint32] = self.plan.part_counts()
         self._spoilt = np.zeros(len(self._left), bool)
-        for batch in self.plan.items(("symlink",)):
+        for batch in self.plan.items(("symlink", "fifo", "chardev", "blockdev")):
             yield from self._send_all(context, messages.ITEMS, batch)
         for batch in self.plan.items(("file", "stream"), with_content=False):
             yield from self._send_all(context, messages.ITEMS, batch)

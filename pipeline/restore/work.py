@@ -46,6 +46,7 @@ OUTCOME_DTYPE = np.dtype(
     ]
 )
 FETCH_AT_ONCE = 8 << 20
+_NODES = (KIND["fifo"], KIND["chardev"], KIND["blockdev"])
 OPEN_PARTS = 64
 
 
@@ -280,19 +281,21 @@ class Restorer:
         """Make the objects of an ITEM_DTYPE batch: links and empty files, and files whose parts are all written."""
         self._context.clock.switch(ASSEMBLE)
         paths, targets = batch.all_bytes("path"), batch.all_bytes("target")
-        names = ("kind", "row", "multi", "mode", "uid", "gid", "mtime_ns", "size")
-        for (kind, row, multi, *attributes), path, target in zip(
+        names = ("kind", "row", "multi", "rdev", "mode", "uid", "gid", "mtime_ns", "size")
+        for (kind, row, multi, device, *attributes), path, target in zip(
             zip(*(batch.rows[name].tolist() for name in names), strict=True), paths, targets, strict=True
         ):
             try:
-                self._make_item(kind, row, multi, Attributes(*attributes), path, target)
+                self._make_item(kind, row, multi, device, Attributes(*attributes), path, target)
                 outcomes.files += kind in (KIND["file"], KIND["stream"])
             except OSError as error:
                 outcomes.failed(row, multi, f"writing it failed: {error.strerror}")
             except DrystoneError as error:
                 outcomes.failed(row, multi, str(error))
 
-    def _make_item(self, kind: int, row: int, multi: int, attributes: Attributes, path: bytes, link: bytes) -> None:
+    def _make_item(
+        self, kind: int, row: int, multi: int, device: int, attributes: Attributes, path: bytes, link: bytes
+    ) -> None:
         if multi >= 0:
             self._parts.close(row)
         if not self._target.wanted(path, attributes):
@@ -301,6 +304,8 @@ class Restorer:
             self._target.finish_parts(part_name(row), path, attributes)
         elif kind == KIND["symlink"]:
             self._target.make_symlink(path, self._temp, link, attributes)
+        elif kind in _NODES:
+            self._target.make_node(path, self._temp, attributes, device)
         else:
             self._target.write_whole(path, self._temp, [], attributes)
 

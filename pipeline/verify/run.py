@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from manifests.catalog import Catalog
 from manifests.columns import Batch
-from manifests.inspect import BadCopy, affected_objects, bad_copies, packs
+from manifests.inspect import BadCopy, LostRange, affected_objects, bad_copies, packs
 from manifests.log import Log, State
 from manifests.store import Members
 from pipeline import messages
@@ -81,6 +81,7 @@ class VerifyHome:
         self._workers = workers
         self._result = result
         self._under_way = [0] * workers
+        self._missing: dict[bytes, set[int]] = {}
         self.lost_chunks: list[bytes] = []
         self.lost_packs: list[bytes] = []
 
@@ -128,6 +129,7 @@ class VerifyHome:
             result.damaged_shards.append(f"{shard}: {int(row['count'])} bad cells")
         elif kind == MISSING_SHARD:
             result.missing_shards += 1
+            self._missing.setdefault(row["pack_id"].tobytes(), set()).add(int(row["shard"]))
             result.damaged_shards.append(f"{shard}: {reason}")
         elif kind == LOST_CHUNK:
             result.lost_chunks += 1
@@ -135,6 +137,16 @@ class VerifyHome:
                 self.lost_chunks.append(row["chunk_id"].tobytes())
         elif kind == LOST_PACK:
             self.lost_packs.append(row["pack_id"].tobytes())
+
+    def lost_ranges(self) -> list[LostRange]:
+        """What is lost of the packs whose directory is: the shards that are missing, or everything when rot did it."""
+        found = []
+        for batch in packs(self._catalog, PACK_TASK_DTYPE) if self.lost_packs else ():
+            for row in batch.rows:
+                pack_id = row["pack_id"].tobytes()
+                if pack_id in self.lost_packs:
+                    found.extend(_ranges(row, self._missing.get(pack_id, set())))
+        return found
 
 
 def verify(
@@ -195,33 +207,43 @@ def _verify_data(
     else:
         Supervisor(shape.layout(), specs, signals=signals, on_tick=on_tick).run(stations)
     if home.lost_chunks or home.lost_packs:
-        _name_lost(catalog, home.lost_chunks, home.lost_packs, result)
+        _name_lost(catalog, home.lost_chunks, home.lost_ranges(), result)
 
 
 def _ignoring(make: Callable[[Context], Station]) -> Callable[[Context, Any], Station]:
     return lambda context, _: make(context)
 
 
-def _name_lost(catalog: Catalog, chunks: list[bytes], lost_packs: list[bytes], result: VerifyResult) -> None:
-    count, rows = affected_objects(catalog, chunks, lost_packs, NAMED_OBJECTS)
+def _ranges(pack: np.void, missing: set[int]) -> list[LostRange]:
+    """What of a pack (PACK_TASK_DTYPE) is lost without the shards `missing`; all when those alone don't explain it."""
+    k, m, length = int(pack["k"]), int(pack["m"]), int(pack["shard_length"])
+    pack_id = pack["pack_id"].tobytes()
+    if len(missing) <= m:
+        return [LostRange(pack_id, 0, int(pack["payload"]))]
+    return [LostRange(pack_id, index * length, (index + 1) * length) for index in sorted(missing) if index < k]
+
+
+def _name_lost(catalog: Catalog, chunks: list[bytes], ranges: list[LostRange], result: VerifyResult) -> None:
+    count, rows = affected_objects(catalog, chunks, ranges, NAMED_OBJECTS)
     result.lost_object_count = count
     result.lost_objects = [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
 
 
 def _verify_presence(members: Members, catalog: Catalog, result: VerifyResult) -> None:
     """Whether each shard is there, on any backend, with its right length; packs that lack too many are lost."""
-    lost = []
-    for pack_id, k, missing in _missing_shards(members, catalog):
+    lost: list[LostRange] = []
+    for pack, missing in _missing_shards(members, catalog):
+        pack_id = uuid.UUID(bytes=pack["pack_id"].tobytes())
         result.missing_shards += len(missing)
         result.damaged_shards.extend(f"{shard_key(pack_id, index)}: {reason}" for index, reason in missing.items())
-        if k < 0:
-            lost.append(pack_id.bytes)
+        if len(missing) > int(pack["m"]):
+            lost.extend(_ranges(pack, set(missing)))
     if lost:
         _name_lost(catalog, [], lost, result)
 
 
-def _missing_shards(members: Members, catalog: Catalog) -> Iterator[tuple[uuid.UUID, int, dict[int, str]]]:
-    """Packs that lack shards: (pack id, shards that could still be lost or a negative number, shard → reason)."""
+def _missing_shards(members: Members, catalog: Catalog) -> Iterator[tuple[np.void, dict[int, str]]]:
+    """Packs (PACK_TASK_DTYPE) that lack shards, and why: shard → reason."""
     for batch in packs(catalog, PACK_TASK_DTYPE):
         for row in batch.rows:
             pack_id = uuid.UUID(bytes=row["pack_id"].tobytes())
@@ -238,4 +260,4 @@ def _missing_shards(members: Members, catalog: Catalog) -> Iterator[tuple[uuid.U
                 elif size not in sizes:
                     missing[index] = f"it has {sizes[0]} bytes instead of {size}"
             if missing:
-                yield pack_id, int(row["m"]) - len(missing), missing
+                yield row, missing
