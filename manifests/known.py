@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,3 +44,13 @@ def _ids(column: object) -> Ids:
     length, offset = len(column), column.offset  # type: ignore[arg-type, attr-defined]
     flat = np.frombuffer(column.buffers()[1], np.uint8, length * 32, offset * 32)  # type: ignore[attr-defined]
     return flat.reshape(-1, 32)
+
+
+def pack_ids(state: State, replicas: Replicas, among: set[uuid.UUID]) -> set[uuid.UUID]:
+    """Which of the packs `among` the manifests name."""
+    found: set[uuid.UUID] = set()
+    for path in replicas.paths(state.files("packs")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=["pack_id"]):
+                found.update({uuid.UUID(bytes=value) for value in batch.column(0).to_pylist()} & among)
+    return found

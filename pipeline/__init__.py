@@ -5,5 +5,23 @@ Nouns: a *station* is what a worker does, a generator (station.py); a *driver* r
 memory that they share (arena.py); the *topology* says which there are (topology.py). `home` is the supervisor's
 process.
 
-Public face: `pipeline.filestore.FileStore` for programs, `pipeline.cli` for people.
+Public face: `pipeline.FileStore` for programs, `pipeline.cli` for people.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.filestore import FileStore as FileStore
+
+__all__ = ["FileStore"]
+
+
+def __getattr__(name: str) -> object:
+    """FileStore brings DuckDB and pyarrow along, which workers and `--help` do without; so it is loaded when asked."""
+    if name == "FileStore":
+        from pipeline.filestore import FileStore
+
+        return FileStore
+    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

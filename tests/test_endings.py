@@ -299,3 +299,24 @@ def test_an_arena_gives_its_memory_back() -> None:
     arena.close()
     with open("/proc/self/maps") as maps:
         assert "drystone-arena" not in maps.read()
+
+
+def test_what_a_killed_run_made_durable_is_not_stored_again(store: Path, tree: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(400_000_000))
+    process = subprocess.Popen([COMMAND, "-s", store, "ingest", "-q", source], stdout=subprocess.DEVNULL)
+    limit = time.monotonic() + DEADLINE
+    while not list(store.glob("backend-0/inflight/*/journal-*.json")) and time.monotonic() < limit:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    with FileStore.open(store, cache=tmp_path / "cache") as opened:
+        assert len(opened.runs()) == 1
+        result = opened.ingest([str(source)])
+        assert result.tally.adopted_packs >= 8
+        assert result.tally.new_bytes + result.tally.adopted_bytes >= 400_000_000
+        assert result.tally.new_bytes <= 200_000_000
+        assert opened.restore("latest", tmp_path / "out").exit_code == 0
+        assert opened.verify(data=True).exit_code == 0
+        assert (tmp_path / "out" / "source").read_bytes() == source.read_bytes()
+        assert opened.ingest([str(tree)]).tally.adopted_packs == 0

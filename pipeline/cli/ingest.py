@@ -112,12 +112,15 @@ def _show(result: IngestResult, quiet: bool) -> None:
     if quiet:
         return
     rate = tally.bytes / max(result.seconds, 1e-9)
+    left_behind = f"left behind by a run that did not finish, {tally.adopted_packs:,} packs"
+    adopted = [("adopted", format_size(tally.adopted_bytes), left_behind)] if tally.adopted_packs else []
     rows = [
         ("files", f"{tally.files:,}", f"and {tally.directories:,} directories, {tally.others:,} others"),
         ("bytes", format_size(tally.bytes), f"in {result.seconds:.1f} s, {format_size(rate)}/s"),
         ("new bytes", format_size(tally.new_bytes), f"dedupe ratio {_ratio(tally.bytes, tally.new_bytes)}"),
         ("stored bytes", format_size(tally.stored), f"compression ratio {_ratio(tally.new_bytes, tally.stored)}"),
         ("parity bytes", format_size(tally.parity), f"in {tally.packs:,} packs"),
+        *adopted,
         ("skipped", f"{tally.errors:,}", "every one is a row of the manifest" if tally.errors else ""),
     ]
     for name, value, more in rows:
@@ -147,6 +150,8 @@ def _record(result: IngestResult) -> dict[str, object]:
         "stored_bytes": tally.stored,
         "parity_bytes": tally.parity,
         "packs": tally.packs,
+        "adopted_packs": tally.adopted_packs,
+        "adopted_bytes": tally.adopted_bytes,
         "skipped": tally.errors,
         "missing_shards": tally.missing_shards,
         "short_of_redundancy": result.lost_backends,

@@ -52,15 +52,11 @@ def format_options(command: Decorated) -> Decorated:
 
 
 def quiet_option(command: Decorated) -> Decorated:
-    return click.option("-q", "--quiet", is_flag=True, help="No progress, no tables.")(
-        command
-    )
+    return click.option("-q", "--quiet", is_flag=True, help="No progress, no tables.")(command)
 
 
 def verbose_option(command: Decorated) -> Decorated:
-    return click.option("-v", "--verbose", is_flag=True, help="Name everything that is wrong.")(
-        command
-    )
+    return click.option("-v", "--verbose", is_flag=True, help="Name everything that is wrong.")(command)
 
 
 def resource_options(command: Decorated) -> Decorated:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,16 @@ from manifests.inflight import Inflight
 from manifests.runrows import RunRows
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.ingest.adopt import AdoptedPack
 from pipeline.ingest.dedupe import KNOWN_CHUNKS, KNOWN_CONTENTS
 from pipeline.ingest.write import PACK_ROW, SHARD_ROW
 from pipeline.station import Acquire, Context, Station, Take
-from pipeline.topology import RECORD
+from pipeline.topology import RECORD, SMALL_SLOT
 from stages.scan import KIND
 from stages.shard import file_size
 
+#: Ids in one message to the dedupe station: what fits into its slot.
+KNOWN_BATCH = SMALL_SLOT // 32
 #: Skipped items that a summary names; the manifest has all of them.
 NAMED_ERRORS = 100
 
@@ -35,7 +38,8 @@ NamedError = tuple[bytes, str]
 @dataclass
 class Tally:
     """Sums over a run, in objects and bytes. `new`: chunks stored for the first time; `stored`: payload of the packs;
-    `parity`: what is in the shard files beyond the payload."""
+    `parity`: what is in the shard files beyond the payload; `adopted`: what unfinished runs left
+    behind and this one needs not store again."""
 
     files: int = 0
     directories: int = 0
@@ -48,6 +52,8 @@ class Tally:
     packs: int = 0
     errors: int = 0
     missing_shards: int = 0
+    adopted_packs: int = 0
+    adopted_bytes: int = 0
     named_errors: list[NamedError] = field(default_factory=list)
 
     def add_objects(self, batch: Batch) -> None:
@@ -77,8 +83,19 @@ class Collector:
     writers: int
     tally: Tally = field(default_factory=Tally)
 
+    def adopt(self, packs: Iterable[AdoptedPack]) -> Iterator[Any]:
+        """Make packs of unfinished runs this run's own; yields the ids of their chunks in batches."""
+        for pack in packs:
+            self.rows.add_pack(pack.pack_row, pack.shard_rows, pack.blocks, pack.chunks)
+            self.inflight.note_pack(pack.pack_id)
+            self.tally.adopted_packs += 1
+            self.tally.adopted_bytes += int(pack.chunks["length"].sum())
+            for start in range(0, len(pack.chunks), KNOWN_BATCH):
+                yield pack.chunks["id"][start : start + KNOWN_BATCH]
+
     def known_station(self, context: Context, chunks: Iterator[Any], contents: Iterator[Any]) -> Station:
-        """Streams known ids to the dedupe station: batches of at most 32 Ki ids."""
+        """Streams known ids to the dedupe station: batches of at most KNOWN_BATCH ids."""
+        context.clock.switch(RECORD)
         for kind, batches in ((KNOWN_CHUNKS, chunks), (KNOWN_CONTENTS, contents)):
             for ids in batches:
                 slot = yield Acquire("known")

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from manifests.log import State, make_record, write_record
 from manifests.replicas import Replicas
 from manifests.runrows import RunRows
 from manifests.store import Members
+from pipeline.ingest.adopt import adoptable
 from pipeline.ingest.collect import Collector, Tally
 from pipeline.ingest.compress import CompressOptions, compress_station
 from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
@@ -189,7 +191,9 @@ def ingest(
         try:
             home: dict[str, Callable[[Context], Station]] = {
                 "known": lambda context: collector.known_station(
-                    context, chunk_ids(state, replicas), content_ids(state, replicas)
+                    context,
+                    chain(chunk_ids(state, replicas), collector.adopt(adoptable(members, state, replicas))),
+                    content_ids(state, replicas),
                 ),
                 "rows": collector.rows_station,
                 "packs": collector.packs_station,
@@ -217,7 +221,7 @@ def ingest(
         except BaseException:
             rows.close()
             # What was journalled stays for the next ingest; a run that stored nothing leaves no trace.
-            if not collector.tally.packs:
+            if not collector.tally.packs and not collector.tally.adopted_packs:
                 inflight.end()
             raise
         inflight.end()
@@ -261,6 +265,8 @@ def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestO
         "stored": tally.stored,
         "parity": tally.parity,
         "packs": tally.packs,
+        "adopted_packs": tally.adopted_packs,
+        "adopted_bytes": tally.adopted_bytes,
         "errors": tally.errors,
         "missing_shards": tally.missing_shards,
         "seconds": round(result.seconds, 3),

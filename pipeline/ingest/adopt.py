@@ -1,0 +1,121 @@
+"""Adopting what unfinished runs made durable: their journalled packs become packs of this run.
+
+Adopting is sharing: the pack stays where it is, rows with equal keys do no harm, and whether the other run is dead or
+only slow need not be known. A pack is adopted when enough of its shards are there to survive the loss of one more
+backend.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from manifests import format as fmt
+from manifests.config import shards_per_backend
+from manifests.errors import BackendError, DrystoneError
+from manifests.inflight import unfinished
+from manifests.known import pack_ids
+from manifests.log import State
+from manifests.replicas import Replicas
+from manifests.store import Members
+from pipeline.packreader import PackPlace, PackReaders, ShardSource
+from stages.compress import Decoder
+from stages.errors import DamagedShard
+from stages.pack import parse_directory
+from stages.shard import ShardRecord, file_size, shard_key
+
+
+@dataclass(frozen=True)
+class AdoptedPack:
+    """A pack of an unfinished run, with its directory (BLOCK_DTYPE, CHUNK_DTYPE) and shard → backend number."""
+
+    pack_id: uuid.UUID
+    record: ShardRecord
+    blocks: Any
+    chunks: Any
+    backends: dict[int, int]
+
+    @property
+    def pack_row(self) -> dict[str, Any]:
+        """The pack's row, but for the run."""
+        record = self.record
+        return {
+            "pack_id": self.pack_id.bytes,
+            "kind": record.kind,
+            "k": record.scheme.k,
+            "m": record.scheme.m,
+            "payload": record.payload,
+            "shard_length": record.shard_length,
+            "directory_offset": record.directory_offset,
+            "directory_stored": record.directory_stored,
+            "directory_raw": record.directory_raw,
+            "directory_codec": record.directory_codec,
+            "blocks": len(self.blocks),
+            "chunks": len(self.chunks),
+            "raw": int(self.blocks["raw"].sum()),
+        }
+
+    @property
+    def shard_rows(self) -> list[dict[str, Any]]:
+        """Its shards' rows; those that are nowhere are not present."""
+        size = file_size(self.record.shard_length)
+        return [
+            {
+                "pack_id": self.pack_id.bytes,
+                "shard": index,
+                "backend": self.backends.get(index, 0),
+                "size": size,
+                "present": index in self.backends,
+            }
+            for index in range(self.record.scheme.total_shards)
+        ]
+
+
+def adoptable(members: Members, state: State, replicas: Replicas) -> Iterator[AdoptedPack]:
+    """Packs that unfinished runs journalled and no manifest names. What is damaged or short of shards is passed over:
+    its chunks are stored again."""
+    wanted = {pack_id for packs in unfinished(members).values() for pack_id in packs}
+    if wanted:
+        wanted -= pack_ids(state, replicas, wanted)
+    storages = {member.number: member.storage for member in members.present.values()}
+    source = ShardSource(members.config.store_id, storages, [info.number for info in members.all])
+    readers, decoder = PackReaders(source), Decoder()
+    for pack_id in sorted(wanted):
+        found = _find(members, pack_id)
+        if found is None:
+            continue
+        record, backends = found
+        place = PackPlace(pack_id, record.scheme, record.payload, record.shard_length)
+        try:
+            stored = readers.get(place).read(record.directory_offset, record.directory_stored)
+            raw = bytes(decoder.decode(record.directory_codec, stored, record.directory_raw))
+            blocks, chunks = parse_directory(raw)
+        except DrystoneError:
+            continue
+        yield AdoptedPack(pack_id, record, blocks.copy(), chunks.copy(), backends)
+
+
+def _find(members: Members, pack_id: uuid.UUID) -> tuple[ShardRecord, dict[int, int]] | None:
+    """A shard's record and where each shard lies whole in length, if there are enough of them."""
+    record: ShardRecord | None = None
+    backends: dict[int, int] = {}
+    for index in range(members.config.scheme.total_shards):
+        for member in members.present.values():
+            key = shard_key(pack_id, index)
+            try:
+                found, _ = ShardRecord.parse(member.storage.read_range(key, 0, fmt.RECORD_SIZE))
+                if found.pack_id == pack_id and member.storage.size(key) == file_size(found.shard_length):
+                    record, backends[index] = found, member.number
+                    break
+            except (BackendError, DamagedShard):
+                continue
+    if record is None:
+        return None
+    per_backend = shards_per_backend(record.scheme, members.count)
+    held = np.bincount(list(backends.values()))
+    spare = int(held.max()) if record.scheme.m >= per_backend else 0
+    return (record, backends) if len(backends) - spare >= record.scheme.k else None
