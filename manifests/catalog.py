@@ -23,7 +23,8 @@ BATCH_ROWS = 16 << 10
 
 
 class Catalog:
-    """Queries over one store state. Owned by one process; `close` releases DuckDB's memory."""
+    """Queries over one store state. Owned by one process; `close` releases DuckDB's memory. `temp_directory` is made by
+    DuckDB when it needs it, and is the caller's to remove."""
 
     def __init__(
         self, state: State, replicas: Replicas, *, memory_limit: int, threads: int, temp_directory: Path
@@ -31,6 +32,7 @@ class Catalog:
         self._state = state
         self._replicas = replicas
         self._made: set[str] = set()
+        self.temp_directory = temp_directory
         self.connection = duckdb.connect(
             ":memory:",
             config={

@@ -71,6 +71,10 @@ class Batch:
         lengths = self.rows[f"{name}_len"].tolist()
         return [heap[at : at + length] for at, length in zip(starts, lengths, strict=True)]
 
+    def copy(self) -> Batch:
+        """The same with memory of its own, which may be written to."""
+        return Batch(self.rows.copy(), bytes(self.heap))
+
     @property
     def nbytes(self) -> int:
         return _HEAD.itemsize + self.rows.nbytes + len(self.heap)

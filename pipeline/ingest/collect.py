@@ -117,9 +117,7 @@ class Collector:
                 if message.kind == messages.EXTENTS:
                     self.rows.add_extents(message.first, np.frombuffer(view, ROW_EXTENT_DTYPE, message.amount).copy())
                 else:
-                    loaded = Batch.load(view, OBJECT_DTYPE)
-                    batch = Batch(loaded.rows.copy(), bytes(loaded.heap))
-                    del loaded
+                    batch = Batch.load(view, OBJECT_DTYPE).copy()
             context.release(pool, message.slot)
             if message.kind == messages.OBJECTS:
                 with context.slot("verdict", message.aux) as view:

@@ -404,9 +404,7 @@ def read_station(context: Context, options: ReadOptions) -> Station:
         if message.kind == messages.END:
             break
         with context.slot(ring, message.slot) as view:
-            loaded = Batch.load(view, OBJECT_DTYPE)
-            batch = Batch(loaded.rows.copy(), bytes(loaded.heap))
-            del loaded
+            batch = Batch.load(view, OBJECT_DTYPE).copy()
         context.release(ring, message.slot)
         paths = batch.all_bytes("path")
         context.at(os.fsdecode(paths[0]))

@@ -7,7 +7,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -29,9 +29,9 @@ from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
 from pipeline.ingest.read import ReadOptions, read_station
 from pipeline.ingest.scan import ScanOptions, scan_station
 from pipeline.ingest.write import WriteOptions, write_station
-from pipeline.inline import run_inline
+from pipeline.runner import run_stations
 from pipeline.station import Context, Station
-from pipeline.supervisor import SignalWatch, Supervisor, WorkerSpec
+from pipeline.supervisor import SignalWatch, WorkerSpec
 from pipeline.topology import DEFAULT_MEMORY, INGEST_STAGES, IngestShape, ingest_shape
 from pipeline.worker import FdHandle
 from stages.scan import Source
@@ -199,15 +199,9 @@ def ingest(
                 "packs": collector.packs_station,
             }
             specs = _specs(shape, members, state, sources, options)
-            if options.inline:
-                stations: dict[str, tuple[Callable[..., Station], Any]] = {
-                    spec.name: (spec.station, spec.options) for spec in specs
-                }
-                stations |= {f"home-{name}": (_with_context(make), None) for name, make in home.items()}
-                layout = shape.layout()
-                counters = run_inline(_widened(layout, len(stations)), stations)
-            else:
-                counters = Supervisor(shape.layout(), specs, signals=signals, on_tick=on_tick).run(home)
+            counters = run_stations(
+                shape.layout(), specs, home, inline=options.inline, signals=signals, on_tick=on_tick
+            )
             signals.check()
             inflight.flush()
             files = rows.finish()
@@ -225,17 +219,7 @@ def ingest(
                 inflight.end()
             raise
         inflight.end()
-    return result
-
-
-def _with_context(make: Callable[[Context], Station]) -> Callable[[Context, Any], Station]:
-    return lambda context, _: make(context)
-
-
-def _widened(layout: Any, workers: int) -> Any:
-    from dataclasses import replace
-
-    return replace(layout, workers=workers)
+    return replace(result, lost_backends=_lost(members))  # one may have failed at the record itself
 
 
 def _lost(members: Members) -> list[str]:

@@ -13,8 +13,9 @@ from manifests.columns import Batch
 from manifests.plan import RestorePlan, cut_batch
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.fan import FanHome
 from pipeline.restore.work import OUTCOME_DTYPE
-from pipeline.station import Acquire, Context, Station, Steps, Take, Until
+from pipeline.station import Context, Station, Steps, Until
 from pipeline.topology import PLAN, SMALL_SLOT
 
 #: A task: whole blocks of about this many bytes, described in no more than this many. A single block may need more, but
@@ -53,10 +54,9 @@ class RestoreHome:
     def __init__(self, workers: int, make_plan: Callable[[], tuple[RestorePlan, list[tuple[int, str]]]]) -> None:
         """`make_plan` gives the plan, and (row, reason) of objects that failed while it was made; it is called while
         the workers start."""
-        self._workers = workers
+        self._fan = FanHome(workers)
         self._make_plan = make_plan
         self._ready: list[int] = []
-        self._under_way = [0] * workers
         self.tally = RestoreTally()
 
     # --- tasks -------------------------------------------------------------------------------------------------------
@@ -78,14 +78,10 @@ class RestoreHome:
                 yield from self._send(context, messages.PLAN, task)
             if len(self._ready) >= FINISH_LOT:
                 yield from self._finish_ready(context)
-        yield Until(self._idle)
+        yield Until(self._fan.idle)
         while self._ready:
             yield from self._finish_ready(context)
-        for worker in range(self._workers):
-            context.send(f"plan/{worker}", Message(messages.END))
-
-    def _idle(self) -> bool:
-        return not any(self._under_way)
+        self._fan.end(context)
 
     def _finish_ready(self, context: Context) -> Steps:
         lot, self._ready = self._ready[:FINISH_LOT], self._ready[FINISH_LOT:]
@@ -102,35 +98,16 @@ class RestoreHome:
             yield from self._send(context, kind, cut_batch(task, 0, half))
             yield from self._send(context, kind, cut_batch(task, half, len(task.rows)))
             return
-        slot = yield Acquire("plan")
-        with context.slot("plan", slot) as view:
-            task.store(view)
-        context.seal("plan", slot)
-        worker = min(range(self._workers), key=self._under_way.__getitem__)
-        self._under_way[worker] += 1
-        context.send(f"plan/{worker}", Message(kind, slot))
+        yield from self._fan.send(context, kind, task)
 
     # --- outcomes ----------------------------------------------------------------------------------------------------
 
     def reports_station(self, context: Context) -> Station:
-        """Takes DONE from reports/<worker>."""
-        rings = {f"reports/{worker}": worker for worker in range(self._workers)}
-        left = len(rings)
-        while left:
-            ring, message = yield Take(tuple(rings))
-            if message.kind == messages.END:
-                left -= 1
-                continue
-            with context.slot(ring, message.slot) as view:
-                loaded = Batch.load(view, OUTCOME_DTYPE)
-                report = Batch(loaded.rows.copy(), bytes(loaded.heap))
-                del loaded
-            context.release(ring, message.slot)
-            self._under_way[rings[ring]] -= message.first
-            self.tally.healed_cells[rings[ring]] = message.second
-            self._note(report)
+        """Takes DONE from the workers."""
+        return self._fan.reports(context, OUTCOME_DTYPE, self._note)
 
-    def _note(self, report: Batch) -> None:
+    def _note(self, report: Batch, message: Message, worker: int) -> None:
+        self.tally.healed_cells[worker] = message.second
         rows = report.rows
         self.tally.files += int(rows["files"].sum())
         self.tally.bytes += int(rows["bytes"].sum())

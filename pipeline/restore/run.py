@@ -8,7 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from manifests.columns import Batch
 from manifests.errors import BackendError, NotFound, UsageError
 from manifests.plan import PlanTotals, RestorePlan
 from manifests.store import Members
+from pipeline.fan import fan_workers
 from pipeline.ingest.collect import NamedError
 from pipeline.ingest.run import StageFigures, stage_figures
-from pipeline.inline import run_inline
 from pipeline.restore.plan import RestoreHome
 from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
-from pipeline.station import Context, Station
-from pipeline.supervisor import SignalWatch, Supervisor, WorkerSpec
+from pipeline.runner import run_stations
+from pipeline.supervisor import SignalWatch
 from pipeline.topology import DEFAULT_MEMORY, RESTORE_STAGES, fan_shape
 from stages.target import STAGING_MARK, Attributes, Target, TargetOptions
 
@@ -98,29 +98,17 @@ def restore(
             )
             target = Target(options)
             try:
-                specs = [
-                    WorkerSpec(
-                        name=name,
-                        station=restore_station,
-                        options=RestoreOptions(index, backend_places(members), options),
-                        rings=(f"plan/{index}", f"reports/{index}"),
-                        pools=("plan", f"reports/{index}"),
-                    )
-                    for index, name in enumerate(shape.workers)
-                ]
                 home = RestoreHome(shape.count, lambda: _planned(catalog, run, path, target, on_plan))
-                stations: dict[str, Callable[[Context], Station]] = {
-                    "plan": home.plan_station,
-                    "reports": home.reports_station,
-                }
-                if request.inline:
-                    inline: dict[str, Any] = {spec.name: (spec.station, spec.options) for spec in specs}
-                    inline |= {f"home-{name}": (_ignoring(make), None) for name, make in stations.items()}
-                    counters = run_inline(replace(shape.layout(), workers=len(inline)), inline)
-                else:
-                    counters = Supervisor(
-                        shape.layout(), specs, signals=signals, cleanup=(str(staging),), on_tick=on_tick
-                    ).run(stations)
+                places = backend_places(members)
+                counters = run_stations(
+                    shape.layout(),
+                    fan_workers(shape, restore_station, lambda index: RestoreOptions(index, places, options)),
+                    {"plan": home.plan_station, "reports": home.reports_station},
+                    inline=request.inline,
+                    signals=signals,
+                    cleanup=(str(staging), str(catalog.temp_directory)),
+                    on_tick=on_tick,
+                )
                 plan = home.plan
                 for missing in plan.missing():
                     home.tally.fail(missing["row"], "the manifests place some of its chunks nowhere")
@@ -154,10 +142,6 @@ def _planned(
     if on_plan is not None:
         on_plan(plan.totals())
     return plan, _make_folders(plan, target)
-
-
-def _ignoring(make: Callable[[Context], Station]) -> Callable[[Context, Any], Station]:
-    return lambda context, _: make(context)
 
 
 def _make_places(to: str) -> tuple[Path, bool]:

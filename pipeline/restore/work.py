@@ -24,9 +24,9 @@ from manifests.config import ECScheme
 from manifests.errors import DrystoneError, Unreadable
 from manifests.plan import ITEM_DTYPE, PLAN_DTYPE
 from pipeline import messages
-from pipeline.arena import Message
+from pipeline.fan import fan_station
 from pipeline.packreader import PackPlace, PackReaders, ShardSource
-from pipeline.station import Acquire, Context, Station, Take
+from pipeline.station import Context, Station
 from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, VERIFY
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
@@ -321,31 +321,18 @@ def pack_place(row: np.void) -> PackPlace:
 
 
 def restore_station(context: Context, options: RestoreOptions) -> Station:
-    """Takes PLAN and ITEMS on plan/<index>, answers each with DONE messages on reports/<index>; `first` is 1 on the
-    last of a task, `second` counts the cells healed so far."""
+    """Takes PLAN and ITEMS, answers with OUTCOME_DTYPE reports."""
     context.clock.switch(FETCH)
     restorer = Restorer(context, options)
-    ring, reports = f"plan/{options.index}", f"reports/{options.index}"
-    size = len(context.slot(reports, 0))
-    while True:
-        _, message = yield Take((ring,))
-        if message.kind == messages.END:
-            break
+    size = len(context.slot(f"reports/{options.index}", 0))
+
+    def work(kind: int, view: memoryview) -> Iterator[Batch]:
         outcomes = Outcomes()
-        planned = message.kind == messages.PLAN
-        with context.slot("plan", message.slot) as view:
-            batch = Batch.load(view, PLAN_DTYPE if planned else ITEM_DTYPE)
-            batch = Batch(batch.rows.copy(), bytes(batch.heap))
-        context.release("plan", message.slot)
-        (restorer.restore if planned else restorer.make_items)(batch, outcomes)
-        sent = list(outcomes.batches(size))
-        for number, report in enumerate(sent):
-            slot = yield Acquire(reports)
-            with context.slot(reports, slot) as view:
-                report.store(view)
-            context.seal(reports, slot)
-            context.send(
-                reports,
-                Message(messages.DONE, slot, first=number == len(sent) - 1, second=restorer.figures.healed_cells),
-            )
-    context.send(reports, Message(messages.END))
+        if kind == messages.PLAN:
+            restorer.restore(Batch.load(view, PLAN_DTYPE).copy(), outcomes)
+        else:
+            restorer.make_items(Batch.load(view, ITEM_DTYPE).copy(), outcomes)
+        context.clock.count(ASSEMBLE, outcomes.files, outcomes.bytes)
+        return outcomes.batches(size)
+
+    return fan_station(context, options.index, work, lambda: restorer.figures.healed_cells)

@@ -6,8 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,11 @@ from manifests.log import Log, State
 from manifests.store import Members
 from pipeline import messages
 from pipeline.arena import Message
-from pipeline.inline import run_inline
+from pipeline.fan import FanHome, fan_workers
 from pipeline.restore.run import backend_places
-from pipeline.station import Acquire, Context, Station, Take
-from pipeline.supervisor import SignalWatch, Supervisor, WorkerSpec
+from pipeline.runner import run_stations
+from pipeline.station import Context, Station
+from pipeline.supervisor import SignalWatch
 from pipeline.topology import DEFAULT_MEMORY, PLAN, RESTORE_STAGES, fan_shape
 from pipeline.verify.work import (
     BAD_CELLS,
@@ -78,46 +78,28 @@ class VerifyHome:
 
     def __init__(self, catalog: Catalog, workers: int, result: VerifyResult) -> None:
         self._catalog = catalog
-        self._workers = workers
+        self._fan = FanHome(workers)
         self._result = result
-        self._under_way = [0] * workers
         self._missing: dict[bytes, set[int]] = {}
         self.lost_chunks: list[bytes] = []
         self.lost_packs: list[bytes] = []
 
     def plan_station(self, context: Context) -> Station:
-        """Sends TASK, a pack each, to the worker with the least to do."""
+        """Sends TASK, a pack each."""
         context.clock.switch(PLAN)
         for batch in packs(self._catalog, PACK_TASK_DTYPE):
             for number in range(len(batch.rows)):
-                slot = yield Acquire("plan")
-                with context.slot("plan", slot) as view:
-                    Batch(batch.rows[number : number + 1], b"").store(view)
-                context.seal("plan", slot)
-                worker = min(range(self._workers), key=self._under_way.__getitem__)
-                self._under_way[worker] += 1
-                context.send(f"plan/{worker}", Message(messages.TASK, slot))
-        for worker in range(self._workers):
-            context.send(f"plan/{worker}", Message(messages.END))
+                yield from self._fan.send(context, messages.TASK, Batch(batch.rows[number : number + 1], b""))
+        self._fan.end(context)
 
     def reports_station(self, context: Context) -> Station:
-        """Takes DONE from reports/<worker>."""
-        rings = {f"reports/{worker}": worker for worker in range(self._workers)}
-        left = len(rings)
-        while left:
-            ring, message = yield Take(tuple(rings))
-            if message.kind == messages.END:
-                left -= 1
-                continue
-            with context.slot(ring, message.slot) as view:
-                loaded = Batch.load(view, FINDING_DTYPE)
-                report = Batch(loaded.rows.copy(), bytes(loaded.heap))
-                del loaded
-            context.release(ring, message.slot)
-            self._under_way[rings[ring]] -= message.first
-            self._result.checked_packs += message.first
-            for row in report.rows:
-                self._note(row, report.bytes_of(row, "reason").decode(errors="replace"))
+        """Takes DONE from the workers."""
+        return self._fan.reports(context, FINDING_DTYPE, self._note_all)
+
+    def _note_all(self, report: Batch, message: Message, worker: int) -> None:
+        self._result.checked_packs += message.first
+        for row in report.rows:
+            self._note(row, report.bytes_of(row, "reason").decode(errors="replace"))
 
     def _note(self, row: np.void, reason: str) -> None:
         result, kind = self._result, int(row["kind"])
@@ -189,29 +171,19 @@ def _verify_data(
 ) -> None:
     shape = fan_shape("verify", len(RESTORE_STAGES), VERIFY_WORKER_MEMORY, os.cpu_count() or 1, memory, workers)
     home = VerifyHome(catalog, shape.count, result)
-    specs = [
-        WorkerSpec(
-            name=name,
-            station=verify_station,
-            options=VerifyOptions(index, backend_places(members)),
-            rings=(f"plan/{index}", f"reports/{index}"),
-            pools=("plan", f"reports/{index}"),
-        )
-        for index, name in enumerate(shape.workers)
-    ]
-    stations: dict[str, Callable[[Context], Station]] = {"plan": home.plan_station, "reports": home.reports_station}
-    if inline:
-        everything: dict[str, Any] = {spec.name: (spec.station, spec.options) for spec in specs}
-        everything |= {f"home-{name}": (_ignoring(make), None) for name, make in stations.items()}
-        run_inline(replace(shape.layout(), workers=len(everything)), everything)
-    else:
-        Supervisor(shape.layout(), specs, signals=signals, on_tick=on_tick).run(stations)
+    places = backend_places(members)
+    specs = fan_workers(shape, verify_station, lambda index: VerifyOptions(index, places))
+    run_stations(
+        shape.layout(),
+        specs,
+        {"plan": home.plan_station, "reports": home.reports_station},
+        inline=inline,
+        signals=signals,
+        cleanup=(str(catalog.temp_directory),),
+        on_tick=on_tick,
+    )
     if home.lost_chunks or home.lost_packs:
         _name_lost(catalog, home.lost_chunks, home.lost_ranges(), result)
-
-
-def _ignoring(make: Callable[[Context], Station]) -> Callable[[Context, Any], Station]:
-    return lambda context, _: make(context)
 
 
 def _ranges(pack: np.void, missing: set[int]) -> list[LostRange]:

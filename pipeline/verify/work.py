@@ -12,11 +12,10 @@ from manifests import format as fmt
 from manifests.columns import Batch, HeapBuilder
 from manifests.config import ECScheme
 from manifests.errors import DrystoneError
-from pipeline import messages
-from pipeline.arena import Message
+from pipeline.fan import fan_station
 from pipeline.packreader import PackPlace, PackReader, PackReaders
 from pipeline.restore.work import BackendPlaces
-from pipeline.station import Acquire, Context, Station, Take
+from pipeline.station import Context, Station
 from pipeline.topology import DECOMPRESS, FETCH, VERIFY
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
@@ -207,23 +206,13 @@ class PackVerifier:
 
 
 def verify_station(context: Context, options: VerifyOptions) -> Station:
-    """Takes TASK on plan/<index> (one pack each), answers with DONE on reports/<index>; `first` is 1 on the last."""
+    """Takes TASK (one pack each), answers with FINDING_DTYPE reports."""
     context.clock.switch(FETCH)
     verifier = PackVerifier(context, options.backends)
-    ring, reports = f"plan/{options.index}", f"reports/{options.index}"
-    while True:
-        _, message = yield Take((ring,))
-        if message.kind == messages.END:
-            break
-        with context.slot("plan", message.slot) as view:
-            task = Batch.load(view, PACK_TASK_DTYPE).rows.copy()[0]
-        context.release("plan", message.slot)
+
+    def work(kind: int, view: memoryview) -> Iterator[Batch]:
+        task = Batch.load(view, PACK_TASK_DTYPE).rows.copy()[0]
         context.at(f"pack {uuid.UUID(bytes=task['pack_id'].tobytes())}")
-        sent = list(verifier.verify(task).batches())
-        for number, batch in enumerate(sent):
-            slot = yield Acquire(reports)
-            with context.slot(reports, slot) as view:
-                batch.store(view)
-            context.seal(reports, slot)
-            context.send(reports, Message(messages.DONE, slot, first=number == len(sent) - 1))
-    context.send(reports, Message(messages.END))
+        return verifier.verify(task).batches()
+
+    return fan_station(context, options.index, work, lambda: 0)

@@ -1,0 +1,43 @@
+"""Running stations to their end: by worker processes, or inline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.arena import Layout
+from pipeline.inline import run_inline
+from pipeline.station import Context, Station
+from pipeline.supervisor import SignalWatch, Supervisor, WorkerSpec
+
+Counters = npt.NDArray[np.uint64]
+Home = Mapping[str, Callable[[Context], Station]]
+
+
+def run_stations(
+    layout: Layout,
+    workers: list[WorkerSpec],
+    home: Home,
+    *,
+    inline: bool,
+    signals: SignalWatch,
+    cleanup: tuple[str, ...] = (),
+    on_tick: Callable[[Counters], None] | None = None,
+) -> Counters:
+    """Run `workers` and the `home` stations until all are done; returns the counters, workers first, then home. Raises
+    what Supervisor.run raises; inline, what a station raises."""
+    if not inline:
+        return Supervisor(layout, workers, signals=signals, cleanup=cleanup, on_tick=on_tick).run(home)
+    stations: dict[str, tuple[Callable[..., Station], Any]] = {
+        spec.name: (spec.station, spec.options) for spec in workers
+    }
+    stations |= {f"home-{name}": (_without_options(make), None) for name, make in home.items()}
+    return run_inline(replace(layout, workers=len(stations)), stations)
+
+
+def _without_options(make: Callable[[Context], Station]) -> Callable[[Context, Any], Station]:
+    return lambda context, _: make(context)
