@@ -10,7 +10,7 @@ from typing import Any
 
 from manifests import format as fmt
 from manifests.errors import CorruptRecord, UnsupportedFormat, UsageError
-from manifests.sizes import parse_size
+from manifests.sizes import format_size, parse_size
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,10 @@ class ChunkerSpec:
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.size}"
+
+    def describe(self) -> str:
+        """The same for people: `fastcdc:128KiB`."""
+        return f"{self.algorithm}:{format_size(self.size).replace('.0 ', '').replace(' ', '')}"
 
     @property
     def minimum(self) -> int:

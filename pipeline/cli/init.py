@@ -75,7 +75,7 @@ def init_command(
                 }
             )
             return
-        click.echo(f"store {store.config.store_id}, {scheme}, {chunker}, {compression}")
+        click.echo(f"store {store.config.store_id}, {scheme}, {chunker.describe()}, {compression}")
         for info in members.all:
             click.echo(f"  {info.location}")
         backends = "backend" if members.tolerance == 1 else "backends"
