@@ -8,6 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,17 +99,20 @@ def restore(
             )
             target = Target(options)
             try:
-                home = RestoreHome(shape.count, lambda: _planned(catalog, run, path, target, on_plan))
-                places = backend_places(members)
-                counters = run_stations(
-                    shape.layout(),
-                    fan_workers(shape, restore_station, lambda index: RestoreOptions(index, places, options)),
-                    {"plan": home.plan_station, "reports": home.reports_station},
-                    inline=request.inline,
-                    signals=signals,
-                    cleanup=(str(staging), str(catalog.temp_directory)),
-                    on_tick=on_tick,
-                )
+                # DuckDB plans in a thread while the fork server starts the workers, which is waiting for the most part.
+                with ThreadPoolExecutor(1, "plan") as planner:
+                    planned = planner.submit(_planned, catalog, run, path, target, on_plan)
+                    home = RestoreHome(shape.count, planned.result)
+                    places = backend_places(members)
+                    counters = run_stations(
+                        shape.layout(),
+                        fan_workers(shape, restore_station, lambda index: RestoreOptions(index, places, options)),
+                        {"plan": home.plan_station, "reports": home.reports_station},
+                        inline=request.inline,
+                        signals=signals,
+                        cleanup=(str(staging), str(catalog.temp_directory)),
+                        on_tick=on_tick,
+                    )
                 plan = home.plan
                 for missing in plan.missing():
                     home.tally.fail(missing["row"], "the manifests place some of its chunks nowhere")
