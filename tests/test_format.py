@@ -1,6 +1,8 @@
 """manifests/FORMAT.md and the code say the same: byte tables, constants, columns, JSON keys, and the worked example.
 
 The last part follows the document's recipe on a real store with DuckDB, plain file reads and zstd alone.
+
+One file, though long: the parser of the document's tables and the example built from the code serve every test here.
 """
 
 from __future__ import annotations
