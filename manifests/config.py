@@ -62,6 +62,14 @@ def shards_per_backend(scheme: ECScheme, backends: int) -> int:
     return -(-scheme.total_shards // backends)
 
 
+def survives_another_loss(scheme: ECScheme, backends: int, held: Sequence[int]) -> bool:
+    """Whether a pack, of whose shards each backend holds so many as `held` says, survives the loss of one more of the
+    store's `backends`. Where losing one takes more shards than there is parity, there was nothing to spare from the
+    start, and k shards are enough. This is the rule for what may be committed."""
+    spare = max(held, default=0) if scheme.m >= shards_per_backend(scheme, backends) else 0
+    return sum(held) - spare >= scheme.k
+
+
 @dataclass(frozen=True)
 class ChunkerSpec:
     """How streams are cut. `algorithm` fastcdc: `size` is the average; fixed: the length of every piece. In bytes."""

@@ -21,8 +21,6 @@ from manifests.errors import (
     BackendError,
     BackendFull,
     CorruptRecord,
-    DrystoneError,
-    KeyNotFound,
     NotFound,
     StoreExists,
     TooFewBackends,
@@ -126,18 +124,6 @@ class Members:
             kind = BackendFull if any("No space" in reason for reason in self.failed.values()) else TooFewBackends
             raise kind(f"{key} reached {written} backends and needs {self.settle_count}: {reasons}")
         return written
-
-    def read_json(self, key: str) -> dict[str, Any]:
-        """The JSON record `key` from the first backend whose copy is readable. Raises KeyNotFound, CorruptRecord."""
-        trouble: DrystoneError | None = None
-        for member in self.present.values():
-            try:
-                return open_json(member.storage.read(key))[0]
-            except KeyNotFound as error:
-                trouble = trouble or error
-            except (BackendError, CorruptRecord) as error:
-                trouble = error
-        raise trouble or KeyNotFound(f"{key}: no backend answers")
 
 
 def _is_empty(path: Path) -> bool:

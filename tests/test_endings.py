@@ -150,7 +150,7 @@ def test_interrupted_by_the_terminal_all_at_once(store: Path, tree: Path, tmp_pa
     run = Endless(store)
     run.workers()
     below = descendants(run.process.pid)
-    for pid in [run.process.pid, *below]:
+    for pid in [*below, run.process.pid]:  # the supervisor last, for it ends the others
         os.kill(pid, signal.SIGINT)
     exit_code, messages = run.end()
     assert exit_code == 130, messages

@@ -8,14 +8,13 @@ backend.
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from manifests import format as fmt
-from manifests.config import shards_per_backend
+from manifests.config import survives_another_loss
 from manifests.errors import BackendError, DrystoneError
 from manifests.inflight import unfinished
 from manifests.known import pack_ids
@@ -115,7 +114,5 @@ def _find(members: Members, pack_id: uuid.UUID) -> tuple[ShardRecord, dict[int, 
                 continue
     if record is None:
         return None
-    per_backend = shards_per_backend(record.scheme, members.count)
-    held = np.bincount(list(backends.values()))
-    spare = int(held.max()) if record.scheme.m >= per_backend else 0
-    return (record, backends) if len(backends) - spare >= record.scheme.k else None
+    held = list(Counter(backends.values()).values())
+    return (record, backends) if survives_another_loss(record.scheme, members.count, held) else None

@@ -26,7 +26,7 @@ from pipeline.arena import Message
 from pipeline.station import Acquire, Context, Station, Steps, Take, Want
 from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES
 from pipeline.worker import FdHandle
-from stages.chunk import Chunker, ContentHasher
+from stages.chunk import Chunker, ContentHasher, chunk_id
 from stages.read import QUIET_NS, FolderCache, changed, fill
 from stages.scan import KIND, Source
 
@@ -301,7 +301,7 @@ class Reader:
         view, table = self._view, self._table
         first, at = len(table), start
         for length in lengths:
-            table.ids.append(blake3(view[at : at + length]).digest())
+            table.ids.append(chunk_id(view[at : at + length]))
             table.offsets.append(at)
             table.lengths.append(length)
             at += length
@@ -337,7 +337,7 @@ class Reader:
                 lengths = self._chunker.cut(view[start : start + length], True)
             if len(lengths) == 1:
                 single.append(number)
-                table.ids.append(blake3(view[start : start + length]).digest())
+                table.ids.append(chunk_id(view[start : start + length]))
                 table.offsets.append(start)
                 table.lengths.append(length)
                 continue

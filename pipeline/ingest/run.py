@@ -95,8 +95,7 @@ def stage_figures(counters: Counters, names: tuple[str, ...], seconds: float) ->
 def _specs(
     shape: IngestShape, members: Members, state: State, sources: tuple[Source, ...], options: IngestOptions
 ) -> list[WorkerSpec]:
-    config = members.config
-    codec = options.codec or config.codec
+    config = members.config.with_codec(options.codec)
     stream = None if options.stream is None else FdHandle(options.stream)
     readers, compressors, writers = range(shape.readers), range(shape.compressors), range(shape.writers)
     data = tuple(f"data/{i}" for i in readers)
@@ -138,7 +137,7 @@ def _specs(
         WorkerSpec(
             name=f"compress-{i}",
             station=compress_station,
-            options=CompressOptions(i, shape.writers, shape.payload, shape.max_blocks, codec),
+            options=CompressOptions(i, shape.writers, shape.payload, shape.max_blocks, config.codec),
             rings=(f"fresh/{i}", *(f"blocks/{i}/{w}" for w in writers)),
             pools=("verdict", f"blocks/{i}", *data),
         )
@@ -156,7 +155,7 @@ def _specs(
                 shape.max_blocks,
                 config.store_id,
                 config.scheme,
-                codec,
+                config.codec,
                 config.pack_size,
                 shape.pack_capacity,
                 backends,

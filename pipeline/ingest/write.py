@@ -15,7 +15,7 @@ import numpy as np
 
 from manifests import format as fmt
 from manifests.backends import BackendStorage, open_backend
-from manifests.config import CodecSpec, ECScheme, placement, shards_per_backend
+from manifests.config import CodecSpec, ECScheme, placement, survives_another_loss
 from manifests.errors import BackendError, BackendFull, TooFewBackends
 from manifests.ids import NIL, new_id
 from pipeline import messages
@@ -178,17 +178,15 @@ class PackWriter:
         pack.parity.release()
 
     def _require_safe(self, shards: np.ndarray[Any, np.dtype[np.void]]) -> None:
-        """Each pack must survive the loss of one more backend (where there is parity), else the run fails. This is the
-        rule."""
-        k, m = self._options.scheme.k, self._options.scheme.m
+        """Each pack must survive the loss of one more backend (where there is parity), else the run fails."""
+        scheme = self._options.scheme
         good = np.bincount(shards["backend"][shards["present"] != 0], minlength=1)
-        # Where losing a backend takes more shards than there is parity, there was nothing to spare from the start.
-        spare = int(good.max()) if m >= shards_per_backend(self._options.scheme, len(self._options.order)) else 0
-        if good.sum() - spare < k:
+        if not survives_another_loss(scheme, len(self._options.order), good.tolist()):
             reasons = "; ".join(self._failed.values())
             full = any("No space" in reason for reason in self._failed.values())
             raise (BackendFull if full else TooFewBackends)(
-                f"{int(good.sum())} of {k + m} shards of a pack could be written, too few to be safe: {reasons}"
+                f"{int(good.sum())} of {scheme.total_shards} shards of a pack could be written, "
+                f"too few to be safe: {reasons}"
             )
 
     def _send_rows(self, pack: PackUnderWay, shards: np.ndarray[Any, np.dtype[np.void]]) -> Steps:
