@@ -50,6 +50,55 @@ OBJECT_DTYPE = np.dtype(
 #: An extent on its way to the manifest: its content id is known only when its object ends.
 ROW_EXTENT_DTYPE = np.dtype([("row", "<u8"), ("offset", "<u8"), ("length", "<u4"), ("id", "u1", (32,))])
 
+#: `multi` is −1 for an object that one task writes whole (one chunk, or all in one block that is not crowded), else the
+#: number under which its parts are counted.
+PLAN_DTYPE = np.dtype(
+    [
+        ("pack_id", "u1", (16,)),
+        ("k", "u1"),
+        ("m", "u1"),
+        ("payload", "<u8"),
+        ("shard_length", "<u8"),
+        ("block", "<u4"),
+        ("block_offset", "<u8"),
+        ("stored", "<u4"),
+        ("raw", "<u4"),
+        ("codec", "u1"),
+        ("chunk_offset", "<u4"),
+        ("length", "<u4"),
+        ("chunk_id", "u1", (32,)),
+        ("file_offset", "<u8"),
+        ("row", "<u8"),
+        ("multi", "<i8"),
+        ("size", "<u8"),
+        ("mode", "<u4"),
+        ("uid", "<u4"),
+        ("gid", "<u4"),
+        ("mtime_ns", "<i8"),
+        ("path_at", "<u4"),
+        ("path_len", "<u4"),
+    ]
+)
+
+#: Objects that need no block, and finished objects of many blocks.
+ITEM_DTYPE = np.dtype(
+    [
+        ("kind", "u1"),
+        ("row", "<u8"),
+        ("multi", "<i8"),
+        ("size", "<u8"),
+        ("mode", "<u4"),
+        ("uid", "<u4"),
+        ("gid", "<u4"),
+        ("mtime_ns", "<i8"),
+        ("rdev", "<u8"),
+        ("path_at", "<u4"),
+        ("path_len", "<u4"),
+        ("target_at", "<u4"),
+        ("target_len", "<u4"),
+    ]
+)
+
 
 @dataclass
 class Batch:
@@ -126,3 +175,28 @@ class HeapBuilder:
 
     def getvalue(self) -> bytes:
         return b"".join(self._pieces)
+
+
+def cut_batch(batch: Batch, start: int, end: int) -> Batch:
+    """Rows `start` to `end` with the part of the heap that they use (variable fields lie there in order of row)."""
+    rows = batch.rows[start:end].copy()
+    heap = bytearray()
+    for name in _variable(rows):
+        if len(rows):
+            at = rows[f"{name}_at"]
+            first, last = int(at[0]), int(at[-1]) + int(rows[f"{name}_len"][-1])
+            rows[f"{name}_at"] = at - first + len(heap)
+            heap += batch.heap[first:last]
+    return Batch(rows, bytes(heap))
+
+
+def join_batches(first: Batch, second: Batch) -> Batch:
+    """Both batches' rows as one batch with one variable field."""
+    rows = second.rows.copy()
+    for name in _variable(rows):
+        rows[f"{name}_at"] += len(first.heap)
+    return Batch(np.concatenate([first.rows, rows]), bytes(first.heap) + bytes(second.heap))
+
+
+def _variable(rows: Array) -> list[str]:
+    return [name for name in ("path", "target") if f"{name}_at" in (rows.dtype.names or ())]

@@ -9,9 +9,9 @@ from typing import Any
 
 from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
-from manifests.columns import Batch
+from manifests.columns import PLAN_DTYPE, Batch
 from manifests.errors import NotFound, UsageError
-from manifests.plan import PLAN_DTYPE, to_batch
+from manifests.plan import to_batch
 
 _COLUMNS = (
     "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, "

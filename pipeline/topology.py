@@ -57,7 +57,7 @@ class IngestShape:
 
     @property
     def max_blocks(self) -> int:
-        return self.payload // BLOCK_TARGET + 2
+        return 2 * self.payload // BLOCK_TARGET + 2
 
     @property
     def pack_capacity(self) -> int:

@@ -7,7 +7,7 @@ the BLAKE3-256 of its bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,11 +75,13 @@ class ContentHasher:
         self._extents: Any = blake3(fmt.CONTENT_DOMAIN)
         self._bytes: Any = blake3()
 
-    def update(self, extents: npt.NDArray[np.void], data: Iterable[memoryview]) -> None:
-        """Add extents (EXTENT_DTYPE) and the bytes that they cover."""
+    def add_bytes(self, data: memoryview) -> None:
+        """Add bytes of the content to its digest."""
+        self._bytes.update(data)
+
+    def add_extents(self, extents: npt.NDArray[np.void]) -> None:
+        """Add extents (EXTENT_DTYPE) to the content id."""
         self._extents.update(np.ascontiguousarray(extents).tobytes())
-        for piece in data:
-            self._bytes.update(piece)
 
     def content_id(self, size: int) -> bytes:
         self._extents.update(size.to_bytes(8, "little"))

@@ -18,7 +18,30 @@ from manifests import format as fmt
 from manifests.config import CodecSpec
 from stages.errors import DamagedBlock
 
+#: What a block is to have stored, and raw where it hardly shrinks: it is what a byte range reads at least.
 BLOCK_TARGET = 1 << 20
+#: Raw bytes of a block at most, however well it shrinks: it is what a byte range decompresses at least.
+BLOCK_LARGEST = 4 << 20
+#: Stored bytes of a block beyond which it is cut, if it can be.
+_STORED_LARGEST = 3 << 19
+
+
+class BlockShaper:
+    """How the next block is to be made, from how the last one came out: large where data shrinks well, so that solid
+    compression has more to find, while no more than about BLOCK_TARGET bytes are stored. Owned by one compressor."""
+
+    def __init__(self) -> None:
+        self.ratio = 1.0
+
+    @property
+    def target(self) -> int:
+        """Raw bytes of the next block."""
+        return min(BLOCK_LARGEST, max(BLOCK_TARGET, int(BLOCK_TARGET * self.ratio / 1.5)))
+
+    def note(self, raw: int, stored: int) -> bool:
+        """Take note of a block. Returns whether it is too large, because it shrank less than was expected."""
+        expected, self.ratio = self.ratio, raw / stored
+        return stored > _STORED_LARGEST and self.ratio < expected
 
 
 def split_blocks(lengths: npt.NDArray[np.int64], target: int = BLOCK_TARGET) -> list[slice]:
@@ -40,24 +63,25 @@ class Encoder:
     def __init__(self, codec: CodecSpec) -> None:
         self._squeeze = _ENCODERS[codec.name](codec)
 
-    def encode(self, raw: memoryview, target: memoryview) -> tuple[int, int]:
-        """Write the block `raw` to the start of `target` (at least as long as `raw`). Returns (codec, bytes)."""
-        codec, length = self._squeeze(raw, target)
+    def encode(self, raw: memoryview, target: memoryview, expected: float = 2.0) -> tuple[int, int]:
+        """Write the block `raw` to the start of `target` (at least as long as `raw`). `expected`: to what fraction it
+        will shrink, about (2.0 for half). Returns (codec, bytes)."""
+        codec, length = self._squeeze(raw, target, expected)
         if codec != fmt.CODEC_NONE:
             return codec, length
         target[: len(raw)] = raw
         return fmt.CODEC_NONE, len(raw)
 
 
-Squeeze = Callable[[memoryview, memoryview], tuple[int, int]]
+Squeeze = Callable[[memoryview, memoryview, float], tuple[int, int]]
 
 
 def _none(codec: CodecSpec) -> Squeeze:
-    return lambda raw, target: (fmt.CODEC_NONE, len(raw))
+    return lambda raw, target, expected: (fmt.CODEC_NONE, len(raw))
 
 
 def _lz4(codec: CodecSpec) -> Squeeze:
-    def squeeze(raw: memoryview, target: memoryview) -> tuple[int, int]:
+    def squeeze(raw: memoryview, target: memoryview, expected: float) -> tuple[int, int]:
         packed = lz4.block.compress(raw, store_size=False)
         if len(packed) >= len(raw):
             return fmt.CODEC_NONE, len(raw)
@@ -67,10 +91,24 @@ def _lz4(codec: CodecSpec) -> Squeeze:
     return squeeze
 
 
-def _zstd(codec: CodecSpec) -> Squeeze:
-    compressor = zstandard.ZstdCompressor(level=codec.level, write_content_size=True, write_checksum=False)
+def _zstd_compressor(level: int, **chosen: int) -> zstandard.ZstdCompressor:
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, write_content_size=True, write_checksum=False, write_dict_id=False, **chosen
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters)
 
-    def squeeze(raw: memoryview, target: memoryview) -> tuple[int, int]:
+
+def _zstd(codec: CodecSpec) -> Squeeze:
+    usual = hopeless = rewarding = _zstd_compressor(codec.level)
+    if codec.level == 3:
+        # The default spends its time where bytes are to be gained: with tables that fit the processor's cache, a
+        # shorter search where there is nothing to find, and a cheaper one where nearly everything is found anyway.
+        usual = _zstd_compressor(3, hash_log=16, chain_log=15)
+        hopeless = _zstd_compressor(2)
+        rewarding = _zstd_compressor(3, hash_log=16, chain_log=14, min_match=6)
+
+    def squeeze(raw: memoryview, target: memoryview, expected: float) -> tuple[int, int]:
+        compressor = hopeless if expected < 1.2 else rewarding if expected > 3.5 else usual
         # One call and a copy of what comes out is faster than a stream into the slot, which copies what goes in.
         packed = compressor.compress(raw)
         if len(packed) >= len(raw):

@@ -15,6 +15,10 @@ from typing import NamedTuple
 from stages.errors import StageError
 
 STAGING_MARK = ".drystone-restore-"
+#: Directories on the way to the current one that are kept open; below them, paths are walked anew.
+_KEPT_OPEN = 64
+#: Name of an object in the making, in the staging directory of the process that makes it.
+_NEW = "new"
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -64,50 +68,63 @@ def split_path(path: bytes) -> list[bytes]:
 class Target:
     """The directory that a restore writes into. Owned by one process; several work on the same one at a time."""
 
-    def __init__(self, options: TargetOptions) -> None:
+    def __init__(self, options: TargetOptions, name: str) -> None:
+        """`name`: of the process, for a staging directory of its own: in a common one they would wait for each other
+        at every file."""
         self._options = options
         self._root = os.open(options.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._staging = os.open(options.staging, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self._staging)
+        self._own = os.open(name, _FOLDER, dir_fd=self._staging)
         # What a new file in the staging directory has by itself; setting it again would cost a third of a small file.
         staging = os.fstat(self._staging)
         self._uid = os.geteuid()
         self._gid = staging.st_gid if staging.st_mode & stat.S_ISGID else os.getegid()
         self._umask = _current_umask()
         self._folder_path: bytes | None = None
-        self._folder = -1
+        self._open: list[tuple[list[bytes], int]] = []
 
     def close(self) -> None:
-        if self._folder >= 0:
-            os.close(self._folder)
+        self._leave(0)
         os.close(self._root)
+        os.close(self._own)
         os.close(self._staging)
 
     def _parent(self, path: bytes) -> tuple[int, bytes]:
         """Descriptor of the directory that `path` goes into, and its name there."""
         above, _, name = path[self._options.strip :].rpartition(b"/")
         if above != self._folder_path:
-            if self._folder >= 0:
-                os.close(self._folder)
-            self._folder, self._folder_path = -1, None
-            self._folder = self._open_folder(split_path(above) if above else [])
+            self._enter(split_path(above) if above else [])
             self._folder_path = above
         if name in (b"", b".", b"..") or b"\0" in name:
             raise UnsafePath.of(path)
-        return self._folder, name
+        return (self._open[-1][1] if self._open else self._root), name
 
-    def _open_folder(self, parts: list[bytes]) -> int:
-        fd = os.dup(self._root)
-        for part in parts:
-            try:
-                inner = os.open(part, _FOLDER, dir_fd=fd)
-            except FileNotFoundError:
-                with suppress(FileExistsError):
-                    os.mkdir(part, 0o700, dir_fd=fd)
-                inner = os.open(part, _FOLDER, dir_fd=fd)
-            finally:
-                os.close(fd)
-            fd = inner
-        return fd
+    def _enter(self, parts: list[bytes]) -> None:
+        """Open the directory `parts`, made where it is missing; what it shares with the last one is open already."""
+        steps = [[part] for part in parts[:_KEPT_OPEN]] + ([parts[_KEPT_OPEN:]] if len(parts) > _KEPT_OPEN else [])
+        shared = 0
+        for (step, _), wanted in zip(self._open, steps, strict=False):
+            if step != wanted:
+                break
+            shared += 1
+        self._leave(shared)
+        for step in steps[shared:]:
+            folder = os.dup(self._open[-1][1] if self._open else self._root)
+            for part in step:
+                try:
+                    inner = _open_folder(folder, part)
+                finally:
+                    os.close(folder)
+                folder = inner
+            self._open.append((step, folder))
+
+    def _leave(self, depth: int) -> None:
+        """Close the open directories below the first `depth`."""
+        self._folder_path = None
+        while len(self._open) > depth:
+            os.close(self._open.pop()[1])
 
     def make_folder(self, path: bytes) -> None:
         """Make a directory, open for the owner only until its attributes are set. An existing one is used."""
@@ -147,10 +164,10 @@ class Target:
             return True
         raise Kept("something else is in place and was kept; see --overwrite")
 
-    def write_whole(self, path: bytes, temp: str, pieces: list[bytes | memoryview], attributes: Attributes) -> None:
+    def write_whole(self, path: bytes, pieces: list[bytes | memoryview], attributes: Attributes) -> None:
         """A file of which all bytes are at hand."""
         mode = attributes.mode & 0o777 & ~self._umask
-        fd = self._create(temp, mode)
+        fd = self._create(mode)
         try:
             for piece in pieces:
                 view = memoryview(piece)
@@ -163,15 +180,15 @@ class Target:
             os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
         finally:
             os.close(fd)
-        self._place(temp, path)
+        self._place(self._own, _NEW, path)
 
-    def _create(self, temp: str, mode: int) -> int:
+    def _create(self, mode: int) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            return os.open(temp, flags, mode, dir_fd=self._staging)
+            return os.open(_NEW, flags, mode, dir_fd=self._own)
         except FileExistsError:  # left by a write that failed
-            os.unlink(temp, dir_fd=self._staging)
-            return os.open(temp, flags, mode, dir_fd=self._staging)
+            os.unlink(_NEW, dir_fd=self._own)
+            return os.open(_NEW, flags, mode, dir_fd=self._own)
 
     def open_part(self, temp: str) -> int:
         """Descriptor of a file that several workers write; the caller closes it."""
@@ -185,33 +202,35 @@ class Target:
             self._set_attributes(fd, attributes)
         finally:
             os.close(fd)
-        self._place(temp, path)
+        self._place(self._staging, temp, path)
 
     def drop_parts(self, temp: str) -> None:
         """Remove a file that can't be completed."""
         with suppress(FileNotFoundError):
             os.unlink(temp, dir_fd=self._staging)
 
-    def make_symlink(self, path: bytes, temp: str, target: bytes, attributes: Attributes) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(temp, dir_fd=self._staging)
-        os.symlink(target, os.fsencode(temp), dir_fd=self._staging)
+    def make_symlink(self, path: bytes, target: bytes, attributes: Attributes) -> None:
+        self._drop_new()
+        os.symlink(target, os.fsencode(_NEW), dir_fd=self._own)
         if self._options.owner:
-            os.chown(temp, attributes.uid, attributes.gid, dir_fd=self._staging, follow_symlinks=False)
+            os.chown(_NEW, attributes.uid, attributes.gid, dir_fd=self._own, follow_symlinks=False)
         times = (attributes.mtime_ns, attributes.mtime_ns)
-        os.utime(temp, ns=times, dir_fd=self._staging, follow_symlinks=False)
-        self._place(temp, path)
+        os.utime(_NEW, ns=times, dir_fd=self._own, follow_symlinks=False)
+        self._place(self._own, _NEW, path)
 
-    def make_node(self, path: bytes, temp: str, attributes: Attributes, device: int) -> None:
-        """A FIFO or a device node, as `attributes.mode` says. Raises OSError, as for who may not make devices."""
+    def _drop_new(self) -> None:
         with suppress(FileNotFoundError):
-            os.unlink(temp, dir_fd=self._staging)
-        os.mknod(temp, stat.S_IFMT(attributes.mode) | 0o600, device, dir_fd=self._staging)
+            os.unlink(_NEW, dir_fd=self._own)
+
+    def make_node(self, path: bytes, attributes: Attributes, device: int) -> None:
+        """A FIFO or a device node, as `attributes.mode` says. Raises OSError, as for who may not make devices."""
+        self._drop_new()
+        os.mknod(_NEW, stat.S_IFMT(attributes.mode) | 0o600, device, dir_fd=self._own)
         if self._options.owner:
-            os.chown(temp, attributes.uid, attributes.gid, dir_fd=self._staging, follow_symlinks=False)
-        os.chmod(temp, stat.S_IMODE(attributes.mode), dir_fd=self._staging)
-        os.utime(temp, ns=(attributes.mtime_ns, attributes.mtime_ns), dir_fd=self._staging, follow_symlinks=False)
-        self._place(temp, path)
+            os.chown(_NEW, attributes.uid, attributes.gid, dir_fd=self._own, follow_symlinks=False)
+        os.chmod(_NEW, stat.S_IMODE(attributes.mode), dir_fd=self._own)
+        os.utime(_NEW, ns=(attributes.mtime_ns, attributes.mtime_ns), dir_fd=self._own, follow_symlinks=False)
+        self._place(self._own, _NEW, path)
 
     def _set_attributes(self, fd: int, attributes: Attributes) -> None:
         # chown clears setuid, so it comes before chmod.
@@ -220,9 +239,19 @@ class Target:
         os.fchmod(fd, stat.S_IMODE(attributes.mode))
         os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
 
-    def _place(self, temp: str, path: bytes) -> None:
+    def _place(self, staging: int, temp: str, path: bytes) -> None:
         folder, name = self._parent(path)
-        os.rename(temp, name, src_dir_fd=self._staging, dst_dir_fd=folder)
+        os.rename(temp, name, src_dir_fd=staging, dst_dir_fd=folder)
+
+
+def _open_folder(folder: int, name: bytes) -> int:
+    """Descriptor of the directory `name` in `folder`, made where it is missing."""
+    try:
+        return os.open(name, _FOLDER, dir_fd=folder)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=folder)
+        return os.open(name, _FOLDER, dir_fd=folder)
 
 
 def _current_umask() -> int:

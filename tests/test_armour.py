@@ -15,6 +15,7 @@ from blake3 import blake3
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from manifests import armour
 from manifests import format as fmt
 from manifests.armour import open_json, open_record, seal_json, seal_line, seal_record
 from manifests.errors import CorruptRecord
@@ -244,3 +245,11 @@ def test_a_binary_record_heals_up_to_31_bytes(body: bytes, rot: dict[int, int]) 
 def test_noise_is_no_binary_record(noise: bytes) -> None:
     with pytest.raises(CorruptRecord):
         open_record(noise)
+
+
+@pytest.mark.parametrize("parity", [fmt.RECORD_PARITY, armour.JSON_PARITY])
+def test_parity_is_the_one_that_reedsolo_encodes(parity: int) -> None:
+    chance = random.Random(parity)
+    for length in (1, 2, 100, 255 - parity):
+        message = chance.randbytes(length)
+        assert armour._parity_of(message, parity) == bytes(reedsolo.RSCodec(parity).encode(message))[length:]

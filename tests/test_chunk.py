@@ -175,8 +175,10 @@ def test_content_id_follows_the_formula(parts: list[tuple[int, bytes]], tail: in
     formula.update(struct.pack("<Q", size))
 
     hasher = ContentHasher()
-    hasher.update(rows[:split], [memoryview(data) for _, data in parts[:split]])
-    hasher.update(rows[split:], [memoryview(data) for _, data in parts[split:]])
+    for some, pieces in ((rows[:split], parts[:split]), (rows[split:], parts[split:])):
+        hasher.add_extents(some)
+        for _, data in pieces:
+            hasher.add_bytes(memoryview(data))
     assert hasher.digest() == blake3(b"".join(data for _, data in parts)).digest()
     assert hasher.content_id(size) == formula.digest()
 
@@ -186,7 +188,8 @@ def test_content_id_tells_size_offset_and_chunk_apart() -> None:
         row = np.zeros(1, fmt.EXTENT_DTYPE)
         row["offset"], row["length"], row["id"] = offset, len(data), np.frombuffer(chunk_id(data), np.uint8)
         hasher = ContentHasher()
-        hasher.update(row, [memoryview(data)])
+        hasher.add_extents(row)
+        hasher.add_bytes(memoryview(data))
         return hasher.content_id(size)
 
     variants = [(0, b"a", 9), (1, b"a", 9), (0, b"b", 9), (0, b"a", 10), (0, b"aa", 9)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from manifests import format as fmt
 from manifests.config import CodecSpec
-from stages.compress import BLOCK_TARGET, Decoder, Encoder, split_blocks
+from stages.compress import BLOCK_LARGEST, BLOCK_TARGET, BlockShaper, Decoder, Encoder, split_blocks
 from stages.errors import DamagedBlock
 
 CODECS = {"none": fmt.CODEC_NONE, "lz4": fmt.CODEC_LZ4, "zstd:1": fmt.CODEC_ZSTD, "zstd:3": fmt.CODEC_ZSTD}
@@ -210,3 +210,24 @@ def test_a_frame_that_wants_a_huge_window_is_refused() -> None:
     frame = b"\x28\xb5\x2f\xfd" + b"\x00" + b"\xf8" + b"\x09\x00\x00" + b"x"
     with pytest.raises(DamagedBlock):
         DECODER.decode(fmt.CODEC_ZSTD, frame, 1)
+
+
+def test_blocks_grow_where_data_shrinks_and_stay_small_where_it_does_not() -> None:
+    shaper = BlockShaper()
+    assert shaper.target == BLOCK_TARGET
+    assert not shaper.note(BLOCK_TARGET, BLOCK_TARGET // 3)
+    assert abs(shaper.target - 2 * BLOCK_TARGET) < 10
+    assert not shaper.note(2 * BLOCK_TARGET, BLOCK_TARGET // 10)
+    assert shaper.target == BLOCK_LARGEST
+    assert shaper.note(BLOCK_LARGEST, BLOCK_LARGEST - 1), "it is to be cut, for a byte range would have to read it all"
+    assert shaper.target == BLOCK_TARGET
+    assert not shaper.note(BLOCK_TARGET, BLOCK_TARGET)
+
+
+@pytest.mark.parametrize("expected", [1.0, 2.0, 10.0])
+def test_whatever_was_expected_the_block_comes_back(expected: float) -> None:
+    encoder = Encoder(CodecSpec())
+    for raw in (TEXT, noise(100_000)):
+        target = bytearray(len(raw))
+        codec, length = encoder.encode(memoryview(raw), memoryview(target), expected)
+        assert bytes(DECODER.decode(codec, bytes(target[:length]), len(raw))) == raw

@@ -177,7 +177,7 @@ def example_content_id() -> bytes:
     for number, chunk in enumerate(CHUNKS):
         extents[number]["offset"], extents[number]["length"] = sum(map(len, CHUNKS[:number])), len(chunk)
         extents[number]["id"] = np.frombuffer(chunk_id(chunk), np.uint8)
-    hasher.update(extents, [])
+    hasher.add_extents(extents)
     return hasher.content_id(sum(map(len, CHUNKS)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.arena import Message
 from pipeline.ingest.read import CHUNK_REF
 from pipeline.station import Acquire, Context, Station, Take
 from pipeline.topology import COMPRESS
-from stages.compress import Encoder, split_blocks
+from stages.compress import BlockShaper, Encoder, split_blocks
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Gather:
 def compress_station(context: Context, options: CompressOptions) -> Station:
     """Takes FRESH on fresh/<index>, sends BLOCKS on blocks/<index>/<writer>."""
     context.clock.switch(COMPRESS)
-    encoder, gather = Encoder(options.codec), Gather(options.payload)
+    encoder, shaper, gather = Encoder(options.codec), BlockShaper(), Gather(options.payload)
     own, ring = f"blocks/{options.index}", f"fresh/{options.index}"
     writer = options.index % options.writers
     while True:
@@ -61,7 +62,7 @@ def compress_station(context: Context, options: CompressOptions) -> Station:
             fresh = np.frombuffer(verdict, bool, message.amount).copy()
             refs = np.frombuffer(source, CHUNK_REF, message.amount, options.payload)[fresh]
             with context.slot(own, out) as target:
-                blocks, chunks = _compress(encoder, gather, source, refs, target)
+                blocks, chunks = _compress(encoder, shaper, gather, source, refs, target, options.max_blocks)
                 at = options.payload
                 target[at : at + blocks.nbytes] = blocks.tobytes()
                 at += options.max_blocks * fmt.BLOCK_DTYPE.itemsize
@@ -80,20 +81,33 @@ def compress_station(context: Context, options: CompressOptions) -> Station:
 
 
 def _compress(
-    encoder: Encoder, gather: Gather, source: memoryview, refs: npt.NDArray[np.void], target: memoryview
+    encoder: Encoder,
+    shaper: BlockShaper,
+    gather: Gather,
+    source: memoryview,
+    refs: npt.NDArray[np.void],
+    target: memoryview,
+    max_blocks: int,
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
     """Blocks of the chunks `refs` of `source`, written to the start of `target`; their BLOCK and CHUNK rows."""
     offsets, lengths = refs["offset"].astype(np.int64), refs["length"].astype(np.int64)
-    groups = split_blocks(lengths)
-    blocks, chunks = np.zeros(len(groups), fmt.BLOCK_DTYPE), np.zeros(len(refs), fmt.CHUNK_DTYPE)
+    blocks, chunks = np.zeros(max_blocks, fmt.BLOCK_DTYPE), np.zeros(len(refs), fmt.CHUNK_DTYPE)
     chunks["id"], chunks["length"] = refs["id"], refs["length"]
-    fill = 0
-    for number, group in enumerate(groups):
+    groups = deque(split_blocks(lengths, shaper.target))
+    fill = count = 0
+    while groups:
+        group = groups.popleft()
         raw = gather.view(source, offsets[group], lengths[group])
-        codec, stored = encoder.encode(raw, target[fill : fill + len(raw)])
-        blocks[number]["offset"], blocks[number]["stored"] = fill, stored
-        blocks[number]["raw"], blocks[number]["codec"] = len(raw), codec
-        chunks["block"][group] = number
+        codec, stored = encoder.encode(raw, target[fill : fill + len(raw)], shaper.ratio)
+        if shaper.note(len(raw), stored):
+            parts = split_blocks(lengths[group], shaper.target)
+            if len(parts) > 1 and count + len(groups) + len(parts) <= max_blocks:
+                groups.extendleft(slice(group.start + part.start, group.start + part.stop) for part in reversed(parts))
+                continue
+        blocks[count]["offset"], blocks[count]["stored"] = fill, stored
+        blocks[count]["raw"], blocks[count]["codec"] = len(raw), codec
+        chunks["block"][group] = count
         chunks["offset"][group] = np.cumsum(lengths[group]) - lengths[group]
         fill += stored
-    return blocks, chunks
+        count += 1
+    return blocks[:count], chunks

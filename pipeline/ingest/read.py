@@ -262,8 +262,7 @@ class Reader:
             clock.switch(CHUNK)
             lengths = self._chunker.cut(self._view[start:end], ended)
             covered = sum(lengths)
-            extents = self._name_chunks(number, start, offset, lengths)
-            hasher.update(extents, [self._view[start : start + covered]])
+            extents = self._name_chunks(number, start, offset, lengths, hasher)
             yield from self._send_extents(everything=False)
             offset += covered
             count += len(lengths)
@@ -295,13 +294,18 @@ class Reader:
 
     # --- chunks ------------------------------------------------------------------------------------------------------
 
-    def _name_chunks(self, number: int, start: int, offset: int, lengths: list[int]) -> npt.NDArray[np.void]:
-        """Add chunks that lie one after the other from `start` in the slot to its table. Returns their extents, the
-        first at `offset` of the object's content, which are noted for row `number`."""
+    def _name_chunks(
+        self, number: int, start: int, offset: int, lengths: list[int], hasher: ContentHasher
+    ) -> npt.NDArray[np.void]:
+        """Add chunks that lie one after the other from `start` in the slot to its table, and to `hasher`. Returns their
+        extents, the first at `offset` of the object's content, which are noted for row `number`."""
         view, table = self._view, self._table
         first, at = len(table), start
         for length in lengths:
-            table.ids.append(chunk_id(view[at : at + length]))
+            # Both hashes at once, while the chunk is in the processor's cache.
+            chunk = view[at : at + length]
+            table.ids.append(chunk_id(chunk))
+            hasher.add_bytes(chunk)
             table.offsets.append(at)
             table.lengths.append(length)
             at += length
@@ -315,7 +319,8 @@ class Reader:
         hashed = np.empty(len(extents), fmt.EXTENT_DTYPE)
         for name in hashed.dtype.names or ():
             hashed[name] = extents[name]
-        return hashed
+        hasher.add_extents(hashed)
+        return extents
 
     def _cut_segments(self) -> None:
         """Cut and name the chunks of the contents that lie whole in the slot."""
@@ -342,9 +347,8 @@ class Reader:
                 table.lengths.append(length)
                 continue
             first = self._settle_single(single, first)
-            extents = self._name_chunks(number, start, 0, lengths)
             hasher = ContentHasher()
-            hasher.update(extents, [view[start : start + length]])
+            self._name_chunks(number, start, 0, lengths, hasher)
             self._finish(number, hasher.content_id(length), True, hasher)
             first = len(table)
         self._settle_single(single, first)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from manifests.columns import Batch
-from manifests.plan import RestorePlan, cut_batch
+from manifests.columns import Batch, cut_batch
+from manifests.plan import RestorePlan
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.fan import FanHome

@@ -97,7 +97,7 @@ def restore(
             options = TargetOptions(
                 request.to, str(staging), len(folder + slash), request.overwrite, os.geteuid() == 0, fresh
             )
-            target = Target(options)
+            target = Target(options, "home")
             try:
                 # DuckDB plans in a thread while the fork server starts the workers, which is waiting for the most part.
                 with ThreadPoolExecutor(1, "plan") as planner:

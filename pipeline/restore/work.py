@@ -19,10 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.backends import open_backend
-from manifests.columns import Batch, HeapBuilder
+from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, HeapBuilder
 from manifests.config import ECScheme
 from manifests.errors import DrystoneError, Unreadable
-from manifests.plan import ITEM_DTYPE, PLAN_DTYPE
 from pipeline import messages
 from pipeline.fan import fan_station
 from pipeline.packreader import PackPlace, PackReaders, ShardSource
@@ -136,9 +135,8 @@ class Restorer:
         self._context = context
         self._readers = PackReaders(options.backends.source())
         self._decoder = Decoder()
-        self._target = Target(options.target)
+        self._target = Target(options.target, f"restore-{options.index}")
         self._parts = PartFiles(self._target)
-        self._temp = f"whole-{options.index}"
 
     @property
     def figures(self) -> Any:
@@ -267,7 +265,7 @@ class Restorer:
             if sum(map(len, pieces)) != attributes.size:
                 raise Unreadable("its chunks do not add up to its size")
             if self._target.wanted(path, attributes):
-                self._target.write_whole(path, self._temp, pieces, attributes)
+                self._target.write_whole(path, pieces, attributes)
             outcomes.files += 1
             outcomes.bytes += attributes.size
         except OSError as error:
@@ -303,11 +301,11 @@ class Restorer:
         elif multi >= 0:
             self._target.finish_parts(part_name(row), path, attributes)
         elif kind == KIND["symlink"]:
-            self._target.make_symlink(path, self._temp, link, attributes)
+            self._target.make_symlink(path, link, attributes)
         elif kind in _NODES:
-            self._target.make_node(path, self._temp, attributes, device)
+            self._target.make_node(path, attributes, device)
         else:
-            self._target.write_whole(path, self._temp, [], attributes)
+            self._target.write_whole(path, [], attributes)
 
 
 def pack_place(row: np.void) -> PackPlace:
