@@ -65,17 +65,16 @@ def _compile(patterns: Sequence[str]) -> _Matcher:
     # Imported where it is needed: workers of runs without patterns start sooner.
     from pathspec import GitIgnoreSpec
 
-    compiled: list[Any] = []
-    spec = None
     try:
         # The simple backend takes surrogates; those that link to other engines don't.
         spec = GitIgnoreSpec.from_lines(map(_within, patterns), backend="simple")
-        compiled = list(spec.patterns)
     except (ValueError, re.error) as error:
         raise UsageError(f"a pattern that can't be read: {error}") from error
+    compiled = iter(spec.patterns)  # blank ones are not among them
     sides: tuple[list[str], list[str]] = ([], [])
-    for text, pattern in zip(patterns, compiled, strict=True):
-        if pattern.include is None:
+    for text in patterns:
+        pattern: Any = next(compiled) if text else None
+        if pattern is None or pattern.include is None:
             raise UsageError(f"{text!r} is no pattern: it would match nothing; see gitignore(5)")
         if pattern.include:
             # Without its groups' names, which would be there twice in an alternation.

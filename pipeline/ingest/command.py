@@ -68,14 +68,14 @@ class FeedingCommand:
             os.close(self._pidfd)
 
     def _end(self) -> None:
-        if self._process.poll() is not None:
+        if self._process.returncode is not None:
             return
         waiting = select.poll()
         waiting.register(self._pidfd, select.POLLIN)
-        # It is not reaped yet, so its number, which is its group's, can't be another's.
+        # As long as it is not reaped, its number, which is its group's, can't be another's: so that comes last.
         self._signal(signal.SIGTERM)
-        if not waiting.poll(PATIENCE_SECONDS * 1000):
-            self._signal(signal.SIGKILL)
+        waiting.poll(PATIENCE_SECONDS * 1000)
+        self._signal(signal.SIGKILL)
         self._process.wait()
 
     def _signal(self, number: int) -> None:
