@@ -29,7 +29,7 @@ ROOT = Source(b"/", b"root")
 
 
 def sorted_entries(text: bytes, *sources: Source, nul: bool = False) -> list[tuple[int, bytes]]:
-    with sort_list(io.BytesIO(text), sources or (HERE,), nul=nul) as file:
+    with sort_list(io.BytesIO(text), sources or (HERE,), nul=nul)[0] as file:
         return [tuple(entry) for entry in read_list(os.dup(file.fileno()))]
 
 
@@ -78,7 +78,7 @@ def test_many_names_need_little_memory(tmp_path: Path, monkeypatch: pytest.Monke
             file.write(b"%012x/%012x/%012x\n" % (chance.randrange(99), number, number))
     tracemalloc.start()
     try:
-        with open(tmp_path / "list", "rb") as file, sort_list(file, (HERE,), nul=False) as listed:
+        with open(tmp_path / "list", "rb") as file, sort_list(file, (HERE,), nul=False)[0] as listed:
             count = sum(1 for _ in read_list(os.dup(listed.fileno())))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -128,7 +128,7 @@ def test_listed_objects_bring_their_directories_and_come_back(
     ingest_list: Callable[..., IngestResult], tree: Path, tmp_path: Path
 ) -> None:
     result = ingest_list(b"f\na/b/c\na/b/c\n\n./a/b/../e\n")
-    assert result.exit_code == 0
+    assert result.exit_code == 0 and result.sources == [str(tree)]
     paths = ["here", "here/a", "here/a/b", "here/a/b/c", "here/a/e", "here/f"]
     assert rows(ingest_list) == [(path, None) for path in paths]
     store: FileStore = ingest_list.store  # type: ignore[attr-defined]
@@ -164,7 +164,8 @@ def test_what_is_missing_or_no_place_for_names_is_a_row(ingest_list: Callable[..
 
 def test_paths_elsewhere(ingest_list: Callable[..., IngestResult], tree: Path, tmp_path: Path) -> None:
     text = os.fsencode(tmp_path / "other" / "file") + b"\n" + os.fsencode(tree / "f") + b"\n"
-    assert ingest_list(text).exit_code == 0
+    result = ingest_list(text)
+    assert result.exit_code == 0 and result.sources == [str(tree), "/"]
     found = dict(rows(ingest_list))
     assert f"root{tmp_path}/other/file" in found and "here/f" in found and "root/tmp/here" not in found
     assert ingest_list(text, ".").exit_code == 3

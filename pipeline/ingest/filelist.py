@@ -11,6 +11,7 @@ import heapq
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import IO
 
 from manifests.errors import DrystoneError, UsageError
@@ -24,30 +25,34 @@ LONGEST = 1 << 20
 _OUTSIDE = b"!"
 
 
-def sort_list(source: IO[bytes], sources: Sequence[Source], *, nul: bool) -> IO[bytes]:
-    """A sorted list, open at its beginning, of the entries of `source`, ended by newlines, or by NUL bytes where `nul`.
-    Relative paths count from the first of `sources`; each entry belongs to the first that it lies below. Raises
-    UsageError, and DrystoneError where reading or sorting fails."""
-    records = (_record(entry, sources) for entry in _entries(source, b"\0" if nul else b"\n"))
-    pieces = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, or handed on
+def sort_list(source: IO[bytes], sources: Sequence[Source], *, nul: bool) -> tuple[IO[bytes], int]:
+    """A sorted list of the entries of `source`, which end with newlines, or NUL bytes where `nul`, as a file that is the
+    caller's; and how many of `sources`, from the first on, it needs. Relative paths count from the first; each entry
+    belongs to the first that it lies below. Raises UsageError, and DrystoneError where reading or sorting fails."""
+    needed = 1
+
+    def records() -> Iterator[bytes]:
+        nonlocal needed
+        for entry in _entries(source, b"\0" if nul else b"\n"):
+            number, record = _record(entry, sources)
+            needed = max(needed, number + 1)
+            yield record
+
     try:
-        places = list(_write_pieces(records, pieces))
-        if len(places) <= 1:
-            pieces.seek(0)
-            return pieces
-        merged = tempfile.TemporaryFile()  # noqa: SIM115 - the caller's
-        with pieces:
-            runs = [_read_piece(pieces.fileno(), start, end) for start, end in places]
-            for record in heapq.merge(*runs, key=_sort_key):
-                merged.write(record + b"\0")
-        merged.seek(0)
-        return merged
+        with ExitStack() as stack:
+            pieces = stack.enter_context(tempfile.TemporaryFile())
+            places = list(_write_pieces(records(), pieces))
+            if len(places) > 1:
+                merged = stack.enter_context(tempfile.TemporaryFile())
+                runs = [_read_piece(pieces.fileno(), start, end) for start, end in places]
+                merged.writelines(record + b"\0" for record in heapq.merge(*runs, key=_sort_key))
+                merged.flush()
+                pieces.close()
+                pieces = merged
+            stack.pop_all()
+            return pieces, needed
     except OSError as error:
-        pieces.close()
         raise DrystoneError(f"reading and sorting the list of paths failed: {error.strerror}") from error
-    except BaseException:
-        pieces.close()
-        raise
 
 
 def read_list(fd: int) -> Iterator[Listed]:
@@ -79,13 +84,13 @@ def _entries(source: IO[bytes], end: bytes) -> Iterator[bytes]:
             yield entry
 
 
-def _record(entry: bytes, sources: Sequence[Source]) -> bytes:
+def _record(entry: bytes, sources: Sequence[Source]) -> tuple[int, bytes]:
     full = b"/" + os.path.normpath(os.path.join(sources[0].path, entry)).lstrip(b"/")
     for number, source in enumerate(sources):
         root = source.path.rstrip(b"/")
         if full == source.path or full.startswith(root + b"/"):
-            return b"%d" % number + full[len(root) + 1 :]
-    return _OUTSIDE + entry
+            return number, b"%d" % number + full[len(root) + 1 :]
+    return -1, _OUTSIDE + entry
 
 
 def _sort_key(record: bytes) -> bytes:

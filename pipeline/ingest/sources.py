@@ -99,8 +99,10 @@ def gather(
         yield Inputs((source,))
     elif files_from:
         sources = list_sources(paths, name)
-        with open_list(files_from) as file, sort_list(file, sources, nul=nul) as listed:
-            yield Inputs(sources, listed)
+        with open_list(files_from) as file:
+            listed, needed = sort_list(file, sources, nul=nul)
+        with listed:
+            yield Inputs(sources[:needed], listed)
     else:
         if nul:
             raise UsageError("-0 says how the entries of --files-from end, and there is none")
