@@ -27,8 +27,9 @@ _OUTSIDE = b"!"
 
 def sort_list(source: IO[bytes], sources: Sequence[Source], *, nul: bool) -> tuple[IO[bytes], int]:
     """A sorted list of the entries of `source`, which end with newlines, or NUL bytes where `nul`, as a file that is
-    the caller's; and how many of `sources`, from the first on, it needs. Relative paths count from the first; each entry
-    belongs to the first that it lies below. Raises UsageError, and DrystoneError where reading or sorting fails."""
+    the caller's; and how many of `sources`, from the first on, it needs. Relative paths count from the first; each
+    entry belongs to the first that it lies below. Raises UsageError, and DrystoneError where reading or sorting fails.
+    """
     needed = 1
 
     def records() -> Iterator[bytes]:

@@ -191,17 +191,16 @@ class Reader:
         rows["mode"][numbers] = [info.st_mode for info in infos]
         rows["mtime_ns"][numbers] = [info.st_mtime_ns for info in infos]
         rows["ctime_ns"][numbers] = [info.st_ctime_ns for info in infos]
-        # The name may stand for another file than when it was scanned: then all is this one's.
-        rows["uid"][numbers] = [info.st_uid for info in infos]
-        rows["gid"][numbers] = [info.st_gid for info in infos]
-        rows["links"][numbers] = [info.st_nlink for info in infos]
-        rows["device"][numbers] = [info.st_dev for info in infos]
-        rows["inode"][numbers] = [info.st_ino for info in infos]
         newest = np.maximum(rows["mtime_ns"][numbers], rows["ctime_ns"][numbers])
-        # What the kernel makes up (stages/read.py) has another length than stat says, and may change unseen.
-        rows["clean"][numbers] = (newest < self._began_ns - QUIET_NS) & (
-            rows["size"][numbers] == [info.st_size for info in infos]
-        )
+        rows["clean"][numbers] = newest < self._began_ns - QUIET_NS
+        for number, size in self._sizes.items():  # those that went the long way
+            info, row = self._stats[number], rows[number]
+            # The name may stand for another file than when it was scanned: then all is this one's.
+            row["uid"], row["gid"], row["links"] = info.st_uid, info.st_gid, info.st_nlink
+            row["device"], row["inode"] = info.st_dev, info.st_ino
+            # What the kernel makes up (stages/read.py) has another length than stat says, and may change unseen.
+            if size != info.st_size:
+                row["clean"] = 0
         if self._errors:
             rows["clean"][list(self._errors)] = 0
 

@@ -90,6 +90,8 @@ def gather(
 ) -> Iterator[Inputs]:
     """The inputs that a user names: `paths`, those listed in the file `files_from` (`-` for standard input), or what
     `command` writes. The list is closed at the end. Raises NotFound, UsageError."""
+    if nul and not files_from:
+        raise UsageError("-0 says how the entries of --files-from end, and there is none")
     if command:
         if paths or files_from:
             raise UsageError("--command stands alone: what it writes is the source")
@@ -104,8 +106,6 @@ def gather(
         with listed:
             yield Inputs(sources[:needed], listed)
     else:
-        if nul:
-            raise UsageError("-0 says how the entries of --files-from end, and there is none")
         yield Inputs(make_sources(paths, name))
 
 
