@@ -23,7 +23,7 @@ from manifests import log as storelog
 from manifests import store as membership
 from manifests.catalog import Catalog
 from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
-from manifests.errors import NotFound, UnsupportedFormat, UsageError
+from manifests.errors import NotFound, UnsupportedFormat
 from manifests.inspect import StoreStats, store_stats
 from manifests.log import Run, State
 from manifests.objects import ObjectInfo, find_object, list_objects
@@ -31,13 +31,14 @@ from manifests.plan import PlanTotals
 from manifests.replicas import Replicas
 from manifests.store import Members
 from pipeline.ingest.run import IngestOptions, IngestResult, ingest
+from pipeline.ingest.sources import gather
+from pipeline.ingest.survey import Survey, survey
 from pipeline.packreader import ReadFigures
 from pipeline.ranges import RangeReader
 from pipeline.restore.run import RestoreRequest, RestoreResult, backend_places, restore
 from pipeline.topology import DEFAULT_MEMORY, DUCKDB_MEMORY
 from pipeline.verify.run import VerifyResult, verify
 from stages.assemble import ByteRange
-from stages.scan import Source
 
 Tick = Callable[[npt.NDArray[np.uint64]], None]
 
@@ -59,36 +60,6 @@ class Selection:
 def default_cache() -> Path:
     """Where disposable caches lie unless told: the user's cache directory."""
     return Path.home() / ".cache" / "drystone"
-
-
-def make_sources(paths: Sequence[str], name: str = "") -> tuple[Source, ...]:
-    """Sources as given by a user: `-` is standard input and wants `name`; a single one may be renamed by it. Raises
-    NotFound, UsageError."""
-    if not paths:
-        raise UsageError("name at least one source")
-    if name and (len(paths) != 1 or "/" in name or name in (".", "..")):
-        raise UsageError("a name is given to one source, and is a single part of a path")
-    sources = []
-    for path in paths:
-        if path == "-":
-            if not name:
-                raise UsageError("standard input needs a name: --name backup.sql")
-            sources.append(Source(b"-", os.fsencode(name), stream=True))
-            continue
-        full = os.path.abspath(path)
-        if not os.path.lexists(full):
-            raise NotFound(f"no such source: {path}")
-        base = name or os.path.basename(full)
-        if not base:
-            raise UsageError("the root directory has no base name: give it one with --as")
-        sources.append(Source(os.fsencode(full), os.fsencode(base)))
-    names = [source.name for source in sources]
-    twice = next((each for each in names if names.count(each) > 1), None)
-    if twice is not None:
-        raise UsageError(
-            f"two sources are called {os.fsdecode(twice)!r}; archive them in runs of their own, or rename one with --as"
-        )
-    return tuple(sources)
 
 
 class FileStore:
@@ -195,14 +166,27 @@ class FileStore:
         if self.config.read_only:
             raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
         options = options or IngestOptions()
-        sources = make_sources(paths, name)
-        if any(source.stream for source in sources) and options.stream is None:
-            options = replace(options, stream=0)
-        self.members.require_writable()
-        self.log.complete(self.members)
-        result = ingest(self.members, self.state, self.replicas, sources, options, on_tick)
+        with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
+            self.members.require_writable()
+            self.log.complete(self.members)
+            result = ingest(self.members, self.state, self.replicas, inputs.sources, options, on_tick, inputs.listed)
         self._reload()
         return result
+
+    def survey(
+        self,
+        paths: Sequence[str],
+        *,
+        name: str = "",
+        options: IngestOptions | None = None,
+        on_left_out: Callable[[bytes, str], None] | None = None,
+    ) -> Survey:
+        """What `ingest` with the same arguments would archive; neither reads files nor writes anything. `on_left_out`
+        hears of each path that is left out, and why."""
+        options = options or IngestOptions()
+        with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
+            self.members.require_writable()
+            return survey(inputs.sources, options.select, inputs.listed, on_left_out)
 
     def runs(self) -> list[Run]:
         """Committed runs, the oldest first."""
@@ -271,4 +255,4 @@ class FileStore:
         )  # fmt: skip
 
 
-__all__ = ["FileStore", "Selection", "make_sources"]
+__all__ = ["FileStore", "Selection"]

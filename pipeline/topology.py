@@ -21,9 +21,12 @@ from manifests.errors import UsageError
 from manifests.sizes import format_size
 from pipeline.arena import Layout, PoolSpec, RingSpec
 from stages.compress import BLOCK_TARGET
+from stages.select import REASONS
 
 INGEST_STAGES = ("scan", "read", "chunk", "dedupe", "compress", "encode", "write", "record")
 SCAN, READ, CHUNK, DEDUPE, COMPRESS, ENCODE, WRITE, RECORD = range(8)
+#: Behind the stages' counters: for each reason (stages/select.py) objects and bytes that the scanner left out.
+LEFT_OUT = len(INGEST_STAGES)
 RESTORE_STAGES = ("plan", "fetch", "decompress", "verify", "assemble")
 PLAN, FETCH, DECOMPRESS, VERIFY, ASSEMBLE = range(5)
 
@@ -90,7 +93,7 @@ class IngestShape:
         for i in range(self.writers):
             pools.append(PoolSpec(f"packs/{i}", 3, SMALL_SLOT + (64 << 10)))
             rings.append(RingSpec(f"packs/{i}", 4))
-        return Layout(tuple(pools), tuple(rings), len(self.workers) + 1, len(INGEST_STAGES))
+        return Layout(tuple(pools), tuple(rings), len(self.workers) + 1, LEFT_OUT + len(REASONS))
 
     @property
     def _verdicts(self) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 
 #: A file touched this shortly before its reading may change again within one tick of its clock.
 QUIET_NS = 2_000_000_000
 _PIECE = 4000
+#: More than this beyond the size that a file had when it was opened is not read.
+GROWTH = 64 << 20
+#: f_type of /proc, /sys, debugfs, tracefs, securityfs, cgroup and cgroup2; see statfs(2).
+_KERNEL_FILE_SYSTEMS = {0x9FA0, 0x62656572, 0x64626720, 0x74726163, 0x73636673, 0x27E0EB, 0x63677270}
 
 
 def open_below(path: bytes, folder: int | None = None, flags: int = os.O_RDONLY) -> int:
@@ -56,12 +61,36 @@ def fill(fd: int, target: memoryview) -> tuple[int, bool]:
     return filled, False
 
 
-def changed(before: os.stat_result, after: os.stat_result, size: int) -> str:
-    """Why what was read may be a mixture, or an empty string."""
+def changed(before: os.stat_result, after: os.stat_result, size: int, made_up: bool = False) -> str:
+    """Why the `size` bytes that were read may be a mixture, or not all, or an empty string. The change time tells what
+    the others hide: a modification time that was set back, and a rewriting in place. `made_up`: see kernel_makes."""
     if not stat.S_ISREG(before.st_mode):
         return ""
-    if before.st_size != after.st_size or before.st_mtime_ns != after.st_mtime_ns:
+    if (before.st_size, before.st_mtime_ns, before.st_ctime_ns) != (
+        after.st_size,
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+    ):
         return "it changed while it was read"
-    if size != after.st_size and after.st_size:
-        return f"{size} bytes were read, but it has {after.st_size}"
-    return ""
+    if made_up or not after.st_size:
+        return "it goes on and on; the first part is archived" if size >= growth_limit(before, made_up) else ""
+    return "" if size == after.st_size else "its length is not what its file system says"
+
+
+def growth_limit(before: os.stat_result, made_up: bool) -> int:
+    """Where to stop reading a file that never ends, because somebody writes faster than we read, or the kernel makes it
+    up. This is the rule."""
+    return GROWTH if made_up else before.st_size + GROWTH
+
+
+def kernel_makes(fd: int, info: os.stat_result) -> bool:
+    """Whether the file's content is made up by the kernel as it is read, so that its size says nothing: below /sys,
+    where all are of 4096 bytes, or /proc, where few have one. It costs a system call for a file that has a size but
+    no blocks, and nothing for others."""
+    if info.st_blocks or not info.st_size:
+        return False
+    buffer = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None, use_errno=True).fstatfs(fd, buffer):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return ctypes.c_long.from_buffer(buffer).value in _KERNEL_FILE_SYSTEMS

@@ -101,6 +101,7 @@ def as_shown(text: str, work: Path) -> str:
     user = f"{_name(pwd.getpwuid, os.getuid())}:{_name(grp.getgrgid, os.getgid())}"
     text = text.replace(str(work), PLACE).replace(f" {user} ", f" {USER} ")
     text = text.replace(f"Z  {socket.gethostname():<4}  ", f"Z  {HOST}  ")
+    text = re.sub(rf"^(  of .*) on {re.escape(socket.gethostname())}$", rf"\1 on {HOST}", text, flags=re.MULTILINE)
     return re.sub(r'"(uid|gid)": \d+', r'"\1": 1000', text)
 
 

@@ -8,7 +8,6 @@ import click
 
 from manifests.config import CodecSpec
 from manifests.errors import UsageError
-from manifests.sizes import format_size
 from pipeline.cli.options import (
     Parsed,
     format_options,
@@ -19,9 +18,11 @@ from pipeline.cli.options import (
     verbose_option,
 )
 from pipeline.cli.output import emit_json, path_fields, show_path
+from pipeline.cli.selecting import SelectingCommand, select_options, selecting_options
+from pipeline.cli.summary import WORDS, result_record, show_result, show_survey, survey_record
 
 if TYPE_CHECKING:
-    from pipeline.ingest.run import IngestResult
+    from pipeline.ingest.run import IngestOptions
 
 NAMED_SHORT = 10
 
@@ -36,8 +37,8 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
     return tags
 
 
-@click.command("ingest")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE…")
+@click.command("ingest", cls=SelectingCommand)
+@click.argument("sources", nargs=-1, metavar="SOURCE…")
 @store_option
 @click.option(
     "--compression", type=Parsed("CODEC", CodecSpec.parse), help="Instead of the store's: none, lz4, zstd:LEVEL."
@@ -45,17 +46,29 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
 @click.option("--tag", "tags", multiple=True, metavar="K=V", help="Note something about the run; may be repeated.")
 @click.option("--host", default="", help="Host name to record [default: this one's].")
 @click.option("--as", "--name", "name", default="", metavar="NAME", help="What the source is called in the archive.")
+@click.option("--command", "is_command", is_flag=True, help="Archive what the command behind -- writes; needs --name.")
+@selecting_options
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be archived; -v names what is left out.")
 @resource_options
 @format_options
 @quiet_option
 @verbose_option
+@click.pass_context
 def ingest_command(
+    context: click.Context,
     sources: tuple[str, ...],
     store: str | None,
     compression: CodecSpec | None,
     tags: tuple[str, ...],
     host: str,
     name: str,
+    is_command: bool,
+    exclude_caches: bool,
+    exclude_larger_than: int | None,
+    one_file_system: bool,
+    files_from: str,
+    nul: bool,
+    dry_run: bool,
     workers: int | None,
     memory: int,
     output: str,
@@ -66,7 +79,12 @@ def ingest_command(
 
     \b
     drystone -s /mnt/archive ingest ~/data /etc --tag project=x
-    pg_dump shop | drystone -s /mnt/archive ingest - --name shop.sql
+    drystone -s /mnt/archive ingest ~/src --exclude node_modules --exclude '*.o' --include keep.o
+    drystone -s /mnt/archive ingest --name shop.sql --command -- pg_dump shop
+    find . -newer last -print0 | drystone -s /mnt/archive ingest --files-from - -0
+
+    Patterns are those of gitignore, from each SOURCE: /build is the one at its top. The last that matches decides. A
+    list of paths (--files-from) counts from SOURCE, or from the current directory.
 
     Like `restic backup` and `borg create`.
     """
@@ -79,12 +97,27 @@ def ingest_command(
         held_by = bottleneck(counters, INGEST_STAGES, (SCAN, READ, CHUNK, COMPRESS, WRITE))
         return Snapshot(int(done[0]), int(done[1]), int(found[1]), held_by)
 
-    options = IngestOptions(codec=compression, tags=_tags(tags), host=host, workers=workers, memory=memory)
+    if is_command and not sources:
+        raise UsageError("--command needs one: ingest --name shop.sql --command -- pg_dump shop")
+    options = IngestOptions(
+        codec=compression,
+        tags=_tags(tags),
+        host=host,
+        workers=workers,
+        memory=memory,
+        select=select_options(context, exclude_caches, exclude_larger_than, one_file_system),
+        files_from=files_from,
+        nul=nul,
+        command=sources if is_command else (),
+    )
+    paths = () if is_command else sources
+    if dry_run:
+        return _dry_run(context, store, paths, name, options, output, quiet, verbose)
     with (
-        open_store(click.get_current_context(), store, workers=True) as opened,
-        Progress.choose("ingest", read, quiet=quiet, output=output) as progress,
+        open_store(context, store, workers=True) as opened,
+        Progress.choose("ingest", read, quiet=quiet, output=output, verbose=verbose) as progress,
     ):
-        result = opened.ingest(sources, name=name, options=options, on_tick=progress.tick)
+        result = opened.ingest(paths, name=name, options=options, on_tick=progress.tick)
     tally = result.tally
     shown = tally.named_errors if verbose else tally.named_errors[:NAMED_SHORT]
     for path, reason in shown:
@@ -94,68 +127,36 @@ def ingest_command(
     for reason in result.lost_backends:
         click.echo(f"short of redundancy: {reason}", err=True)
     if output == "table":
-        _show(result, quiet)
+        show_result(result, quiet)
     else:
         for path, reason in tally.named_errors if output == "jsonl" else ():
             emit_json({"type": "item", **path_fields(path), "error": reason})
-        emit_json(_record(result))
+        emit_json(result_record(result))
     return result.exit_code
 
 
-def _ratio(of: float, to: float) -> str:
-    return f"{of / to:.2f}" if to else "-"
+def _dry_run(
+    context: click.Context,
+    store: str | None,
+    paths: tuple[str, ...],
+    name: str,
+    options: IngestOptions,
+    output: str,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    def on_left_out(path: bytes, reason: str) -> None:
+        if output == "jsonl":
+            emit_json({"type": "item", **path_fields(path), "left_out": reason})
+        elif output == "table" and verbose:
+            click.echo(f"left out, {WORDS[reason]}: {show_path(path)}")
 
-
-def _show(result: IngestResult, quiet: bool) -> None:
-    tally = result.tally
-    click.echo(f"run {result.run_id}")
-    if quiet:
-        return
-    rate = tally.bytes / max(result.seconds, 1e-9)
-    left_behind = f"left behind by a run that did not finish, {tally.adopted_packs:,} packs"
-    adopted = [("adopted", format_size(tally.adopted_bytes), left_behind)] if tally.adopted_packs else []
-    rows = [
-        ("files", f"{tally.files:,}", f"and {tally.directories:,} directories, {tally.others:,} others"),
-        ("bytes", format_size(tally.bytes), f"in {result.seconds:.1f} s, {format_size(rate)}/s"),
-        ("new bytes", format_size(tally.new_bytes), f"dedupe ratio {_ratio(tally.bytes, tally.new_bytes)}"),
-        ("stored bytes", format_size(tally.stored), f"compression ratio {_ratio(tally.new_bytes, tally.stored)}"),
-        ("parity bytes", format_size(tally.parity), f"in {tally.packs:,} packs"),
-        *adopted,
-        ("skipped", f"{tally.errors:,}", "every one is a row of the manifest" if tally.errors else ""),
-    ]
-    for name, value, more in rows:
-        click.echo(f"  {name:<13} {value:>12}  {more}".rstrip())
-    click.echo("  stage      workers        MB/s   busy  waiting")
-    for figures in result.stages:
-        if figures.workers:
-            speed = figures.bytes / 1e6 / result.seconds
-            whole = max(figures.busy + figures.waiting, 1e-9)
-            click.echo(
-                f"  {figures.stage:<10} {figures.workers:>7} {speed:>11,.0f} {figures.busy / whole:>6.0%} "
-                f"{figures.waiting / whole:>8.0%}"
-            )
-
-
-def _record(result: IngestResult) -> dict[str, object]:
-    tally = result.tally
-    return {
-        "type": "summary",
-        "run": str(result.run_id),
-        "files": tally.files,
-        "directories": tally.directories,
-        "others": tally.others,
-        "bytes": tally.bytes,
-        "new_chunks": tally.new_chunks,
-        "new_bytes": tally.new_bytes,
-        "stored_bytes": tally.stored,
-        "parity_bytes": tally.parity,
-        "packs": tally.packs,
-        "adopted_packs": tally.adopted_packs,
-        "adopted_bytes": tally.adopted_bytes,
-        "skipped": tally.errors,
-        "missing_shards": tally.missing_shards,
-        "short_of_redundancy": result.lost_backends,
-        "seconds": round(result.seconds, 3),
-        "stages": [vars(figures) for figures in result.stages],
-        "exit_code": result.exit_code,
-    }
+    with open_store(context, store) as opened:
+        found = opened.survey(paths, name=name, options=options, on_left_out=on_left_out)
+    for path, reason in found.tally.named_errors:
+        click.echo(f"would be skipped: {show_path(path)}: {reason}", err=True)
+    if output != "table":
+        emit_json(survey_record(found))
+    elif not quiet:
+        show_survey(found)
+    return found.exit_code

@@ -1,4 +1,4 @@
-"""Progress on standard error: a live line on a terminal, plain lines now and then elsewhere, JSON lines on request."""
+"""Progress on standard error: a live line on a terminal, plain lines now and then or JSON lines on request."""
 
 from __future__ import annotations
 
@@ -53,13 +53,18 @@ class Progress:
         self._task: Any = None
 
     @classmethod
-    def choose(cls, what: str, read: Callable[[Counters], Snapshot], *, quiet: bool, output: str) -> Progress:
-        """The form that fits: none when quiet, JSON with `jsonl`, live on a terminal, plain lines otherwise."""
+    def choose(
+        cls, what: str, read: Callable[[Counters], Snapshot], *, quiet: bool, output: str, verbose: bool = False
+    ) -> Progress:
+        """The form that fits: none when quiet, JSON with `jsonl`, live on a terminal; elsewhere plain lines where
+        `verbose`, else none: a mail from cron is read for its summary."""
         if quiet:
             return cls(what, read, "none")
         if output == "jsonl":
             return cls(what, read, "json")
-        return cls(what, read, "live" if sys.stderr.isatty() else "plain")
+        if sys.stderr.isatty():
+            return cls(what, read, "live")
+        return cls(what, read, "plain" if verbose else "none")
 
     def __enter__(self) -> Progress:
         if self._form == "live":

@@ -29,6 +29,9 @@ from stages.shard import file_size
 KNOWN_BATCH = SMALL_SLOT // 32
 #: Skipped items that a summary names; the manifest has all of them.
 NAMED_ERRORS = 100
+#: Distinct reasons that are counted each for itself.
+REASON_KINDS = 50
+OTHER_REASONS = "for other reasons"
 
 
 #: (path, reason) of a skipped item.
@@ -38,8 +41,8 @@ NamedError = tuple[bytes, str]
 @dataclass
 class Tally:
     """Sums over a run, in objects and bytes. `new`: chunks stored for the first time; `stored`: payload of the packs;
-    `parity`: what is in the shard files beyond the payload; `adopted`: what unfinished runs left
-    behind and this one needs not store again."""
+    `parity`: what is in the shard files beyond the payload; `most_missing`: shards that the worst pack lacks;
+    `adopted`: what unfinished runs left behind and this one needs not store again; `reasons`: of errors → objects."""
 
     files: int = 0
     directories: int = 0
@@ -52,9 +55,11 @@ class Tally:
     packs: int = 0
     errors: int = 0
     missing_shards: int = 0
+    most_missing: int = 0
     adopted_packs: int = 0
     adopted_bytes: int = 0
     named_errors: list[NamedError] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
 
     def add_objects(self, batch: Batch) -> None:
         kinds, sizes = batch.rows["kind"], batch.rows["size"]
@@ -64,12 +69,16 @@ class Tally:
         self.others += int((~files & (kinds != KIND["directory"])).sum())
         self.bytes += int(sizes[files].sum())
         for row in np.flatnonzero(batch.rows["error_len"]):
-            self.errors += 1
-            if len(self.named_errors) < NAMED_ERRORS:
-                bad = batch.rows[row]
-                self.named_errors.append(
-                    (batch.bytes_of(bad, "path"), batch.bytes_of(bad, "error").decode(errors="replace"))
-                )
+            bad = batch.rows[row]
+            self._add_error((batch.bytes_of(bad, "path"), batch.bytes_of(bad, "error").decode(errors="replace")))
+
+    def _add_error(self, error: NamedError) -> None:
+        self.errors += 1
+        if len(self.named_errors) < NAMED_ERRORS:
+            self.named_errors.append(error)
+        reason = error[1]
+        kind = reason if reason in self.reasons or len(self.reasons) < REASON_KINDS else OTHER_REASONS
+        self.reasons[kind] = self.reasons.get(kind, 0) + 1
 
 
 @dataclass
@@ -181,6 +190,7 @@ class Collector:
         present = int(shards["present"].sum())
         self.tally.packs += 1
         self.tally.missing_shards += len(shards) - present
+        self.tally.most_missing = max(self.tally.most_missing, len(shards) - present)
         self.tally.new_chunks += len(chunks)
         self.tally.new_bytes += int(chunks["length"].sum())
         self.tally.stored += int(row["payload"])

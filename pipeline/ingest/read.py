@@ -7,6 +7,7 @@ head. Objects and extents travel beside, as rows, when their content ids are kno
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -27,11 +28,12 @@ from pipeline.station import Acquire, Context, Station, Steps, Take, Want
 from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES
 from pipeline.worker import FdHandle
 from stages.chunk import Chunker, ContentHasher, chunk_id
-from stages.read import QUIET_NS, FolderCache, changed, fill
-from stages.scan import KIND, Source
+from stages.read import QUIET_NS, FolderCache, changed, fill, growth_limit, kernel_makes
+from stages.scan import KIND, NO_LIMIT, Source
 
 #: A chunk in a data slot: place, length, id.
 CHUNK_REF = np.dtype([("offset", "<u4"), ("length", "<u4"), ("id", "u1", (32,))])
+NOT_REGULAR = "it is no regular file any more"
 _EMPTY_DIGEST = np.frombuffer(blake3(b"").digest(), np.uint8)
 
 
@@ -130,17 +132,17 @@ class Reader:
         self._began_ns = time.time_ns()
         self._context.clock.switch(READ)
         wanted = np.isin(batch.rows["kind"], (KIND["file"], KIND["stream"])) & (batch.rows["error_len"] == 0)
-        names = ("source", "kind", "size", "mtime_ns", "mode")
+        names = ("source", "kind", "size", "mtime_ns", "mode", "ctime_ns")
         columns = [batch.rows[name].tolist() for name in names]
         read = size = 0
         for number in np.flatnonzero(wanted).tolist():
-            source, kind, expected, mtime, mode = (column[number] for column in columns)
+            source, kind, expected, mtime, mode, ctime = (column[number] for column in columns)
             if kind == KIND["stream"]:
                 yield from self._stream(number)
                 continue
             origin = self._options.sources[source]
             path = origin.path + paths[number][len(origin.name) :]
-            length = self._small_file(number, path, expected, mtime, mode)
+            length = self._small_file(number, path, expected, mtime, mode, ctime)
             if length is None:
                 yield from self._file(number, path)
             else:
@@ -148,10 +150,12 @@ class Reader:
         self._context.clock.count(READ, read, size)
         self._cut_segments()
         self._note_stats()
+        if self._errors:
+            self._size_what_failed()
         yield from self._send_extents(everything=True)
         yield from self._send_objects(batch)
 
-    def _small_file(self, number: int, path: bytes, expected: int, mtime: int, mode: int) -> int | None:
+    def _small_file(self, number: int, path: bytes, expected: int, mtime: int, mode: int, ctime: int) -> int | None:
         """Read a file that fits into the open slot, with as few system calls as the kernel allows: its stat from the
         scan is the one before the reading. None when it does not fit or anything is out of the ordinary: then nothing
         has happened, and the long way is taken."""
@@ -169,7 +173,8 @@ class Reader:
             return None
         finally:
             os.close(fd)
-        if (length, info.st_size, info.st_mtime_ns, info.st_mode) != (expected, expected, mtime, mode) or not expected:
+        found = (length, info.st_size, info.st_mtime_ns, info.st_mode, info.st_ctime_ns)
+        if found != (expected, expected, mtime, mode, ctime) or not expected:
             return None
         self._stats[number] = info
         self._segments.append((number, start, length))
@@ -188,23 +193,38 @@ class Reader:
         rows["ctime_ns"][numbers] = [info.st_ctime_ns for info in infos]
         newest = np.maximum(rows["mtime_ns"][numbers], rows["ctime_ns"][numbers])
         rows["clean"][numbers] = newest < self._began_ns - QUIET_NS
+        for number, size in self._sizes.items():  # those that went the long way
+            info, row = self._stats[number], rows[number]
+            # The name may stand for another file than when it was scanned: then all is this one's.
+            row["uid"], row["gid"], row["links"] = info.st_uid, info.st_gid, info.st_nlink
+            row["device"], row["inode"] = info.st_dev, info.st_ino
+            # What the kernel makes up (stages/read.py) has another length than stat says, and may change unseen.
+            if size != info.st_size:
+                row["clean"] = 0
         if self._errors:
             rows["clean"][list(self._errors)] = 0
+
+    def _size_what_failed(self) -> None:
+        """A size is that of the bytes that are archived: 0 where there are none, whatever stat said."""
+        failed = np.array(list(self._errors), np.int64)
+        self._rows["size"][failed[self._rows["content_kind"][failed] == fmt.CONTENT_NONE]] = 0
 
     def _file(self, number: int, path: bytes) -> Steps:
         try:
             fd = self._folders.open(path)
         except OSError as error:
-            self._errors[number] = f"opening it failed: {error.strerror}"
+            gone = error.errno in (errno.ELOOP, errno.ENXIO)  # a symlink, a socket
+            self._errors[number] = NOT_REGULAR if gone else f"opening it failed: {error.strerror}"
             return
         try:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
-                self._errors[number] = "it is no regular file any more"
+                self._errors[number] = NOT_REGULAR
                 return
-            size = yield from self._content(fd, number, before.st_size, path)
+            made_up = kernel_makes(fd, before)
+            size = yield from self._content(fd, number, before.st_size, path, growth_limit(before, made_up))
             after = os.fstat(fd)
-            trouble = changed(before, after, size)
+            trouble = changed(before, after, size, made_up)
             if trouble:
                 self._errors[number] = trouble
             self._stats[number] = after
@@ -221,7 +241,7 @@ class Reader:
             return
         fd = self._options.stream.detach()
         try:
-            size = yield from self._content(fd, number, 0, b"standard input")
+            size = yield from self._content(fd, number, 0, b"standard input", NO_LIMIT)
             row = self._rows[number]
             row["size"], row["mode"], row["mtime_ns"] = size, stat.S_IFREG | 0o600, time.time_ns()
             row["uid"], row["gid"] = os.getuid(), os.getgid()
@@ -231,8 +251,9 @@ class Reader:
         finally:
             os.close(fd)
 
-    def _content(self, fd: int, number: int, expected: int, path: bytes) -> Generator[Want, Any, int]:
-        """Read a content to its end; returns its length. Small ones are cut later, with their neighbours."""
+    def _content(self, fd: int, number: int, expected: int, path: bytes, limit: int) -> Generator[Want, Any, int]:
+        """Read a content to its end, or until there are `limit` bytes or more; returns its length. Small ones are cut
+        later, with their neighbours."""
         room = self._options.payload - self._fill
         if (
             self._slot >= 0
@@ -251,9 +272,9 @@ class Reader:
             self._fill += length
             return length
         self._context.at(os.fsdecode(path))
-        return (yield from self._long_content(fd, number, start))
+        return (yield from self._long_content(fd, number, start, limit))
 
-    def _long_content(self, fd: int, number: int, start: int) -> Generator[Want, Any, int]:
+    def _long_content(self, fd: int, number: int, start: int, limit: int) -> Generator[Want, Any, int]:
         """The rest of a content that does not end in the slot where it begins at `start`."""
         self._cut_segments()
         clock, payload, hasher = self._context.clock, self._options.payload, ContentHasher()
@@ -280,6 +301,7 @@ class Reader:
             length, ended = fill(fd, self._view[len(tail) : payload])
             clock.count(READ, 0, length)
             start, end = 0, len(tail) + length
+            ended = ended or offset + end >= limit
         self._fill = end
         # A file that grew at the end of a slot may still be one chunk, and is then recorded as one.
         self._finish(number, first_id if count == 1 else hasher.content_id(offset), count > 1, hasher)

@@ -7,23 +7,25 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import CodecSpec
+from manifests.config import CodecSpec, shards_per_backend
 from manifests.ids import new_id
 from manifests.inflight import Inflight
 from manifests.known import chunk_ids, content_ids, count_rows
-from manifests.log import State, make_record, write_record
+from manifests.log import State, make_record, utc_now, write_record
 from manifests.replicas import Replicas
 from manifests.runrows import RunRows
 from manifests.store import Members
 from pipeline.ingest.adopt import adoptable
 from pipeline.ingest.collect import Collector, Tally
+from pipeline.ingest.command import FeedingCommand
 from pipeline.ingest.compress import CompressOptions, compress_station
 from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
 from pipeline.ingest.read import ReadOptions, read_station
@@ -32,9 +34,10 @@ from pipeline.ingest.write import WriteOptions, write_station
 from pipeline.runner import run_stations
 from pipeline.station import Context, Station
 from pipeline.supervisor import SignalWatch, WorkerSpec
-from pipeline.topology import DEFAULT_MEMORY, INGEST_STAGES, IngestShape, ingest_shape
+from pipeline.topology import DEFAULT_MEMORY, INGEST_STAGES, LEFT_OUT, IngestShape, ingest_shape
 from pipeline.worker import FdHandle
 from stages.scan import Source
+from stages.select import EVERYTHING, REASONS, Selection, SelectOptions
 
 Counters = npt.NDArray[np.uint64]
 
@@ -42,15 +45,21 @@ Counters = npt.NDArray[np.uint64]
 @dataclass(frozen=True)
 class IngestOptions:
     """How to ingest. `workers`: compressors, None for one a core; `memory`: bytes of all processes together; `stream`:
-    descriptor that sources with `stream` are read from; `inline`: all stages in this process."""
+    descriptor that sources with `stream` are read from; `inline`: all stages in this process; `select`: what to leave
+    out; `files_from`: a file that lists what to archive, `-` for standard input, its entries ended by NUL where `nul`;
+    `command`: program and arguments whose output is the one source."""
 
     codec: CodecSpec | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     host: str = ""
     workers: int | None = None
     memory: int = DEFAULT_MEMORY
-    stream: int | None = None
+    stream: int = 0
     inline: bool = False
+    select: SelectOptions = EVERYTHING
+    files_from: str = ""
+    nul: bool = False
+    command: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,13 +76,21 @@ class StageFigures:
 
 @dataclass(frozen=True)
 class IngestResult:
-    """A committed run. `tally` in bytes and objects, `seconds` from beginning to commit."""
+    """A committed run. `tally` in bytes and objects, `began` in RFC 3339, `seconds` from then to commit; `left_out`:
+    reason → objects and bytes that were not wanted; `may_lose`: backends of `backends` that may be lost, or may rot,
+    from now on, with nothing lost."""
 
     run_id: uuid.UUID
+    sources: list[str]
+    host: str
+    began: str
     tally: Tally
     seconds: float
     stages: list[StageFigures]
     lost_backends: list[str]
+    left_out: dict[str, tuple[int, int]]
+    may_lose: int
+    backends: int
 
     @property
     def exit_code(self) -> int:
@@ -93,17 +110,22 @@ def stage_figures(counters: Counters, names: tuple[str, ...], seconds: float) ->
 
 
 def _specs(
-    shape: IngestShape, members: Members, state: State, sources: tuple[Source, ...], options: IngestOptions
+    shape: IngestShape,
+    members: Members,
+    state: State,
+    sources: tuple[Source, ...],
+    options: IngestOptions,
+    stream: FdHandle | None,
+    listed: FdHandle | None,
 ) -> list[WorkerSpec]:
     config = members.config.with_codec(options.codec)
-    stream = None if options.stream is None else FdHandle(options.stream)
     readers, compressors, writers = range(shape.readers), range(shape.compressors), range(shape.writers)
     data = tuple(f"data/{i}" for i in readers)
     specs = [
         WorkerSpec(
             name="scan",
             station=scan_station,
-            options=ScanOptions(sources, shape.readers),
+            options=ScanOptions(sources, shape.readers, options.select, listed),
             rings=tuple(f"entries/{i}" for i in readers),
             pools=tuple(f"entries/{i}" for i in readers),
         )
@@ -177,15 +199,20 @@ def ingest(
     sources: tuple[Source, ...],
     options: IngestOptions,
     on_tick: Callable[[Counters], None] | None = None,
+    listed: IO[bytes] | None = None,
 ) -> IngestResult:
-    """Archive `sources` as one run: committed whole, or not at all. Raises what the workers raise, and Interrupted."""
-    started = time.monotonic()
+    """Archive `sources`, or only what is `listed` below them (filelist.py), as one run: committed whole, or not at all.
+    Raises what the workers raise, CommandFailed, Interrupted, and UsageError before anything was written."""
+    started, began = time.monotonic(), utc_now()
     members.require_writable()
+    Selection(options.select)  # what makes no sense is refused here, not in a worker
     shape = ingest_shape(members.config, os.cpu_count() or 1, options.memory, options.workers)
     run_id = new_id(state.newest)
     inflight, rows = Inflight(members, run_id), RunRows(run_id, members)
     collector = Collector(rows, inflight, members.config.scheme, shape.readers, shape.writers)
-    with SignalWatch() as signals:
+    with SignalWatch() as signals, ExitStack() as stack:
+        command = stack.enter_context(FeedingCommand(options.command)) if options.command else None
+        stream = command.fd if command is not None else options.stream
         inflight.begin()
         try:
             home: dict[str, Callable[[Context], Station]] = {
@@ -197,16 +224,33 @@ def ingest(
                 "rows": collector.rows_station,
                 "packs": collector.packs_station,
             }
-            specs = _specs(shape, members, state, sources, options)
+            specs = _specs(
+                shape, members, state, sources, options,
+                FdHandle(stream) if any(source.stream for source in sources) else None,
+                None if listed is None else FdHandle(listed.fileno()),
+            )  # fmt: skip
             counters = run_stations(
                 shape.layout(), specs, home, inline=options.inline, signals=signals, on_tick=on_tick
             )
             signals.check()
+            if command is not None:
+                # The end of its output says nothing: only its exit code tells whether that was all.
+                command.require_success(signals)
             inflight.flush()
             files = rows.finish()
             seconds = time.monotonic() - started
             result = IngestResult(
-                run_id, collector.tally, seconds, stage_figures(counters, INGEST_STAGES, seconds), _lost(members)
+                run_id=run_id,
+                sources=[_text(source.path) for source in sources],
+                host=options.host or socket.gethostname(),
+                began=began,
+                tally=collector.tally,
+                seconds=seconds,
+                stages=stage_figures(counters, INGEST_STAGES, seconds),
+                lost_backends=_lost(members),
+                left_out=_left_out(counters) if options.select else {},
+                may_lose=_may_lose(members, collector.tally),
+                backends=members.count,
             )
             signals.check()
             record = make_record(run_id, "ingest", {"run": _summary(result, sources, options)}, files)
@@ -218,7 +262,20 @@ def ingest(
                 inflight.end()
             raise
         inflight.end()
-    return replace(result, lost_backends=_lost(members))  # one may have failed at the record itself
+    # A backend may have failed at the record itself.
+    return replace(result, lost_backends=_lost(members), may_lose=_may_lose(members, collector.tally))
+
+
+def _left_out(counters: Counters) -> dict[str, tuple[int, int]]:
+    sums = counters[:, LEFT_OUT:, :2].sum(axis=0)
+    return {reason: (int(objects), int(size)) for reason, (objects, size) in zip(REASONS, sums, strict=True) if objects}
+
+
+def _may_lose(members: Members, tally: Tally) -> int:
+    """Backends that may still be lost: each that does not answer counts as one, and so do those whose shards a pack of
+    this run lacks. What older packs have lost otherwise, only a verification can tell."""
+    lacking = -(-tally.most_missing // shards_per_backend(members.config.scheme, members.count))
+    return max(0, members.tolerance - max(lacking, len(members.absent())))
 
 
 def _lost(members: Members) -> list[str]:
@@ -235,9 +292,9 @@ def _text(path: bytes) -> str:
 def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestOptions) -> dict[str, Any]:
     tally = result.tally
     return {
-        "host": options.host or socket.gethostname(),
+        "host": result.host,
         "tags": dict(options.tags),
-        "sources": [_text(source.path) for source in sources],
+        "sources": result.sources,
         "names": [_text(source.name) for source in sources],
         "files": tally.files,
         "directories": tally.directories,
@@ -251,7 +308,9 @@ def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestO
         "adopted_packs": tally.adopted_packs,
         "adopted_bytes": tally.adopted_bytes,
         "errors": tally.errors,
+        "left_out": {reason: objects for reason, (objects, _) in result.left_out.items()},
         "missing_shards": tally.missing_shards,
+        "began": result.began,
         "seconds": round(result.seconds, 3),
     }
 

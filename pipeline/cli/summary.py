@@ -1,0 +1,155 @@
+"""The summary of an ingest: what ran, how long, what went in, what did not and why, what it cost, and is it safe. All
+on standard output, so that a cron mail holds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from manifests.sizes import format_size
+
+if TYPE_CHECKING:
+    from pipeline.ingest.run import IngestResult
+    from pipeline.ingest.survey import Survey
+
+#: Reasons that a summary spells out; the record has more.
+SHOWN_REASONS = 5
+#: Why something is left out (stages/select.py), for people.
+WORDS = {
+    "pattern": "by pattern",
+    "cache": "contents of caches",
+    "size": "too large",
+    "filesystem": "on other file systems",
+}
+_ENDINGS = {
+    0: "done, nothing is amiss",
+    3: "done, but items were skipped or redundancy is short; each is named above",
+}
+
+
+def _ratio(of: float, to: float) -> str:
+    return f"{of / to:.2f}" if to else "-"
+
+
+def _line(name: str, value: str, more: str = "") -> None:
+    click.echo(f"  {name:<13} {value:>12}  {more}".rstrip())
+
+
+def show_result(result: IngestResult, quiet: bool) -> None:
+    """The summary for people; the run's id alone where `quiet`."""
+    tally = result.tally
+    click.echo(f"run {result.run_id}")
+    if quiet:
+        return
+    rate = tally.bytes / max(result.seconds, 1e-9)
+    click.echo(f"  of            {' '.join(result.sources)} on {result.host}")
+    click.echo(f"  began         {result.began}, took {result.seconds:.1f} s")
+    _line("files", f"{tally.files:,}", f"and {tally.directories:,} directories, {tally.others:,} others")
+    _line("bytes", format_size(tally.bytes), f"{format_size(rate)}/s")
+    _line("new bytes", format_size(tally.new_bytes), f"dedupe ratio {_ratio(tally.bytes, tally.new_bytes)}")
+    _line("stored bytes", format_size(tally.stored), f"compression ratio {_ratio(tally.new_bytes, tally.stored)}")
+    _line("parity bytes", format_size(tally.parity), f"in {tally.packs:,} packs")
+    if tally.adopted_packs:
+        left_behind = f"left behind by a run that did not finish, {tally.adopted_packs:,} packs"
+        _line("adopted", format_size(tally.adopted_bytes), left_behind)
+    _show_left_out(result.left_out)
+    _line("skipped", f"{tally.errors:,}", "every one is a row of the manifest" if tally.errors else "")
+    _show_reasons(tally.reasons)
+    stages = [figures for figures in result.stages if figures.workers]
+    click.echo("  stage      workers        MB/s   busy  waiting")
+    for figures in stages:
+        speed = figures.bytes / 1e6 / result.seconds
+        whole = max(figures.busy + figures.waiting, 1e-9)
+        click.echo(
+            f"  {figures.stage:<10} {figures.workers:>7} {speed:>11,.0f} {figures.busy / whole:>6.0%} "
+            f"{figures.waiting / whole:>8.0%}"
+        )
+    click.echo(f"safe: {_safety(result)}")
+    click.echo(f"exit code {result.exit_code}: {_ENDINGS[result.exit_code]}")
+
+
+def _safety(result: IngestResult) -> str:
+    of = f"of {result.backends} backends"
+    if not result.may_lose:
+        return f"for now, but none {of} may be lost any more"
+    return f"any {result.may_lose} {of} may be lost, and all comes back"
+
+
+def _show_left_out(left_out: dict[str, tuple[int, int]]) -> None:
+    for reason, (objects, size) in left_out.items():
+        _line("left out", f"{objects:,}", WORDS[reason] + (f", {format_size(size)}" if size else ""))
+
+
+def _show_reasons(reasons: dict[str, int]) -> None:
+    by_count = sorted(reasons.items(), key=lambda item: -item[1])
+    for reason, count in by_count[:SHOWN_REASONS]:
+        _line("", f"{count:,}", reason)
+    rest = sum(count for _, count in by_count[SHOWN_REASONS:])
+    if rest:
+        _line("", f"{rest:,}", "for other reasons")
+
+
+def _left_out_record(left_out: dict[str, tuple[int, int]]) -> dict[str, object]:
+    return {reason: {"objects": objects, "bytes": size} for reason, (objects, size) in left_out.items()}
+
+
+def result_record(result: IngestResult) -> dict[str, object]:
+    """The summary for programs."""
+    tally = result.tally
+    return {
+        "type": "summary",
+        "run": str(result.run_id),
+        "sources": result.sources,
+        "host": result.host,
+        "began": result.began,
+        "files": tally.files,
+        "directories": tally.directories,
+        "others": tally.others,
+        "bytes": tally.bytes,
+        "new_chunks": tally.new_chunks,
+        "new_bytes": tally.new_bytes,
+        "stored_bytes": tally.stored,
+        "parity_bytes": tally.parity,
+        "packs": tally.packs,
+        "adopted_packs": tally.adopted_packs,
+        "adopted_bytes": tally.adopted_bytes,
+        "left_out": _left_out_record(result.left_out),
+        "skipped": tally.errors,
+        "skipped_reasons": tally.reasons,
+        "missing_shards": tally.missing_shards,
+        "short_of_redundancy": result.lost_backends,
+        "backends": result.backends,
+        "backends_that_may_be_lost": result.may_lose,
+        "seconds": round(result.seconds, 3),
+        "stages": [vars(figures) for figures in result.stages],
+        "exit_code": result.exit_code,
+    }
+
+
+def show_survey(found: Survey) -> None:
+    """What a dry run found, for people."""
+    tally = found.tally
+    click.echo("would archive")
+    _line("files", f"{tally.files:,}", f"and {tally.directories:,} directories, {tally.others:,} others")
+    _line("bytes", format_size(tally.bytes))
+    _show_left_out(found.left_out)
+    _line("skipped", f"{tally.errors:,}")
+    _show_reasons(tally.reasons)
+
+
+def survey_record(found: Survey) -> dict[str, object]:
+    """What a dry run found, for programs."""
+    tally = found.tally
+    return {
+        "type": "summary",
+        "dry_run": True,
+        "files": tally.files,
+        "directories": tally.directories,
+        "others": tally.others,
+        "bytes": tally.bytes,
+        "left_out": _left_out_record(found.left_out),
+        "skipped": tally.errors,
+        "skipped_reasons": tally.reasons,
+        "exit_code": found.exit_code,
+    }
