@@ -17,7 +17,8 @@ Buffer = bytes | bytearray | memoryview
 
 _HEAD = np.dtype([("rows", "<u4"), ("heap", "<u4")])
 
-#: An object on its way from the scanner over the reader to the manifest. `content_kind` as in format.py.
+#: An object on its way from the scanner over the reader to the manifest. `content_kind` as in format.py; `digests` are
+#: those that the run was asked for, one after the other.
 OBJECT_DTYPE = np.dtype(
     [
         ("row", "<u8"),
@@ -44,6 +45,8 @@ OBJECT_DTYPE = np.dtype(
         ("target_len", "<u4"),
         ("error_at", "<u4"),
         ("error_len", "<u4"),
+        ("digests_at", "<u4"),
+        ("digests_len", "<u4"),
     ]
 )
 

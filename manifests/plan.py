@@ -18,6 +18,7 @@ import pyarrow as pa
 from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import Array, Batch
+from manifests.fixity import FIXITY
 
 #: Plan rows of one block beyond which its tasks are cut up, in bytes: chunks that many objects share.
 CROWDED_BYTES = 400_000
@@ -49,6 +50,8 @@ PLAN_DTYPE = np.dtype(
         ("mtime_ns", "<i8"),
         ("path_at", "<u4"),
         ("path_len", "<u4"),
+        ("fixity_at", "<u4"),
+        ("fixity_len", "<u4"),
     ]
 )
 
@@ -68,10 +71,13 @@ ITEM_DTYPE = np.dtype(
         ("path_len", "<u4"),
         ("target_at", "<u4"),
         ("target_len", "<u4"),
+        ("fixity_at", "<u4"),
+        ("fixity_len", "<u4"),
     ]
 )
 
-_ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target"
+_ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target, fixity"
+_ITEM_VARIABLE = {name: name for name in ("path", "target", "fixity")}
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class RestorePlan:
         catalog.use("objects", "extents", "chunks", "blocks", "packs")
         execute = catalog.connection.execute
         execute(
-            f"CREATE OR REPLACE TABLE wanted AS SELECT * FROM objects WHERE run = ? AND {condition}",
+            f"CREATE OR REPLACE TABLE wanted AS SELECT *, {FIXITY} AS fixity FROM objects WHERE run = ? AND {condition}",
             [run.bytes, *parameters],
         )
         execute(
@@ -121,11 +127,11 @@ class RestorePlan:
             """
             CREATE OR REPLACE TABLE multis AS
             WITH placed AS (
-                SELECT row, pack_id, block, octet_length(path) AS path_bytes
+                SELECT row, pack_id, block, octet_length(path) + octet_length(fixity) AS heap_bytes
                 FROM pieces JOIN places USING (chunk_id) JOIN wanted USING (row)),
             crowded AS (
                 SELECT pack_id, block, true AS is_crowded FROM placed
-                GROUP BY pack_id, block HAVING sum(path_bytes + $row_bytes) > $crowd)
+                GROUP BY pack_id, block HAVING sum(heap_bytes + $row_bytes) > $crowd)
             SELECT row, (row_number() OVER (ORDER BY row) - 1)::BIGINT AS multi, parts FROM (
                 SELECT row, count(*) AS parts, count(DISTINCT (pack_id, block)) AS blocks,
                        bool_or(coalesce(is_crowded, false)) AS is_crowded
@@ -192,7 +198,8 @@ class RestorePlan:
         query = """
             SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
                    b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset, pc.row,
-                   coalesce(mu.multi, -1) AS multi, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path
+                   coalesce(mu.multi, -1) AS multi, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
+                   CASE WHEN mu.multi IS NULL THEN w.fixity ELSE ''::BLOB END AS fixity
             FROM pieces pc
             JOIN places pl USING (chunk_id)
             JOIN wanted w USING (row)
@@ -204,7 +211,7 @@ class RestorePlan:
         """
         for batch in self._catalog.batches(query):
             if batch.num_rows:
-                yield to_batch(batch, PLAN_DTYPE, {"path": "path"})
+                yield to_batch(batch, PLAN_DTYPE, {"path": "path", "fixity": "fixity"})
 
     def items(
         self, kinds: tuple[str, ...], with_content: bool | None = None, backwards: bool = False
@@ -216,10 +223,10 @@ class RestorePlan:
         cases = " ".join(f"WHEN '{kind}' THEN {number}" for number, kind in enumerate(fmt.KINDS))
         query = f"""
             SELECT CASE kind {cases} END::UTINYINT AS kind, -1::BIGINT AS multi, {_ITEM_COLUMNS} FROM wanted
-            WHERE kind IN ({names}) AND error IS NULL {condition} ORDER BY row {"DESC" if backwards else ""}
+            WHERE kind IN ({names}) AND (error IS NULL OR digest IS NOT NULL) {condition} ORDER BY row {"DESC" if backwards else ""}
         """
         for batch in self._catalog.batches(query):
-            yield to_batch(batch, ITEM_DTYPE, {"path": "path", "target": "target"})
+            yield to_batch(batch, ITEM_DTYPE, _ITEM_VARIABLE)
 
     def finished(self, numbers: list[int]) -> Iterator[Batch]:
         """ITEM_DTYPE rows of the objects with these `multi` numbers."""
@@ -229,32 +236,37 @@ class RestorePlan:
             WHERE multi IN (SELECT unnest(?::BIGINT[])) ORDER BY row
         """
         for batch in self._catalog.batches(query, [numbers]):
-            yield to_batch(batch, ITEM_DTYPE, {"path": "path", "target": "target"})
+            yield to_batch(batch, ITEM_DTYPE, _ITEM_VARIABLE)
 
 
 def cut_batch(batch: Batch, start: int, end: int) -> Batch:
     """Rows `start` to `end` with the part of the heap that they use (variable fields lie there in order of row)."""
-    rows = batch.rows[start:end].copy()
-    heap = bytearray()
-    for name in _variable(rows):
-        if len(rows):
-            at = rows[f"{name}_at"]
-            first, last = int(at[0]), int(at[-1]) + int(rows[f"{name}_len"][-1])
-            rows[f"{name}_at"] = at - first + len(heap)
-            heap += batch.heap[first:last]
-    return Batch(rows, bytes(heap))
+    return _gathered([Batch(batch.rows[start:end], batch.heap)])
 
 
 def join_batches(first: Batch, second: Batch) -> Batch:
-    """Both batches' rows as one batch with one variable field."""
-    rows = second.rows.copy()
+    """Both batches' rows as one batch."""
+    return _gathered([first, second])
+
+
+def _gathered(batches: list[Batch]) -> Batch:
+    """The rows of all batches, and a heap of what they use: each variable field for itself, in order of row."""
+    rows = np.concatenate([batch.rows for batch in batches])
+    heap = bytearray()
     for name in _variable(rows):
-        rows[f"{name}_at"] += len(first.heap)
-    return Batch(np.concatenate([first.rows, rows]), bytes(first.heap) + bytes(second.heap))
+        row = 0
+        for batch in batches:
+            if count := len(batch.rows):
+                at = batch.rows[f"{name}_at"]
+                first, last = int(at[0]), int(at[-1]) + int(batch.rows[f"{name}_len"][-1])
+                rows[f"{name}_at"][row : row + count] = at - first + len(heap)
+                heap += batch.heap[first:last]
+                row += count
+    return Batch(rows, bytes(heap))
 
 
 def _variable(rows: Array) -> list[str]:
-    return [name for name in ("path", "target") if f"{name}_at" in (rows.dtype.names or ())]
+    return [name for name in ("path", "target", "fixity") if f"{name}_at" in (rows.dtype.names or ())]
 
 
 def to_batch(batch: Any, dtype: np.dtype[np.void], variable: dict[str, str]) -> Batch:

@@ -19,6 +19,7 @@ from pipeline.cli.options import (
     verbose_option,
 )
 from pipeline.cli.output import emit_json, path_fields, show_path
+from stages.digest import join_digests, parse_digests
 
 if TYPE_CHECKING:
     from pipeline.ingest.run import IngestResult
@@ -45,6 +46,13 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
 @click.option("--tag", "tags", multiple=True, metavar="K=V", help="Note something about the run; may be repeated.")
 @click.option("--host", default="", help="Host name to record [default: this one's].")
 @click.option("--as", "--name", "name", default="", metavar="NAME", help="What the source is called in the archive.")
+@click.option(
+    "--digest",
+    "digests",
+    multiple=True,
+    type=Parsed("NAMES", parse_digests),
+    help="More whole-content digests besides BLAKE3: md5, sha1, sha256, sha512; with commas, or repeated.",
+)
 @resource_options
 @format_options
 @quiet_option
@@ -56,6 +64,7 @@ def ingest_command(
     tags: tuple[str, ...],
     host: str,
     name: str,
+    digests: tuple[tuple[str, ...], ...],
     workers: int | None,
     memory: int,
     output: str,
@@ -79,7 +88,14 @@ def ingest_command(
         held_by = bottleneck(counters, INGEST_STAGES, (SCAN, READ, CHUNK, COMPRESS, WRITE))
         return Snapshot(int(done[0]), int(done[1]), int(found[1]), held_by)
 
-    options = IngestOptions(codec=compression, tags=_tags(tags), host=host, workers=workers, memory=memory)
+    options = IngestOptions(
+        codec=compression,
+        tags=_tags(tags),
+        host=host,
+        workers=workers,
+        memory=memory,
+        digests=join_digests(digests),
+    )
     with (
         open_store(click.get_current_context(), store, workers=True) as opened,
         Progress.choose("ingest", read, quiet=quiet, output=output) as progress,

@@ -42,7 +42,8 @@ Counters = npt.NDArray[np.uint64]
 @dataclass(frozen=True)
 class IngestOptions:
     """How to ingest. `workers`: compressors, None for one a core; `memory`: bytes of all processes together; `stream`:
-    descriptor that sources with `stream` are read from; `inline`: all stages in this process."""
+    descriptor that sources with `stream` are read from; `inline`: all stages in this process; `digests`: whole-content
+    digests besides BLAKE3, names of fmt.DIGESTS."""
 
     codec: CodecSpec | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class IngestOptions:
     memory: int = DEFAULT_MEMORY
     stream: int | None = None
     inline: bool = False
+    digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _specs(
         WorkerSpec(
             name=f"read-{i}",
             station=read_station,
-            options=ReadOptions(i, sources, config.chunker, config.seed, shape.payload, stream),
+            options=ReadOptions(i, sources, config.chunker, config.seed, shape.payload, stream, options.digests),
             rings=(f"entries/{i}", f"data/{i}"),
             pools=(f"entries/{i}", f"data/{i}", f"rows/{i}"),
         )
@@ -183,7 +185,7 @@ def ingest(
     members.require_writable()
     shape = ingest_shape(members.config, os.cpu_count() or 1, options.memory, options.workers)
     run_id = new_id(state.newest)
-    inflight, rows = Inflight(members, run_id), RunRows(run_id, members)
+    inflight, rows = Inflight(members, run_id), RunRows(run_id, members, options.digests)
     collector = Collector(rows, inflight, members.config.scheme, shape.readers, shape.writers)
     with SignalWatch() as signals:
         inflight.begin()
