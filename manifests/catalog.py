@@ -69,8 +69,8 @@ class Catalog:
 
     def _reading(self, table: str, paths: list[str]) -> str:
         """A query for all rows of some files; columns that old ones lack are null. Files of each age are read by
-        themselves: with DuckDB's union_by_name every query would open every file before it reads one (1,000 files: 0.11 s
-        instead of 0.01 for one row)."""
+        themselves: with DuckDB's union_by_name every query would open every file before it reads one (1,000 files:
+        0.11 s instead of 0.01 for one row)."""
         added = set(ADDED_COLUMNS.get(table, ()))
         ages: dict[frozenset[str], list[str]] = {}
         for path in paths:

@@ -101,7 +101,10 @@ class RestorePlan:
         catalog.use("objects", "extents", "chunks", "blocks", "packs")
         execute = catalog.connection.execute
         execute(
-            f"CREATE OR REPLACE TABLE wanted AS SELECT *, {FIXITY} AS fixity FROM objects WHERE run = ? AND {condition}",
+            f"""
+            CREATE OR REPLACE TABLE wanted AS
+            SELECT *, {FIXITY} AS fixity FROM objects WHERE run = ? AND {condition}
+            """,
             [run.bytes, *parameters],
         )
         execute(
@@ -223,7 +226,8 @@ class RestorePlan:
         cases = " ".join(f"WHEN '{kind}' THEN {number}" for number, kind in enumerate(fmt.KINDS))
         query = f"""
             SELECT CASE kind {cases} END::UTINYINT AS kind, -1::BIGINT AS multi, {_ITEM_COLUMNS} FROM wanted
-            WHERE kind IN ({names}) AND (error IS NULL OR digest IS NOT NULL) {condition} ORDER BY row {"DESC" if backwards else ""}
+            WHERE kind IN ({names}) AND (error IS NULL OR digest IS NOT NULL) {condition}
+            ORDER BY row {"DESC" if backwards else ""}
         """
         for batch in self._catalog.batches(query):
             yield to_batch(batch, ITEM_DTYPE, _ITEM_VARIABLE)

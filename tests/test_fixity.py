@@ -16,7 +16,8 @@ from manifests.fixity import FIXITY, parse_fixity
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
-from stages.digest import parse_digests
+from stages.chunk import ContentHasher
+from stages.digest import ALGORITHMS, parse_digests
 from tests.trees import assert_equal_trees, make_tree
 
 MakeStore = Callable[..., FileStore]
@@ -100,6 +101,40 @@ def test_a_fixity_leaves_out_what_the_chunk_id_says(make_store: MakeStore, tmp_p
         names = ["blake3", "sha256"] if path == b"tree/many" else ["sha256"]
         by_name = dict(zip(("blake3", *MORE), expected_digests(data), strict=True))
         assert rows[path] == [(name, by_name[name]) for name in names]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("wrong", ["BLAKE3", "SHA-256"])
+def test_a_content_that_is_not_what_was_recorded_gets_no_name(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: bool, wrong: str
+) -> None:
+    sizes = {"empty": 0, "one-chunk": 900, "one-block": 90_000, "many": 5_000_000}
+    store = store_of_wrong_digests(make_store, monkeypatch, tmp_path / "tree", sizes, wrong)
+    # For one chunk, the chunk's id is the BLAKE3.
+    bad = {"one-block", "many"} if wrong == "BLAKE3" else set(sizes)
+    result = store.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=inline, workers=1))
+    assert result.exit_code == 3
+    assert {os.path.basename(path).decode() for path, _ in result.failures} == bad
+    assert all(reason.startswith(f"its {wrong} is not") for _, reason in result.failures)
+    assert {path.name for path in (tmp_path / "out" / "tree").iterdir()} == sizes.keys() - bad
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tree"]
+
+
+def store_of_wrong_digests(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, tree: Path, sizes: dict[str, int], wrong: str
+) -> FileStore:
+    """A store of random files, with BLAKE3 and SHA-256, of which `wrong` suffered as from a flipped bit in memory."""
+    tree.mkdir()
+    for name, size in sizes.items():
+        (tree / name).write_bytes(os.urandom(size))
+    with monkeypatch.context() as patch:
+        if wrong == "BLAKE3":
+            patch.setattr(ContentHasher, "digest", lambda hasher: bytes(32))
+        else:
+            patch.setitem(ALGORITHMS, "sha256", lambda: hashlib.sha256(b"something else"))
+        store = make_store(pack_size=1 << 20)
+        store.ingest([str(tree)], options=IngestOptions(inline=True, digests=("sha256",)))
+    return store
 
 
 @pytest.fixture
