@@ -102,6 +102,17 @@ class Catalog:
         self.connection.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
         self.connection.unregister("incoming")
 
+    def replace(self, name: str, schema: Any) -> None:
+        """A new, empty table of this name."""
+        self.connection.execute(f"DROP TABLE IF EXISTS {name}")
+        self._make_table(name, schema.empty_table())
+
+    def append(self, name: str, rows: Any) -> None:
+        """Add an Arrow table to a table that `replace` made."""
+        self.connection.register("incoming", rows)
+        self.connection.execute(f"INSERT INTO {name} SELECT * FROM incoming")
+        self.connection.unregister("incoming")
+
     def rows(self, query: str, parameters: list[Any] | None = None) -> Iterator[dict[str, Any]]:
         """Result rows as dicts, streamed."""
         for batch in self.batches(query, parameters):

@@ -82,7 +82,7 @@ class FixityCheck:
 
 def read_pieces(fd: int) -> Iterator[memoryview]:
     """A file from its beginning to its end; each piece is valid until the next is asked for. Raises OSError."""
-    buffer, at = memoryview(bytearray(PIECE)), 0
+    buffer, at = memoryview(bytearray(max(4096, min(PIECE, os.fstat(fd).st_size + 1)))), 0
     while count := os.preadv(fd, [buffer], at):
         yield buffer[:count]
         at += count
