@@ -53,6 +53,12 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
     type=Parsed("NAMES", parse_digests),
     help="More whole-content digests besides BLAKE3: md5, sha1, sha256, sha512; with commas, or repeated.",
 )
+@click.option(
+    "--checksums",
+    multiple=True,
+    metavar="[ALG:]FILE",
+    help="Compare with a list as sha256sum or b3sum print it, or a BagIt manifest; may be repeated.",
+)
 @resource_options
 @format_options
 @quiet_option
@@ -65,6 +71,7 @@ def ingest_command(
     host: str,
     name: str,
     digests: tuple[tuple[str, ...], ...],
+    checksums: tuple[str, ...],
     workers: int | None,
     memory: int,
     output: str,
@@ -80,6 +87,7 @@ def ingest_command(
     Like `restic backup` and `borg create`.
     """
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
+    from pipeline.ingest.checksums import ChecksumFile
     from pipeline.ingest.run import IngestOptions
     from pipeline.topology import CHUNK, COMPRESS, INGEST_STAGES, READ, SCAN, WRITE
 
@@ -95,6 +103,7 @@ def ingest_command(
         workers=workers,
         memory=memory,
         digests=join_digests(digests),
+        checksums=tuple(map(ChecksumFile.parse, checksums)),
     )
     with (
         open_store(click.get_current_context(), store, workers=True) as opened,
@@ -107,6 +116,12 @@ def ingest_command(
         click.echo(f"skipped or incomplete: {show_path(path)}: {reason}", err=True)
     if tally.errors > len(shown):
         click.echo(f"… and {tally.errors - len(shown)} more; see: drystone ls -R {result.run_id}", err=True)
+    listed = result.checksums
+    if listed is not None:
+        for path in listed.named_missing if verbose else listed.named_missing[:NAMED_SHORT]:
+            click.echo(f"listed, but not archived: {show_path(path)}", err=True)
+        if listed.missing > NAMED_SHORT and not verbose:
+            click.echo(f"… and {listed.missing - NAMED_SHORT:,} more; see: drystone ingest -v", err=True)
     for reason in result.lost_backends:
         click.echo(f"short of redundancy: {reason}", err=True)
     if output == "table":
@@ -114,6 +129,8 @@ def ingest_command(
     else:
         for path, reason in tally.named_errors if output == "jsonl" else ():
             emit_json({"type": "item", **path_fields(path), "error": reason})
+        for path in result.checksums.named_missing if result.checksums is not None and output == "jsonl" else ():
+            emit_json({"type": "item", **path_fields(path), "error": "it is listed, but not archived"})
         emit_json(_record(result))
     return result.exit_code
 
@@ -137,6 +154,7 @@ def _show(result: IngestResult, quiet: bool) -> None:
         ("stored bytes", format_size(tally.stored), f"compression ratio {_ratio(tally.new_bytes, tally.stored)}"),
         ("parity bytes", format_size(tally.parity), f"in {tally.packs:,} packs"),
         *adopted,
+        *_list_row(result),
         ("skipped", f"{tally.errors:,}", "every one is a row of the manifest" if tally.errors else ""),
     ]
     for name, value, more in rows:
@@ -150,6 +168,13 @@ def _show(result: IngestResult, quiet: bool) -> None:
                 f"  {figures.stage:<10} {figures.workers:>7} {speed:>11,.0f} {figures.busy / whole:>6.0%} "
                 f"{figures.waiting / whole:>8.0%}"
             )
+
+
+def _list_row(result: IngestResult) -> list[tuple[str, str, str]]:
+    if (listed := result.checksums) is None:
+        return []
+    more = f"of {listed.listed:,} listed; {listed.differing:,} differ, {listed.missing:,} not archived"
+    return [("checked", f"{listed.checked:,}", more)]
 
 
 def _record(result: IngestResult) -> dict[str, object]:
@@ -169,6 +194,7 @@ def _record(result: IngestResult) -> dict[str, object]:
         "adopted_packs": tally.adopted_packs,
         "adopted_bytes": tally.adopted_bytes,
         "skipped": tally.errors,
+        "checksums": None if result.checksums is None else result.checksums.counts,
         "missing_shards": tally.missing_shards,
         "short_of_redundancy": result.lost_backends,
         "seconds": round(result.seconds, 3),

@@ -23,6 +23,7 @@ from manifests.replicas import Replicas
 from manifests.runrows import RunRows
 from manifests.store import Members
 from pipeline.ingest.adopt import adoptable
+from pipeline.ingest.checksums import ChecksumFile, ChecksumResult, Checksums
 from pipeline.ingest.collect import Collector, Tally
 from pipeline.ingest.compress import CompressOptions, compress_station
 from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
@@ -43,7 +44,7 @@ Counters = npt.NDArray[np.uint64]
 class IngestOptions:
     """How to ingest. `workers`: compressors, None for one a core; `memory`: bytes of all processes together; `stream`:
     descriptor that sources with `stream` are read from; `inline`: all stages in this process; `digests`: whole-content
-    digests besides BLAKE3, names of fmt.DIGESTS."""
+    digests besides BLAKE3, names of fmt.DIGESTS; `checksums`: lists that the run is compared with."""
 
     codec: CodecSpec | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -53,6 +54,7 @@ class IngestOptions:
     stream: int | None = None
     inline: bool = False
     digests: tuple[str, ...] = ()
+    checksums: tuple[ChecksumFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,13 @@ class IngestResult:
     seconds: float
     stages: list[StageFigures]
     lost_backends: list[str]
+    checksums: ChecksumResult | None = None
 
     @property
     def exit_code(self) -> int:
-        """0, or 3 when items were skipped or redundancy is short."""
-        return 3 if self.tally.errors or self.tally.missing_shards or self.lost_backends else 0
+        """0, or 3 when items were skipped, differ from a list, are missing, or redundancy is short."""
+        missing = self.checksums is not None and self.checksums.missing
+        return 3 if self.tally.errors or self.tally.missing_shards or self.lost_backends or missing else 0
 
 
 def stage_figures(counters: Counters, names: tuple[str, ...], seconds: float) -> list[StageFigures]:
@@ -180,13 +184,29 @@ def ingest(
     options: IngestOptions,
     on_tick: Callable[[Counters], None] | None = None,
 ) -> IngestResult:
-    """Archive `sources` as one run: committed whole, or not at all. Raises what the workers raise, and Interrupted."""
+    """Archive `sources` as one run: committed whole, or not at all. Raises what the workers raise, Interrupted, and
+    UsageError for a list of digests that makes no sense."""
+    with Checksums.opened(options.checksums, sources, options.digests) as checksums:
+        if checksums is not None:
+            options = replace(options, digests=checksums.digests)
+        return _ingest(members, state, replicas, sources, options, checksums, on_tick)
+
+
+def _ingest(
+    members: Members,
+    state: State,
+    replicas: Replicas,
+    sources: tuple[Source, ...],
+    options: IngestOptions,
+    checksums: Checksums | None,
+    on_tick: Callable[[Counters], None] | None,
+) -> IngestResult:
     started = time.monotonic()
     members.require_writable()
     shape = ingest_shape(members.config, os.cpu_count() or 1, options.memory, options.workers)
     run_id = new_id(state.newest)
     inflight, rows = Inflight(members, run_id), RunRows(run_id, members, options.digests)
-    collector = Collector(rows, inflight, members.config.scheme, shape.readers, shape.writers)
+    collector = Collector(rows, inflight, members.config.scheme, shape.readers, shape.writers, checksums)
     with SignalWatch() as signals:
         inflight.begin()
         try:
@@ -201,14 +221,25 @@ def ingest(
             }
             specs = _specs(shape, members, state, sources, options)
             counters = run_stations(
-                shape.layout(), specs, home, inline=options.inline, signals=signals, on_tick=on_tick
+                shape.layout(),
+                specs,
+                home,
+                inline=options.inline,
+                signals=signals,
+                cleanup=() if checksums is None else (checksums.temp_directory,),
+                on_tick=on_tick,
             )
             signals.check()
             inflight.flush()
             files = rows.finish()
             seconds = time.monotonic() - started
             result = IngestResult(
-                run_id, collector.tally, seconds, stage_figures(counters, INGEST_STAGES, seconds), _lost(members)
+                run_id,
+                collector.tally,
+                seconds,
+                stage_figures(counters, INGEST_STAGES, seconds),
+                _lost(members),
+                None if checksums is None else checksums.result(),
             )
             signals.check()
             record = make_record(run_id, "ingest", {"run": _summary(result, sources, options)}, files)
@@ -254,6 +285,8 @@ def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestO
         "adopted_bytes": tally.adopted_bytes,
         "errors": tally.errors,
         "missing_shards": tally.missing_shards,
+        "digests": ["blake3", *options.digests],
+        "checksums": None if result.checksums is None else result.checksums.counts,
         "seconds": round(result.seconds, 3),
     }
 
