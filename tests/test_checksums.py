@@ -6,31 +6,37 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from manifests.checksums import ChecksumList, ListLine
+from manifests.columns import OBJECT_DTYPE, Batch, HeapBuilder
 from manifests.errors import UsageError
 from pipeline.filestore import FileStore
-from pipeline.ingest.checksums import ChecksumFile, ChecksumResult
+from pipeline.ingest.checksums import ChecksumFile, ChecksumResult, Resolver
 from pipeline.ingest.run import IngestOptions, IngestResult
 from pipeline.restore.run import RestoreRequest
-from stages.checklist import format_line
+from stages.checklist import format_line, parse_line
+from stages.scan import Source
 from tests.test_fixity import files_below
 from tests.trees import make_tree
 
 MakeStore = Callable[..., FileStore]
 COMMAND = str(Path(sys.executable).with_name("drystone"))
-ALGORITHMS = ("blake3", "md5", "sha1", "sha256", "sha512")
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A tree in a directory of its own."""
     (tmp_path / "from").mkdir()
-    return make_tree(tmp_path / "from" / "tree", 8, 30)
+    return make_tree(tmp_path / "from" / "tree", 8, 12)
 
 
 def digest(algorithm: str, data: bytes) -> bytes:
@@ -53,39 +59,84 @@ def ingest(store: FileStore, tree: Path, *lists: str, **more: bool) -> tuple[Ing
     return result, result.checksums
 
 
-@pytest.mark.parametrize("place", ["inside", "beside", "elsewhere", "as archived"])
+@pytest.mark.parametrize(
+    ("place", "listed", "expected"),
+    [
+        ("from/tree/list", b"a/b", b"tree/a/b"),
+        ("from/tree/list", b"./a//b", b"tree/a/b"),
+        ("from/tree/sub/list", b"../a", b"tree/a"),
+        ("from/list", b"tree/a", b"tree/a"),
+        ("from/list", b"a", b"tree/a"),
+        ("list", b"from/tree/a", b"tree/a"),
+        ("else/list", b"a", b"tree/a"),
+        ("else/list", b"tree/a", b"tree/a"),
+        ("else/list", b"tree/inner", b"tree/tree/inner"),
+        ("else/list", b"../../a", b"../../a"),
+    ],
+)
 def test_paths_count_from_the_list_or_from_the_source(
-    make_store: MakeStore, tmp_path: Path, tree: Path, place: str
+    tmp_path: Path, place: str, listed: bytes, expected: bytes
 ) -> None:
-    folder, begin = {
-        "inside": (tree / "empty", b"../"),
-        "beside": (tree.parent, b"tree/"),
-        "elsewhere": (tmp_path, b""),
-        "as archived": (tmp_path, b"tree/"),
-    }[place]
-    lines = lines_of(tree, "sha256", begin)
-    (folder / "list.sha256").write_bytes(b"# a comment\n\n" + b"".join(lines))
-    result, found = ingest(make_store(), tree, str(folder / "list.sha256"))
+    tree = tmp_path / "from" / "tree"
+    (tree / "tree").mkdir(parents=True)
+    (tree / "tree" / "inner").touch()
+    resolver = Resolver(ChecksumFile(str(tmp_path / place)), [Source(os.fsencode(tree), b"tree")])
+    assert resolver.resolve(listed) == expected
+    assert resolver.resolve(os.fsencode(tree / "a")) == b"tree/a"
+
+
+def test_with_several_sources_a_path_is_one_of_the_archive(tmp_path: Path) -> None:
+    sources = [Source(os.fsencode(tmp_path / name), name.encode()) for name in ("one", "other")]
+    resolver = Resolver(ChecksumFile(str(tmp_path / "else" / "list")), sources)
+    assert resolver.resolve(b"other/a") == b"other/a"
+    assert resolver.resolve(b"../one/a") == b"one/a"
+    assert resolver.resolve(b"a") == b"a"
+
+
+def test_comments_and_empty_lines_are_passed_over(make_store: MakeStore, tmp_path: Path, tree: Path) -> None:
+    lines = lines_of(tree, "sha256")
+    (tmp_path / "list").write_bytes(b"# a comment\n\n" + b"".join(lines))
+    result, found = ingest(make_store(), tree, str(tmp_path / "list"))
     assert result.exit_code == 0
     assert found.counts == {"listed": len(lines), "checked": len(lines), "differing": 0, "missing": 0}
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("named", ["list.txt", "{}SUMS", "{}:list.txt"])
-def test_the_algorithm_is_told_or_found_out(
-    make_store: MakeStore, tmp_path: Path, tree: Path, algorithm: str, named: str
-) -> None:
-    text = named.format(algorithm)
+@pytest.mark.parametrize(
+    ("text", "line", "algorithm"),
+    [
+        ("list", b"0" * 32, "md5"),
+        ("list", b"0" * 40, "sha1"),
+        ("list", b"0" * 64, ""),
+        ("list", b"0" * 128, "sha512"),
+        ("list", b"0" * 30, None),
+        ("b3/sums.txt", b"0" * 64, ""),
+        ("B3SUMS", b"0" * 64, "blake3"),
+        ("x/manifest-sha256.txt", b"0" * 64, "sha256"),
+        ("photos.blake3", b"0" * 64, "blake3"),
+        ("photos.sha256", b"0" * 32, "md5"),
+        ("SHA256:B3SUMS", b"0" * 64, "sha256"),
+        ("blake3:list", b"0" * 64, "blake3"),
+        ("blake3:list", b"0" * 32, None),
+        ("list", b"SHA256 (file) = " + b"0" * 64, "sha256"),
+        ("blake3:list", b"SHA256 (file) = " + b"0" * 64, None),
+        ("http:list", b"0" * 40, "sha1"),
+    ],
+)
+def test_the_algorithm_is_told_or_found_out(text: str, line: bytes, algorithm: str | None) -> None:
+    listed = parse_line(line if b"(" in line else line + b"  file")
+    assert listed is not None
+    assert ChecksumFile.parse(text).algorithm_of(listed) == algorithm
+
+
+@pytest.mark.parametrize("algorithm", ["blake3", "sha256"])
+def test_a_digest_of_either_kind_fits(make_store: MakeStore, tmp_path: Path, tree: Path, algorithm: str) -> None:
     lines = lines_of(tree, algorithm)
-    (tmp_path / text.rpartition(":")[2]).write_bytes(b"".join(lines))
-    prefix = text.partition(":")[0] + ":" if ":" in text else ""
-    result, found = ingest(make_store(), tree, f"{prefix}{tmp_path / text.rpartition(':')[2]}")
+    (tmp_path / "list").write_bytes(b"".join(lines))
+    result, found = ingest(make_store(), tree, str(tmp_path / "list"))
     assert (result.exit_code, found.checked, found.differing) == (0, len(lines), 0)
-    # The other way round, no line fits.
-    if prefix and algorithm in ("blake3", "sha256"):
-        other = "sha256" if algorithm == "blake3" else "blake3"
-        _, found = ingest(make_store("other"), tree, f"{other}:{tmp_path / 'list.txt'}")
-        assert (found.checked, found.differing) == (len(lines), len(lines))
+    other = "sha256" if algorithm == "blake3" else "blake3"
+    _, found = ingest(make_store("other"), tree, f"{other}:{tmp_path / 'list'}")
+    assert (found.checked, found.differing) == (len(lines), len(lines))
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -170,3 +221,27 @@ def test_the_command_says_what_differs(tmp_path: Path, tree: Path) -> None:
     assert done.returncode == 3
     assert "listed, but not archived: tree/gone\n" in done.stderr
     assert f"  checked {len(lines) - 1:>18}  of {len(lines)} listed; 0 differ, 1 not archived\n" in done.stdout
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    listed=st.lists(st.tuples(st.binary(min_size=1, max_size=3), st.booleans()), max_size=60),
+    asked=st.lists(st.binary(min_size=1, max_size=3), min_size=1, max_size=30, unique=True),
+)
+def test_every_line_of_a_batch_is_found(listed: list[tuple[bytes, bool]], asked: list[bytes]) -> None:
+    """However lines and batches are ordered, and wherever the parts of a list begin."""
+    lines = [ListLine(path, "blake3", bytes(32) if good else b"x" * 32) for path, good in listed]
+    rows, heap = np.zeros(len(asked), OBJECT_DTYPE), HeapBuilder()
+    rows["path_at"], rows["path_len"] = heap.add_all(asked)
+    rows["has_digest"] = 1
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        patch.setattr("manifests.checksums.SAMPLED", 4)
+        with ChecksumList(iter(lines), Path(scratch), 64 << 20) as compared:
+            wrong = compared.compare(Batch(rows, heap.getvalue()), ())
+            assert {asked[at] for at in wrong} == {path for path, good in listed if path in asked and not good}
+            assert compared.missing == sum(path not in asked for path, _ in listed)
+            assert compared.checked == len({path for path, _ in listed} & set(asked))
+            assert compared.missing_paths(100) == sorted(path for path, _ in listed if path not in asked)
