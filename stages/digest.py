@@ -73,10 +73,14 @@ class FixityCheck:
     def update(self, data: bytes | memoryview) -> None:
         self._digester.update(data)
 
+    def wrong(self) -> list[tuple[str, bytes]]:
+        """Name and recorded digest of those that differ."""
+        pairs = zip(self._expected, self._digester.digests(), strict=True)
+        return [recorded for recorded, found in pairs if found != recorded[1]]
+
     def trouble(self) -> str:
         """What differs, as the reason why the content is not the archived one; empty when nothing does."""
-        pairs = zip(self._expected, self._digester.digests(), strict=True)
-        wrong = [SPELLED[name] for (name, expected), found in pairs if found != expected]
+        wrong = [SPELLED[name] for name, _ in self.wrong()]
         return f"its {' and '.join(wrong)} is not what was recorded when it was archived" if wrong else ""
 
 

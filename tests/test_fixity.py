@@ -57,7 +57,7 @@ def files_below(root: Path) -> dict[bytes, bytes]:
 def test_every_content_carries_the_digests_of_its_bytes(make_store: MakeStore, tmp_path: Path, inline: bool) -> None:
     tree = make_tree(tmp_path / "tree", 2, 40)
     # Longer than a data slot, so that it goes by in several.
-    (tree / "large").write_bytes(os.urandom(9_000_000))
+    (tree / "large").write_bytes(os.urandom(5_000_000))
     store = make_store()
     options = IngestOptions(inline=inline, workers=1, digests=MORE)
     contents = {path: expected_digests(data) for path, data in files_below(tree).items()}
@@ -108,7 +108,7 @@ def test_a_fixity_leaves_out_what_the_chunk_id_says(make_store: MakeStore, tmp_p
 def test_a_content_that_is_not_what_was_recorded_gets_no_name(
     make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: bool, wrong: str
 ) -> None:
-    sizes = {"empty": 0, "one-chunk": 900, "one-block": 90_000, "many": 5_000_000}
+    sizes = {"empty": 0, "one-chunk": 900, "one-block": 90_000, "many": 2_500_000}
     store = store_of_wrong_digests(make_store, monkeypatch, tmp_path / "tree", sizes, wrong)
     # For one chunk, the chunk's id is the BLAKE3.
     bad = {"one-block", "many"} if wrong == "BLAKE3" else set(sizes)
