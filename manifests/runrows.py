@@ -63,6 +63,8 @@ def fixed_column(values: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]) ->
 
 def digest_columns(batch: Batch, names: Sequence[str]) -> dict[str, Any]:
     """Columns of the digests `names`, of which those objects that were read have all."""
+    if not names:
+        return {}
     starts, valid = batch.rows["digests_at"].astype(np.int64), batch.rows["digests_len"] != 0
     heap, columns, at = np.frombuffer(batch.heap, np.uint8), {}, 0
     for name in names:

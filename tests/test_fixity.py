@@ -17,7 +17,7 @@ from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
 from stages.chunk import ContentHasher
-from stages.digest import ALGORITHMS, parse_digests
+from stages.digest import ALGORITHMS, SPREAD, FixityCheck, parse_digests
 from tests.trees import assert_equal_trees, make_tree
 
 MakeStore = Callable[..., FileStore]
@@ -109,15 +109,39 @@ def test_a_content_that_is_not_what_was_recorded_gets_no_name(
     make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: bool, wrong: str
 ) -> None:
     sizes = {"empty": 0, "one-chunk": 900, "one-block": 90_000, "many": 2_500_000}
+    if not inline:
+        sizes["large"] = SPREAD + 1
     store = store_of_wrong_digests(make_store, monkeypatch, tmp_path / "tree", sizes, wrong)
     # For one chunk, the chunk's id is the BLAKE3.
-    bad = {"one-block", "many"} if wrong == "BLAKE3" else set(sizes)
+    bad = {"one-block", "many", "large"} & sizes.keys() if wrong == "BLAKE3" else set(sizes)
     result = store.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=inline, workers=1))
     assert result.exit_code == 3
     assert {os.path.basename(path).decode() for path, _ in result.failures} == bad
     assert all(reason.startswith(f"its {wrong} is not") for _, reason in result.failures)
     assert {path.name for path in (tmp_path / "out" / "tree").iterdir()} == sizes.keys() - bad
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tree"]
+
+
+@pytest.mark.parametrize("names", [("blake3",), ("blake3", *MORE), ("sha256",)])
+def test_a_large_file_is_hashed_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    data = os.urandom(2_500_000)
+    (tmp_path / "file").write_bytes(data)
+    by_name = dict(zip(("blake3", *MORE), expected_digests(data), strict=True))
+    fixity = b"".join(bytes([list(by_name).index(name)]) + by_name[name] for name in names)
+    with open(tmp_path / "file", "r+b") as file:
+        for spread in (1, SPREAD):
+            monkeypatch.setattr("stages.digest.SPREAD", spread)
+            check = FixityCheck(fixity)
+            check.read(file.fileno())
+            assert check.trouble() == ""
+        os.pwrite(file.fileno(), b"another byte", 2_000_000)
+        for spread in (1, SPREAD):
+            monkeypatch.setattr("stages.digest.SPREAD", spread)
+            check = FixityCheck(fixity)
+            check.read(file.fileno())
+            assert [name for name, _ in check.wrong()] == list(names)
 
 
 def store_of_wrong_digests(

@@ -30,7 +30,7 @@ from pipeline.station import Context, Station
 from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, VERIFY
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
-from stages.digest import pieces_trouble, read_pieces
+from stages.digest import FixityCheck
 from stages.scan import KIND
 from stages.target import Attributes, Target, TargetOptions
 
@@ -332,7 +332,9 @@ class Restorer:
                 if fixity:
                     self._context.at(os.fsdecode(path))
                     self._context.clock.switch(VERIFY)
-                    _require_fixity(fixity, read_pieces(fd))
+                    check = FixityCheck(fixity)
+                    check.read(fd)
+                    _require(check.trouble())
                     self._context.clock.switch(ASSEMBLE)
         except Unreadable:
             self._target.drop_parts(part_name(row))
@@ -342,7 +344,15 @@ class Restorer:
 
 def _require_fixity(fixity: bytes, pieces: Iterable[bytes | memoryview]) -> None:
     """Raise Unreadable unless a content has the digests that were recorded of it."""
-    if fixity and (trouble := pieces_trouble(fixity, pieces)):
+    if fixity:
+        check = FixityCheck(fixity)
+        for piece in pieces:
+            check.update(piece)
+        _require(check.trouble())
+
+
+def _require(trouble: str) -> None:
+    if trouble:
         raise Unreadable(trouble)
 
 

@@ -34,6 +34,8 @@ from stages.digest import PIECE, FixityCheck
 TASK_BYTES, TASK_ROWS = 32 << 20, LARGE
 #: Tasks that a worker has waiting, so that it never waits for home.
 AHEAD = 2
+#: Large contents under way at a time: each is a query of its own, and all share DuckDB's memory.
+LANES = 8
 #: Blocks ahead that are fetched in one go where they lie side by side.
 FETCH_BLOCKS, FETCH_BYTES = 16, 8 << 20
 KEPT_BLOCKS = 4
@@ -80,7 +82,7 @@ class ContentsHome:
             if fan.load(worker) >= AHEAD:
                 yield Until(lambda among=choices: min(map(fan.load, among)) < AHEAD)  # type: ignore[misc]
                 continue
-            if worker not in lanes and (batches := next(large, None)) is not None:
+            if worker not in lanes and len(lanes) < LANES and (batches := next(large, None)) is not None:
                 lanes[worker] = _slices(batches)
             task = next(lanes.get(worker, small), None)
             if task is not None:
