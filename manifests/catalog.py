@@ -13,11 +13,12 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests.errors import DrystoneError
 from manifests.log import State
 from manifests.replicas import Replicas
-from manifests.schema import SCHEMAS
+from manifests.schema import ADDED_COLUMNS, SCHEMAS
 
 BATCH_ROWS = 16 << 10
 
@@ -61,11 +62,25 @@ class Catalog:
                 continue
             paths = self._replicas.paths(self._state.files(table))
             if paths:
-                listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-                self.connection.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{listed}])")
+                self.connection.execute(f"CREATE VIEW {table} AS {self._reading(table, paths)}")
             else:
                 self._make_table(table, SCHEMAS[table].empty_table())
             self._made.add(table)
+
+    def _reading(self, table: str, paths: list[str]) -> str:
+        """A query for all rows of some files; columns that old ones lack are null. Files of each age are read by
+        themselves: with DuckDB's union_by_name every query would open every file before it reads one (1,000 files:
+        0.11 s instead of 0.01 for one row)."""
+        added = set(ADDED_COLUMNS.get(table, ()))
+        ages: dict[frozenset[str], list[str]] = {}
+        for path in paths:
+            lacking = frozenset(added.difference(pq.read_schema(path).names) if added else ())
+            ages.setdefault(lacking, []).append("'" + path.replace("'", "''") + "'")
+        parts = [f"SELECT * FROM read_parquet([{', '.join(listed)}])" for listed in ages.values()]
+        if any(ages):
+            self._make_table(f"no_{table}", SCHEMAS[table].empty_table())
+            parts.append(f"SELECT * FROM no_{table}")
+        return " UNION ALL BY NAME ".join(parts)
 
     def use_all(self) -> None:
         """Make all views, `runs` too: what a notebook starts with."""
@@ -85,6 +100,17 @@ class Catalog:
         """A table with this content, which cursors see, too."""
         self.connection.register("incoming", content)
         self.connection.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
+        self.connection.unregister("incoming")
+
+    def replace(self, name: str, schema: Any) -> None:
+        """A new, empty table of this name."""
+        self.connection.execute(f"DROP TABLE IF EXISTS {name}")
+        self._make_table(name, schema.empty_table())
+
+    def append(self, name: str, rows: Any) -> None:
+        """Add an Arrow table to a table that `replace` made."""
+        self.connection.register("incoming", rows)
+        self.connection.execute(f"INSERT INTO {name} SELECT * FROM incoming")
         self.connection.unregister("incoming")
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,8 @@ Buffer = bytes | bytearray | memoryview
 
 _HEAD = np.dtype([("rows", "<u4"), ("heap", "<u4")])
 
-#: An object on its way from the scanner over the reader to the manifest. `content_kind` as in format.py.
+#: An object on its way from the scanner over the reader to the manifest. `content_kind` as in format.py; `digests` are
+#: those that the run was asked for, one after the other.
 OBJECT_DTYPE = np.dtype(
     [
         ("row", "<u8"),
@@ -44,6 +45,8 @@ OBJECT_DTYPE = np.dtype(
         ("target_len", "<u4"),
         ("error_at", "<u4"),
         ("error_len", "<u4"),
+        ("digests_at", "<u4"),
+        ("digests_len", "<u4"),
     ]
 )
 
@@ -77,6 +80,8 @@ PLAN_DTYPE = np.dtype(
         ("mtime_ns", "<i8"),
         ("path_at", "<u4"),
         ("path_len", "<u4"),
+        ("fixity_at", "<u4"),
+        ("fixity_len", "<u4"),
     ]
 )
 
@@ -96,6 +101,8 @@ ITEM_DTYPE = np.dtype(
         ("path_len", "<u4"),
         ("target_at", "<u4"),
         ("target_len", "<u4"),
+        ("fixity_at", "<u4"),
+        ("fixity_len", "<u4"),
     ]
 )
 
@@ -179,24 +186,29 @@ class HeapBuilder:
 
 def cut_batch(batch: Batch, start: int, end: int) -> Batch:
     """Rows `start` to `end` with the part of the heap that they use (variable fields lie there in order of row)."""
-    rows = batch.rows[start:end].copy()
-    heap = bytearray()
-    for name in _variable(rows):
-        if len(rows):
-            at = rows[f"{name}_at"]
-            first, last = int(at[0]), int(at[-1]) + int(rows[f"{name}_len"][-1])
-            rows[f"{name}_at"] = at - first + len(heap)
-            heap += batch.heap[first:last]
-    return Batch(rows, bytes(heap))
+    return _gathered([Batch(batch.rows[start:end], batch.heap)])
 
 
 def join_batches(first: Batch, second: Batch) -> Batch:
-    """Both batches' rows as one batch with one variable field."""
-    rows = second.rows.copy()
+    """Both batches' rows as one batch."""
+    return _gathered([first, second])
+
+
+def _gathered(batches: list[Batch]) -> Batch:
+    """The rows of all batches, and a heap of what they use: each variable field for itself, in order of row."""
+    rows = np.concatenate([batch.rows for batch in batches])
+    heap = bytearray()
     for name in _variable(rows):
-        rows[f"{name}_at"] += len(first.heap)
-    return Batch(np.concatenate([first.rows, rows]), bytes(first.heap) + bytes(second.heap))
+        row = 0
+        for batch in batches:
+            if count := len(batch.rows):
+                at = batch.rows[f"{name}_at"]
+                first, last = int(at[0]), int(at[-1]) + int(batch.rows[f"{name}_len"][-1])
+                rows[f"{name}_at"][row : row + count] = at - first + len(heap)
+                heap += batch.heap[first:last]
+                row += count
+    return Batch(rows, bytes(heap))
 
 
 def _variable(rows: Array) -> list[str]:
-    return [name for name in ("path", "target") if f"{name}_at" in (rows.dtype.names or ())]
+    return [name for name in ("path", "target", "fixity") if f"{name}_at" in (rows.dtype.names or ())]

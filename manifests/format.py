@@ -71,4 +71,8 @@ EXTENT_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("id", "u1", (32,
 
 KINDS = ("file", "directory", "symlink", "fifo", "chardev", "blockdev", "socket", "stream", "unknown")
 
+#: Whole-content digests and their lengths. BLAKE3 is always there, in the column `digest`; the others are columns of
+#: their own name, filled where they were asked for.
+DIGESTS = {"blake3": 32, "md5": 16, "sha1": 20, "sha256": 32, "sha512": 64}
+
 TABLES = ("objects", "extents", "chunks", "blocks", "packs", "shards", "scrubs")

@@ -11,6 +11,7 @@ from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import PLAN_DTYPE, Batch
 from manifests.errors import NotFound, UsageError
+from manifests.fixity import digest_column
 from manifests.plan import to_batch
 
 _COLUMNS = (
@@ -55,6 +56,19 @@ def list_objects(catalog: Catalog, run: uuid.UUID, path: bytes, recursive: bool)
         yield ObjectInfo(run, **row)
 
 
+def object_digests(catalog: Catalog, run: uuid.UUID, path: bytes, name: str) -> Iterator[tuple[bytes, bytes | None]]:
+    """(path, digest `name`) of the files at and below `path` of a run, by row; None where it was not recorded.
+    Streams."""
+    catalog.use("objects")
+    condition, parameters = path_filter(path)
+    query = f"""
+        SELECT path, {digest_column(name)} AS digest FROM objects
+        WHERE run = ? AND kind IN ('file', 'stream') AND {condition} ORDER BY row
+    """
+    for batch in catalog.batches(query, [run.bytes, *parameters]):
+        yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
+
+
 def find_object(catalog: Catalog, run: uuid.UUID, path: bytes) -> ObjectInfo:
     """The object called `path`. Raises NotFound."""
     catalog.use("objects")
@@ -67,7 +81,7 @@ def require_content(info: ObjectInfo) -> None:
     """Raise UsageError unless bytes can be read from the object."""
     if info.kind not in ("file", "stream"):
         raise UsageError(f"{info.path.decode(errors='replace')!r} is a {info.kind}; only files have bytes to read")
-    if info.content_kind == fmt.CONTENT_NONE and info.error is not None:
+    if info.content_kind == fmt.CONTENT_NONE and info.digest is None and info.error is not None:
         raise NotFound(f"{info.path.decode(errors='replace')!r} was not archived: {info.error}")
 
 

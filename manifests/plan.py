@@ -18,11 +18,13 @@ import pyarrow as pa
 from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, cut_batch, join_batches
+from manifests.fixity import FIXITY
 
 #: Plan rows of one block beyond which its tasks are cut up, in bytes: chunks that many objects share.
 CROWDED_BYTES = 400_000
 
-_ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target"
+_ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target, fixity"
+_ITEM_VARIABLE = {name: name for name in ("path", "target", "fixity")}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class RestorePlan:
         catalog.use("objects", "extents", "chunks", "blocks", "packs")
         execute = catalog.connection.execute
         execute(
-            f"CREATE OR REPLACE TABLE wanted AS SELECT * FROM objects WHERE run = ? AND {condition}",
+            f"""
+            CREATE OR REPLACE TABLE wanted AS
+            SELECT *, {FIXITY} AS fixity FROM objects WHERE run = ? AND {condition}
+            """,
             [run.bytes, *parameters],
         )
         execute(
@@ -72,11 +77,11 @@ class RestorePlan:
             """
             CREATE OR REPLACE TABLE multis AS
             WITH placed AS (
-                SELECT row, pack_id, block, octet_length(path) AS path_bytes
+                SELECT row, pack_id, block, octet_length(path) + octet_length(fixity) AS heap_bytes
                 FROM pieces JOIN places USING (chunk_id) JOIN wanted USING (row)),
             crowded AS (
                 SELECT pack_id, block, true AS is_crowded FROM placed
-                GROUP BY pack_id, block HAVING sum(path_bytes + $row_bytes) > $crowd)
+                GROUP BY pack_id, block HAVING sum(heap_bytes + $row_bytes) > $crowd)
             SELECT row, (row_number() OVER (ORDER BY row) - 1)::BIGINT AS multi, parts FROM (
                 SELECT row, count(*) AS parts, count(DISTINCT (pack_id, block)) AS blocks,
                        bool_or(coalesce(is_crowded, false)) AS is_crowded
@@ -143,7 +148,8 @@ class RestorePlan:
         query = """
             SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
                    b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset, pc.row,
-                   coalesce(mu.multi, -1) AS multi, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path
+                   coalesce(mu.multi, -1) AS multi, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
+                   CASE WHEN mu.multi IS NULL THEN w.fixity ELSE ''::BLOB END AS fixity
             FROM pieces pc
             JOIN places pl USING (chunk_id)
             JOIN wanted w USING (row)
@@ -155,7 +161,7 @@ class RestorePlan:
         """
         for batch in self._catalog.batches(query):
             if batch.num_rows:
-                yield to_batch(batch, PLAN_DTYPE, {"path": "path"})
+                yield to_batch(batch, PLAN_DTYPE, {"path": "path", "fixity": "fixity"})
 
     def items(
         self, kinds: tuple[str, ...], with_content: bool | None = None, backwards: bool = False
@@ -167,10 +173,11 @@ class RestorePlan:
         cases = " ".join(f"WHEN '{kind}' THEN {number}" for number, kind in enumerate(fmt.KINDS))
         query = f"""
             SELECT CASE kind {cases} END::UTINYINT AS kind, -1::BIGINT AS multi, {_ITEM_COLUMNS} FROM wanted
-            WHERE kind IN ({names}) AND error IS NULL {condition} ORDER BY row {"DESC" if backwards else ""}
+            WHERE kind IN ({names}) AND (error IS NULL OR digest IS NOT NULL) {condition}
+            ORDER BY row {"DESC" if backwards else ""}
         """
         for batch in self._catalog.batches(query):
-            yield to_batch(batch, ITEM_DTYPE, {"path": "path", "target": "target"})
+            yield to_batch(batch, ITEM_DTYPE, _ITEM_VARIABLE)
 
     def finished(self, numbers: list[int]) -> Iterator[Batch]:
         """ITEM_DTYPE rows of the objects with these `multi` numbers."""
@@ -180,7 +187,7 @@ class RestorePlan:
             WHERE multi IN (SELECT unnest(?::BIGINT[])) ORDER BY row
         """
         for batch in self._catalog.batches(query, [numbers]):
-            yield to_batch(batch, ITEM_DTYPE, {"path": "path", "target": "target"})
+            yield to_batch(batch, ITEM_DTYPE, _ITEM_VARIABLE)
 
 
 def to_batch(batch: Any, dtype: np.dtype[np.void], variable: dict[str, str]) -> Batch:

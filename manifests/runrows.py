@@ -10,7 +10,7 @@ import grp
 import pwd
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -54,11 +54,25 @@ def _names(ids: npt.NDArray[np.uint32], lookup: Any) -> Any:
     return pa.DictionaryArray.from_arrays(pa.array(inverse.astype(np.int32)), names)
 
 
-def _ids(values: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]) -> Any:
-    """Fixed-size binary column that is null where `valid` is false."""
+def fixed_column(values: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]) -> Any:
+    """Fixed-size binary column of rows × bytes that is null where `valid` is false."""
     bitmap = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
     data = pa.py_buffer(np.ascontiguousarray(values).tobytes())
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(values), [bitmap, data])
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(values.shape[1]), len(values), [bitmap, data])
+
+
+def digest_columns(batch: Batch, names: Sequence[str]) -> dict[str, Any]:
+    """Columns of the digests `names`, of which those objects that were read have all."""
+    if not names:
+        return {}
+    starts, valid = batch.rows["digests_at"].astype(np.int64), batch.rows["digests_len"] != 0
+    heap, columns, at = np.frombuffer(batch.heap, np.uint8), {}, 0
+    for name in names:
+        values = np.zeros((len(starts), fmt.DIGESTS[name]), np.uint8)
+        values[valid] = heap[starts[valid, None] + np.arange(at, at + fmt.DIGESTS[name])]
+        columns[name] = fixed_column(values, valid)
+        at += fmt.DIGESTS[name]
+    return columns
 
 
 class ExtentSpool:
@@ -127,11 +141,12 @@ def _id_order(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 
 class RunRows:
-    """Rows of run `run_id`, written to `members` as they fill files."""
+    """Rows of run `run_id`, written to `members` as they fill files. `digests`: what objects carry besides BLAKE3."""
 
-    def __init__(self, run_id: uuid.UUID, members: Members) -> None:
+    def __init__(self, run_id: uuid.UUID, members: Members, digests: Sequence[str] = ()) -> None:
         self._run_id = run_id
         self._members = members
+        self._digests = digests
         self._writers: dict[str, TableWriter] = {}
         self._numbers: dict[str, int] = {}
         self._spools: dict[int, ExtentSpool] = {}
@@ -166,8 +181,9 @@ class RunRows:
             "run": constant_id(self._run_id, count),
             "kind": kinds,
             "path": pa.array(batch.all_bytes("path"), pa.binary()),
-            "content_id": _ids(rows["content_id"], present),
-            "digest": _ids(rows["digest"], rows["has_digest"] != 0),
+            "content_id": fixed_column(rows["content_id"], present),
+            "digest": fixed_column(rows["digest"], rows["has_digest"] != 0),
+            **digest_columns(batch, self._digests),
             "target": pa.array([value or None for value in batch.all_bytes("target")], pa.binary()),
             "error": pa.array(
                 [value.decode(errors="replace") or None for value in batch.all_bytes("error")], pa.string()

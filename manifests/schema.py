@@ -24,6 +24,10 @@ _COLUMNS: dict[str, list[tuple[str, Any, str]]] = {
         ("content_kind", pa.uint8(), "0 no content, 1 one chunk, 2 rows of the extents table"),
         ("content_id", ID32, "chunk id (content_kind 1) or digest over the extents (2), null for none"),
         ("digest", ID32, "BLAKE3-256 of the whole content, null where there is none"),
+        ("md5", pa.binary(16), "MD5 of the whole content, null where it was not asked for"),
+        ("sha1", pa.binary(20), "SHA-1 of the whole content, null where it was not asked for"),
+        ("sha256", pa.binary(32), "SHA-256 of the whole content, null where it was not asked for"),
+        ("sha512", pa.binary(64), "SHA-512 of the whole content, null where it was not asked for"),
         ("target", pa.binary(), "target of a symlink, null for others"),
         ("mode", pa.uint32(), "st_mode"),
         ("uid", pa.uint32(), "owner"),
@@ -100,6 +104,9 @@ SCHEMAS: dict[str, Any] = {
     table: pa.schema([pa.field(name, kind, metadata={"doc": doc}) for name, kind, doc in columns])
     for table, columns in _COLUMNS.items()
 }
+
+#: Columns that files of earlier versions lack: they read as null.
+ADDED_COLUMNS: dict[str, tuple[str, ...]] = {"objects": ("md5", "sha1", "sha256", "sha512")}
 
 #: Columns that repeat, so that a dictionary pays; ids of chunks do not.
 DICTIONARY_COLUMNS: dict[str, list[str]] = {

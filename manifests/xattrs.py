@@ -16,9 +16,7 @@ _HEAD = struct.Struct("<HI")
 
 def pack_xattrs(attributes: Mapping[bytes, bytes]) -> bytes:
     """The column's value; empty when there are no attributes."""
-    return b"".join(
-        _HEAD.pack(len(name), len(value)) + name + value for name, value in sorted(attributes.items())
-    )
+    return b"".join(_HEAD.pack(len(name), len(value)) + name + value for name, value in sorted(attributes.items()))
 
 
 def unpack_xattrs(packed: bytes) -> dict[bytes, bytes]:

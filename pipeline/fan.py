@@ -27,13 +27,18 @@ class FanHome:
         """Whether every task was reported on."""
         return not any(self._under_way)
 
-    def send(self, context: Context, kind: int, task: Batch) -> Steps:
-        """Send a task, which must fit into a slot of the pool plan."""
+    def load(self, worker: int) -> int:
+        """How many tasks a worker has that it has not reported on."""
+        return self._under_way[worker]
+
+    def send(self, context: Context, kind: int, task: Batch, worker: int | None = None) -> Steps:
+        """Send a task, which must fit into a slot of the pool plan, to `worker`, or to the one with the least to do."""
         slot = yield Acquire("plan")
         with context.slot("plan", slot) as view:
             task.store(view)
         context.seal("plan", slot)
-        worker = min(range(len(self._under_way)), key=self._under_way.__getitem__)
+        if worker is None:
+            worker = min(range(len(self._under_way)), key=self.load)
         self._under_way[worker] += 1
         context.send(f"plan/{worker}", Message(kind, slot))
 

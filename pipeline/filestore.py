@@ -26,10 +26,11 @@ from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
 from manifests.errors import NotFound, UnsupportedFormat
 from manifests.inspect import StoreStats, store_stats
 from manifests.log import Run, State
-from manifests.objects import ObjectInfo, find_object, list_objects
+from manifests.objects import ObjectInfo, find_object, list_objects, object_digests
 from manifests.plan import PlanTotals
 from manifests.replicas import Replicas
 from manifests.store import Members
+from pipeline.compare import Comparison, compare
 from pipeline.ingest.run import IngestOptions, IngestResult, ingest
 from pipeline.ingest.sources import gather
 from pipeline.ingest.survey import Survey, survey
@@ -207,6 +208,15 @@ class FileStore:
         if not found and chosen.path:
             raise NotFound(f"the run holds no object {os.fsdecode(chosen.path)!r}; see: drystone ls -R")
 
+    def digests(self, selection: str = "", name: str = "blake3") -> Iterator[tuple[bytes, bytes | None]]:
+        """(path, digest) of the files at and below `RUN[:PATH]`, streamed; `name` as in fmt.DIGESTS. None where the run
+        did not record it. Raises NotFound when there is no such path."""
+        chosen = Selection.parse(selection)
+        run = self.run(chosen.run).run_id
+        if chosen.path:
+            find_object(self.catalog, run, chosen.path)
+        return object_digests(self.catalog, run, chosen.path, name)
+
     def restore(
         self,
         selection: str,
@@ -234,6 +244,11 @@ class FileStore:
         if figures is not None:
             source.figures = figures
         return RangeReader(self.catalog, source).read(info, offset, length)
+
+    def compare(self, selection: str, directory: str | Path, *, data: bool = False) -> Comparison:
+        """Compare `RUN[:PATH]` with a directory; `data`: read the files, too. Iterate over the answer."""
+        chosen = Selection.parse(selection)
+        return compare(self.catalog, self.run(chosen.run), chosen.path, os.fspath(directory), data=data)
 
     def stats(self) -> StoreStats:
         """Sums over the store."""

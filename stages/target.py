@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -193,6 +194,16 @@ class Target:
     def open_part(self, temp: str) -> int:
         """Descriptor of a file that several workers write; the caller closes it."""
         return os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._staging)
+
+    @contextmanager
+    def staged(self, temp: str, size: int) -> Iterator[int]:
+        """Descriptor to read a file back of which all parts are written, once it has its `size`."""
+        fd = os.open(temp, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._staging)
+        try:
+            os.ftruncate(fd, size)
+            yield fd
+        finally:
+            os.close(fd)
 
     def finish_parts(self, temp: str, path: bytes, attributes: Attributes) -> None:
         """Give a file of which all parts are written its attributes and its name."""

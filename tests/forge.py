@@ -1,5 +1,5 @@
-"""Stores that say what no honest Drystone would write: runs whose objects were changed behind its back, consistently, so
-that digests and log agree."""
+"""Stores that say what no honest Drystone would write: runs whose objects were changed behind its back, consistently,
+so that digests and log agree."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from pipeline.cli.options import (
 from pipeline.cli.output import emit_json, path_fields, show_path
 from pipeline.cli.selecting import SelectingCommand, select_options, selecting_options
 from pipeline.cli.summary import WORDS, result_record, show_result, show_survey, survey_record
+from stages.digest import join_digests, parse_digests
 
 if TYPE_CHECKING:
     from pipeline.ingest.run import IngestOptions
@@ -49,6 +50,19 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
 @click.option("--command", "is_command", is_flag=True, help="Archive what the command behind -- writes; needs --name.")
 @selecting_options
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be archived; -v names what is left out.")
+@click.option(
+    "--digest",
+    "digests",
+    multiple=True,
+    type=Parsed("NAMES", parse_digests),
+    help="More whole-content digests besides BLAKE3: md5, sha1, sha256, sha512; with commas, or repeated.",
+)
+@click.option(
+    "--checksums",
+    multiple=True,
+    metavar="[ALG:]FILE",
+    help="Compare with a list as sha256sum or b3sum print it, or a BagIt manifest; may be repeated.",
+)
 @resource_options
 @format_options
 @quiet_option
@@ -69,6 +83,8 @@ def ingest_command(
     files_from: str,
     nul: bool,
     dry_run: bool,
+    digests: tuple[tuple[str, ...], ...],
+    checksums: tuple[str, ...],
     workers: int | None,
     memory: int,
     output: str,
@@ -89,6 +105,7 @@ def ingest_command(
     Like `restic backup` and `borg create`.
     """
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
+    from pipeline.ingest.checksums import ChecksumFile
     from pipeline.ingest.run import IngestOptions
     from pipeline.topology import CHUNK, COMPRESS, INGEST_STAGES, READ, SCAN, WRITE
 
@@ -109,6 +126,8 @@ def ingest_command(
         files_from=files_from,
         nul=nul,
         command=sources if is_command else (),
+        digests=join_digests(digests),
+        checksums=tuple(map(ChecksumFile.parse, checksums)),
     )
     paths = () if is_command else sources
     if dry_run:
@@ -124,6 +143,12 @@ def ingest_command(
         click.echo(f"skipped or incomplete: {show_path(path)}: {reason}", err=True)
     if tally.errors > len(shown):
         click.echo(f"… and {tally.errors - len(shown)} more; see: drystone ls -R {result.run_id}", err=True)
+    listed = result.checksums
+    if listed is not None:
+        for path in listed.named_missing if verbose else listed.named_missing[:NAMED_SHORT]:
+            click.echo(f"listed, but not archived: {show_path(path)}", err=True)
+        if listed.missing > NAMED_SHORT and not verbose:
+            click.echo(f"… and {listed.missing - NAMED_SHORT:,} more; see: drystone ingest -v", err=True)
     for reason in result.lost_backends:
         click.echo(f"short of redundancy: {reason}", err=True)
     if output == "table":
@@ -131,6 +156,8 @@ def ingest_command(
     else:
         for path, reason in tally.named_errors if output == "jsonl" else ():
             emit_json({"type": "item", **path_fields(path), "error": reason})
+        for path in result.checksums.named_missing if result.checksums is not None and output == "jsonl" else ():
+            emit_json({"type": "item", **path_fields(path), "error": "it is listed, but not archived"})
         emit_json(result_record(result))
     return result.exit_code
 

@@ -54,6 +54,9 @@ def show_result(result: IngestResult, quiet: bool) -> None:
         left_behind = f"left behind by a run that did not finish, {tally.adopted_packs:,} packs"
         _line("adopted", format_size(tally.adopted_bytes), left_behind)
     _show_left_out(result.left_out)
+    if (listed := result.checksums) is not None:
+        more = f"of {listed.listed:,} listed; {listed.differing:,} differ, {listed.missing:,} not archived"
+        _line("checked", f"{listed.checked:,}", more)
     _line("skipped", f"{tally.errors:,}", "every one is a row of the manifest" if tally.errors else "")
     _show_reasons(tally.reasons)
     stages = [figures for figures in result.stages if figures.workers]
@@ -117,6 +120,7 @@ def result_record(result: IngestResult) -> dict[str, object]:
         "left_out": _left_out_record(result.left_out),
         "skipped": tally.errors,
         "skipped_reasons": tally.reasons,
+        "checksums": None if result.checksums is None else result.checksums.counts,
         "missing_shards": tally.missing_shards,
         "short_of_redundancy": result.lost_backends,
         "backends": result.backends,

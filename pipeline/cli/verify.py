@@ -20,7 +20,7 @@ NAMED_SHORT = 20
 
 @click.command("verify")
 @store_option
-@click.option("--data", is_flag=True, help="Read everything: every cell checksum and every chunk id.")
+@click.option("--data", is_flag=True, help="Read everything: every cell checksum, chunk id and digest.")
 @resource_options
 @format_options
 @quiet_option
@@ -66,6 +66,7 @@ def verify_command(
     lines += [f"{copy.backend}/{copy.key}: {copy.reason}" for copy in result.bad_copies]
     lines += result.damaged_shards
     lost = [f"lost: {run}:{show_path(path)}" for run, path in result.lost_objects]
+    lost += [f"not what was recorded: {run}:{show_path(path)}" for run, path in result.wrong_objects]
     for line in [*(lines if verbose else lines[:NAMED_SHORT]), *lost]:
         click.echo(line, err=True)
     if len(lines) > NAMED_SHORT and not verbose:
@@ -73,6 +74,8 @@ def verify_command(
     if output != "table":
         for run, path in result.lost_objects if output == "jsonl" else ():
             emit_json({"type": "item", "run": str(run), **path_fields(path), "error": "lost"})
+        for run, path in result.wrong_objects if output == "jsonl" else ():
+            emit_json({"type": "item", "run": str(run), **path_fields(path), "error": "not what was recorded"})
         emit_json(
             {
                 "type": "summary",
@@ -85,15 +88,16 @@ def verify_command(
                 "absent_backends": result.absent_backends,
                 "lost_chunks": result.lost_chunks,
                 "lost_objects": result.lost_object_count,
+                "wrong_objects": result.wrong_object_count,
                 "seconds": round(result.seconds, 3),
                 "exit_code": result.exit_code,
             }
         )
         return result.exit_code
     if not quiet:
-        read_text = (
-            f"{format_size(result.checked_bytes)} read, every cell and chunk checked" if data else "shards present"
-        )
+        read_text = "shards present"
+        if data:
+            read_text = f"{format_size(result.checked_bytes)} read, every cell, chunk and digest checked"
         click.echo(f"{result.packs:,} packs, {read_text}, {result.seconds:.1f} s")
         click.echo(
             _verdict(
@@ -102,15 +106,18 @@ def verify_command(
                 result.missing_shards,
                 len(result.bad_copies),
                 result.lost_object_count,
+                result.wrong_object_count,
             )
         )
     return result.exit_code
 
 
-def _verdict(code: int, cells: int, shards: int, copies: int, lost: int) -> str:
+def _verdict(code: int, cells: int, shards: int, copies: int, lost: int, wrong: int) -> str:
     if code == 0:
         return "whole: nothing is missing, nothing is damaged"
     damage = f"{cells:,} bad cells, {shards:,} missing shards, {copies:,} bad copies of records and manifests"
     if code == 4:
         return f"damaged, but nothing is lost: {damage}; everything can still be restored"
+    if wrong and not lost:
+        return f"WRONG: {wrong:,} objects are not what was recorded of them when they were archived; {damage}"
     return f"LOST: {lost:,} objects can't be restored whole; {damage}"

@@ -18,6 +18,7 @@ from manifests.runrows import RunRows
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.ingest.adopt import AdoptedPack
+from pipeline.ingest.checksums import Checksums
 from pipeline.ingest.dedupe import KNOWN_CHUNKS, KNOWN_CONTENTS
 from pipeline.ingest.write import PACK_ROW, SHARD_ROW
 from pipeline.station import Acquire, Context, Station, Take
@@ -90,6 +91,7 @@ class Collector:
     scheme: ECScheme
     readers: int
     writers: int
+    checksums: Checksums | None = None
     tally: Tally = field(default_factory=Tally)
 
     def adopt(self, packs: Iterable[AdoptedPack]) -> Iterator[Any]:
@@ -132,6 +134,8 @@ class Collector:
                 with context.slot("verdict", message.aux) as view:
                     known = np.frombuffer(view, bool, message.amount).copy()
                 context.release("verdict", message.aux)
+                if self.checksums is not None:
+                    batch = self.checksums.mark(batch)
                 self.tally.add_objects(batch)
                 self.rows.add_objects(message.first, batch, known)
             context.clock.count(RECORD, message.amount, 0)

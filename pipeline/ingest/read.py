@@ -28,6 +28,7 @@ from pipeline.station import Acquire, Context, Station, Steps, Take, Want
 from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES
 from pipeline.worker import FdHandle
 from stages.chunk import Chunker, ContentHasher, chunk_id
+from stages.digest import Digester, digest_all
 from stages.read import QUIET_NS, FolderCache, changed, fill, growth_limit, kernel_makes
 from stages.scan import KIND, NO_LIMIT, Source
 
@@ -39,7 +40,7 @@ _EMPTY_DIGEST = np.frombuffer(blake3(b"").digest(), np.uint8)
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """`stream`: standard input, for sources that are streams."""
+    """`stream`: standard input, for sources that are streams; `digests`: those to compute besides BLAKE3."""
 
     index: int
     sources: tuple[Source, ...]
@@ -47,6 +48,7 @@ class ReadOptions:
     seed: int
     payload: int
     stream: FdHandle | None = None
+    digests: tuple[str, ...] = ()
 
 
 class ChunkTable:
@@ -88,6 +90,7 @@ class Reader:
         self._extent_rows = 0
         self._rows: npt.NDArray[np.void] = np.empty(0, OBJECT_DTYPE)
         self._errors: dict[int, str] = {}
+        self._digests: dict[int, bytes] = {}
         self._stats: dict[int, os.stat_result] = {}
         self._sizes: dict[int, int] = {}
         self._began_ns = 0
@@ -127,7 +130,7 @@ class Reader:
 
     def objects(self, batch: Batch, paths: list[bytes]) -> Steps:
         """Read the files of a batch (rows writable, owned by the reader) and send its rows."""
-        self._rows, self._errors = batch.rows, {}
+        self._rows, self._errors, self._digests = batch.rows, {}, {}
         self._stats, self._sizes = {}, {}
         self._began_ns = time.time_ns()
         self._context.clock.switch(READ)
@@ -278,12 +281,14 @@ class Reader:
         """The rest of a content that does not end in the slot where it begins at `start`."""
         self._cut_segments()
         clock, payload, hasher = self._context.clock, self._options.payload, ContentHasher()
+        more = Digester(self._options.digests)
         offset, end, ended, count, first_id = 0, payload, False, 0, b""
         while True:
             clock.switch(CHUNK)
             lengths = self._chunker.cut(self._view[start:end], ended)
             covered = sum(lengths)
             extents = self._name_chunks(number, start, offset, lengths, hasher)
+            more.update(self._view[start : start + covered])
             yield from self._send_extents(everything=False)
             offset += covered
             count += len(lengths)
@@ -305,6 +310,8 @@ class Reader:
         self._fill = end
         # A file that grew at the end of a slot may still be one chunk, and is then recorded as one.
         self._finish(number, first_id if count == 1 else hasher.content_id(offset), count > 1, hasher)
+        if self._options.digests:
+            self._digests[number] = b"".join(more.digests())
         return offset
 
     def _finish(self, number: int, content_id: bytes, has_extents: bool, hasher: ContentHasher) -> None:
@@ -353,6 +360,9 @@ class Reader:
         single: list[int] = []
         first = len(table)
         rows = self._rows
+        if self._options.digests:
+            for number, start, length in self._segments:
+                self._digests[number] = digest_all(self._options.digests, view[start : start + length])
         for number, start, length in self._segments:
             if length <= minimum:
                 if not length:
@@ -400,9 +410,11 @@ class Reader:
             self._send_rows(messages.EXTENTS, slot, len(now))
 
     def _send_objects(self, batch: Batch) -> Steps:
-        if self._errors:
+        if self._errors or self._digests:
             heap = HeapBuilder()
             heap.add(bytes(batch.heap))
+            at, length = heap.add_all(list(self._digests.values()))
+            batch.rows["digests_at"][list(self._digests)], batch.rows["digests_len"][list(self._digests)] = at, length
             for number, text in self._errors.items():
                 batch.rows["error_at"][number], batch.rows["error_len"][number] = heap.add(text.encode())
             batch = Batch(batch.rows, heap.getvalue())

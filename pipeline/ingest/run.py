@@ -24,6 +24,7 @@ from manifests.replicas import Replicas
 from manifests.runrows import RunRows
 from manifests.store import Members
 from pipeline.ingest.adopt import adoptable
+from pipeline.ingest.checksums import ChecksumFile, ChecksumResult, Checksums
 from pipeline.ingest.collect import Collector, Tally
 from pipeline.ingest.command import FeedingCommand
 from pipeline.ingest.compress import CompressOptions, compress_station
@@ -47,7 +48,8 @@ class IngestOptions:
     """How to ingest. `workers`: compressors, None for one a core; `memory`: bytes of all processes together; `stream`:
     descriptor that sources with `stream` are read from; `inline`: all stages in this process; `select`: what to leave
     out; `files_from`: a file that lists what to archive, `-` for standard input, its entries ended by NUL where `nul`;
-    `command`: program and arguments whose output is the one source."""
+    `command`: program and arguments whose output is the one source; `digests`: whole-content digests besides BLAKE3,
+    names of fmt.DIGESTS; `checksums`: lists that the run is compared with."""
 
     codec: CodecSpec | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -60,6 +62,8 @@ class IngestOptions:
     files_from: str = ""
     nul: bool = False
     command: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    checksums: tuple[ChecksumFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,13 @@ class IngestResult:
     left_out: dict[str, tuple[int, int]]
     may_lose: int
     backends: int
+    checksums: ChecksumResult | None = None
 
     @property
     def exit_code(self) -> int:
-        """0, or 3 when items were skipped or redundancy is short."""
-        return 3 if self.tally.errors or self.tally.missing_shards or self.lost_backends else 0
+        """0, or 3 when items were skipped, differ from a list, are missing, or redundancy is short."""
+        missing = self.checksums is not None and self.checksums.missing
+        return 3 if self.tally.errors or self.tally.missing_shards or self.lost_backends or missing else 0
 
 
 def stage_figures(counters: Counters, names: tuple[str, ...], seconds: float) -> list[StageFigures]:
@@ -134,7 +140,7 @@ def _specs(
         WorkerSpec(
             name=f"read-{i}",
             station=read_station,
-            options=ReadOptions(i, sources, config.chunker, config.seed, shape.payload, stream),
+            options=ReadOptions(i, sources, config.chunker, config.seed, shape.payload, stream, options.digests),
             rings=(f"entries/{i}", f"data/{i}"),
             pools=(f"entries/{i}", f"data/{i}", f"rows/{i}"),
         )
@@ -202,14 +208,31 @@ def ingest(
     listed: IO[bytes] | None = None,
 ) -> IngestResult:
     """Archive `sources`, or only what is `listed` below them (filelist.py), as one run: committed whole, or not at all.
-    Raises what the workers raise, CommandFailed, Interrupted, and UsageError before anything was written."""
+    Raises what the workers raise, CommandFailed, Interrupted, and UsageError before anything was written, also for a
+    list of digests that makes no sense."""
+    with Checksums.opened(options.checksums, sources, options.digests) as checksums:
+        if checksums is not None:
+            options = replace(options, digests=checksums.digests)
+        return _ingest(members, state, replicas, sources, options, checksums, on_tick, listed)
+
+
+def _ingest(
+    members: Members,
+    state: State,
+    replicas: Replicas,
+    sources: tuple[Source, ...],
+    options: IngestOptions,
+    checksums: Checksums | None,
+    on_tick: Callable[[Counters], None] | None,
+    listed: IO[bytes] | None,
+) -> IngestResult:
     started, began = time.monotonic(), utc_now()
     members.require_writable()
     Selection(options.select)  # what makes no sense is refused here, not in a worker
     shape = ingest_shape(members.config, os.cpu_count() or 1, options.memory, options.workers)
     run_id = new_id(state.newest)
-    inflight, rows = Inflight(members, run_id), RunRows(run_id, members)
-    collector = Collector(rows, inflight, members.config.scheme, shape.readers, shape.writers)
+    inflight, rows = Inflight(members, run_id), RunRows(run_id, members, options.digests)
+    collector = Collector(rows, inflight, members.config.scheme, shape.readers, shape.writers, checksums)
     with SignalWatch() as signals, ExitStack() as stack:
         command = stack.enter_context(FeedingCommand(options.command)) if options.command else None
         stream = command.fd if command is not None else options.stream
@@ -230,7 +253,13 @@ def ingest(
                 None if listed is None else FdHandle(listed.fileno()),
             )  # fmt: skip
             counters = run_stations(
-                shape.layout(), specs, home, inline=options.inline, signals=signals, on_tick=on_tick
+                shape.layout(),
+                specs,
+                home,
+                inline=options.inline,
+                signals=signals,
+                cleanup=() if checksums is None else (checksums.temp_directory,),
+                on_tick=on_tick,
             )
             signals.check()
             if command is not None:
@@ -251,6 +280,7 @@ def ingest(
                 left_out=_left_out(counters) if options.select else {},
                 may_lose=_may_lose(members, collector.tally),
                 backends=members.count,
+                checksums=None if checksums is None else checksums.result(),
             )
             signals.check()
             record = make_record(run_id, "ingest", {"run": _summary(result, sources, options)}, files)
@@ -311,6 +341,8 @@ def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestO
         "left_out": {reason: objects for reason, (objects, _) in result.left_out.items()},
         "missing_shards": tally.missing_shards,
         "began": result.began,
+        "digests": ["blake3", *options.digests],
+        "checksums": None if result.checksums is None else result.checksums.counts,
         "seconds": round(result.seconds, 3),
     }
 

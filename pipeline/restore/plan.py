@@ -130,7 +130,7 @@ def _tasks(batch: Batch) -> Iterator[Batch]:
     starts = np.flatnonzero(new).tolist()
     ends = [*starts[1:], len(rows)]
     raw = np.cumsum(rows["raw"][starts].astype(np.int64)).tolist()
-    size = np.cumsum(rows["path_len"] + rows.dtype.itemsize).tolist()
+    size = np.cumsum(rows["path_len"] + rows["fixity_len"] + rows.dtype.itemsize).tolist()
     first = taken = used = 0
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         if start > first and (raw[number] - taken > TASK_RAW or size[end - 1] - used > TASK_BYTES):

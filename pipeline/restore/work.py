@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -29,6 +29,7 @@ from pipeline.station import Context, Station
 from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, VERIFY
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
+from stages.digest import FixityCheck
 from stages.scan import KIND
 from stages.target import Attributes, Target, TargetOptions
 
@@ -47,6 +48,8 @@ OUTCOME_DTYPE = np.dtype(
 FETCH_AT_ONCE = 8 << 20
 _NODES = (KIND["fifo"], KIND["chardev"], KIND["blockdev"])
 OPEN_PARTS = 64
+#: Path and fixity of a planned chunk's object.
+Texts = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True)
@@ -147,12 +150,12 @@ class Restorer:
     def restore(self, batch: Batch, outcomes: Outcomes) -> None:
         """Fetch the blocks of a PLAN_DTYPE batch and write what they hold."""
         rows = batch.rows
-        paths = batch.all_bytes("path")
+        texts = list(zip(batch.all_bytes("path"), batch.all_bytes("fixity"), strict=True))
         same = (rows["pack_id"][1:] == rows["pack_id"][:-1]).all(axis=1) & (rows["block"][1:] == rows["block"][:-1])
         starts = [0, *(np.flatnonzero(~same) + 1).tolist(), len(rows)]
         blocks = list(pairwise(starts))
         for first, last in self._fetch_groups(rows, blocks):
-            self._fetch(rows, paths, blocks[first:last], outcomes)
+            self._fetch(rows, texts, blocks[first:last], outcomes)
 
     @staticmethod
     def _fetch_groups(rows: npt.NDArray[np.void], blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -171,7 +174,7 @@ class Restorer:
                 first = number
 
     def _fetch(
-        self, rows: npt.NDArray[np.void], paths: list[bytes], blocks: list[tuple[int, int]], outcomes: Outcomes
+        self, rows: npt.NDArray[np.void], texts: list[Texts], blocks: list[tuple[int, int]], outcomes: Outcomes
     ) -> None:
         head, tail = rows[blocks[0][0]], rows[blocks[-1][0]]
         place = pack_place(head)
@@ -184,7 +187,7 @@ class Restorer:
         except DrystoneError as error:
             if len(blocks) > 1:  # some of the blocks may be readable
                 for block in blocks:
-                    self._fetch(rows, paths, [block], outcomes)
+                    self._fetch(rows, texts, [block], outcomes)
                 return
             self._fail(rows, blocks[0], outcomes, str(error))
             return
@@ -199,7 +202,7 @@ class Restorer:
                 self._fail(rows, (first, last), outcomes, f"pack {place.pack_id}: {error}")
                 continue
             clock.count(DECOMPRESS, 1, len(raw))
-            self._write_block(raw, rows[first:last], paths[first:last], outcomes)
+            self._write_block(raw, rows[first:last], texts[first:last], outcomes)
 
     @staticmethod
     def _fail(rows: npt.NDArray[np.void], block: tuple[int, int], outcomes: Outcomes, reason: str) -> None:
@@ -207,7 +210,7 @@ class Restorer:
         for row, multi in zip(some["row"].tolist(), some["multi"].tolist(), strict=True):
             outcomes.failed(row, multi, reason)
 
-    def _write_block(self, raw: memoryview, rows: npt.NDArray[np.void], paths: list[bytes], outcomes: Outcomes) -> None:
+    def _write_block(self, raw: memoryview, rows: npt.NDArray[np.void], texts: list[Texts], outcomes: Outcomes) -> None:
         clock = self._context.clock
         clock.switch(VERIFY)
         ids = rows["chunk_id"].tobytes()
@@ -222,10 +225,10 @@ class Restorer:
             chunks.append(chunk if good else None)
         clock.count(VERIFY, len(rows), len(raw))
         clock.switch(ASSEMBLE)
-        self._write_chunks(chunks, rows, paths, outcomes)
+        self._write_chunks(chunks, rows, texts, outcomes)
 
     def _write_chunks(
-        self, chunks: list[memoryview | None], rows: npt.NDArray[np.void], paths: list[bytes], outcomes: Outcomes
+        self, chunks: list[memoryview | None], rows: npt.NDArray[np.void], texts: list[Texts], outcomes: Outcomes
     ) -> None:
         gathered: dict[int, list[int]] = {}
         columns = [
@@ -238,7 +241,7 @@ class Restorer:
             elif multi >= 0:
                 self._write_part(row, multi, at, chunk, outcomes)
             elif len(chunk) == size:
-                self._write_file(row, paths[number], [chunk], Attributes(mode, uid, gid, mtime, size), outcomes)
+                self._write_file(row, texts[number], [chunk], Attributes(mode, uid, gid, mtime, size), outcomes)
             else:
                 gathered.setdefault(row, []).append(number)
         for row, numbers in gathered.items():
@@ -247,7 +250,7 @@ class Restorer:
             pieces = [chunk for number in numbers if (chunk := chunks[number]) is not None]
             size, mode, uid, gid, mtime = (column[first] for column in (columns[2], *columns[4:]))
             if not outcomes.is_failed(row):
-                self._write_file(row, paths[first], pieces, Attributes(mode, uid, gid, mtime, size), outcomes)
+                self._write_file(row, texts[first], pieces, Attributes(mode, uid, gid, mtime, size), outcomes)
 
     def _write_part(self, row: int, multi: int, at: int, chunk: memoryview, outcomes: Outcomes) -> None:
         try:
@@ -260,11 +263,15 @@ class Restorer:
         except OSError as error:
             outcomes.failed(row, multi, f"writing it failed: {error.strerror}")
 
-    def _write_file(self, row: int, path: bytes, pieces: list[Any], attributes: Attributes, outcomes: Outcomes) -> None:
+    def _write_file(
+        self, row: int, texts: Texts, pieces: list[Any], attributes: Attributes, outcomes: Outcomes
+    ) -> None:
+        path, fixity = texts
         try:
             if sum(map(len, pieces)) != attributes.size:
                 raise Unreadable("its chunks do not add up to its size")
             if self._target.wanted(path, attributes):
+                _require_fixity(fixity, pieces)
                 self._target.write_whole(path, pieces, attributes)
             outcomes.files += 1
             outcomes.bytes += attributes.size
@@ -278,13 +285,13 @@ class Restorer:
     def make_items(self, batch: Batch, outcomes: Outcomes) -> None:
         """Make the objects of an ITEM_DTYPE batch: links and empty files, and files whose parts are all written."""
         self._context.clock.switch(ASSEMBLE)
-        paths, targets = batch.all_bytes("path"), batch.all_bytes("target")
+        texts = [batch.all_bytes(name) for name in ("path", "target", "fixity")]
         names = ("kind", "row", "multi", "rdev", "mode", "uid", "gid", "mtime_ns", "size")
-        for (kind, row, multi, device, *attributes), path, target in zip(
-            zip(*(batch.rows[name].tolist() for name in names), strict=True), paths, targets, strict=True
+        for (kind, row, multi, device, *attributes), path, target, fixity in zip(
+            zip(*(batch.rows[name].tolist() for name in names), strict=True), *texts, strict=True
         ):
             try:
-                self._make_item(kind, row, multi, device, Attributes(*attributes), path, target)
+                self._make_item(kind, row, multi, device, Attributes(*attributes), path, target, fixity)
                 outcomes.files += kind in (KIND["file"], KIND["stream"])
             except OSError as error:
                 outcomes.failed(row, multi, f"writing it failed: {error.strerror}")
@@ -292,20 +299,59 @@ class Restorer:
                 outcomes.failed(row, multi, str(error))
 
     def _make_item(
-        self, kind: int, row: int, multi: int, device: int, attributes: Attributes, path: bytes, link: bytes
+        self,
+        kind: int,
+        row: int,
+        multi: int,
+        device: int,
+        attributes: Attributes,
+        path: bytes,
+        link: bytes,
+        fixity: bytes,
     ) -> None:
         if multi >= 0:
             self._parts.close(row)
         if not self._target.wanted(path, attributes):
             self._target.drop_parts(part_name(row))
         elif multi >= 0:
-            self._target.finish_parts(part_name(row), path, attributes)
+            self._finish_parts(row, path, attributes, fixity)
         elif kind == KIND["symlink"]:
             self._target.make_symlink(path, link, attributes)
         elif kind in _NODES:
             self._target.make_node(path, attributes, device)
         else:
+            _require_fixity(fixity, [])
             self._target.write_whole(path, [], attributes)
+
+    def _finish_parts(self, row: int, path: bytes, attributes: Attributes, fixity: bytes) -> None:
+        """Name a staged file, once it is read back and is what was archived."""
+        try:
+            with self._target.staged(part_name(row), attributes.size) as fd:
+                if fixity:
+                    self._context.at(os.fsdecode(path))
+                    self._context.clock.switch(VERIFY)
+                    check = FixityCheck(fixity)
+                    check.read(fd)
+                    _require(check.trouble())
+                    self._context.clock.switch(ASSEMBLE)
+        except Unreadable:
+            self._target.drop_parts(part_name(row))
+            raise
+        self._target.finish_parts(part_name(row), path, attributes)
+
+
+def _require_fixity(fixity: bytes, pieces: Iterable[bytes | memoryview]) -> None:
+    """Raise Unreadable unless a content has the digests that were recorded of it."""
+    if fixity:
+        check = FixityCheck(fixity)
+        for piece in pieces:
+            check.update(piece)
+        _require(check.trouble())
+
+
+def _require(trouble: str) -> None:
+    if trouble:
+        raise Unreadable(trouble)
 
 
 def pack_place(row: np.void) -> PackPlace:

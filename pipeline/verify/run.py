@@ -24,6 +24,7 @@ from pipeline.runner import run_stations
 from pipeline.station import Context, Station
 from pipeline.supervisor import SignalWatch
 from pipeline.topology import DEFAULT_MEMORY, PLAN, RESTORE_STAGES, fan_shape
+from pipeline.verify.contents import ContentsHome
 from pipeline.verify.work import (
     BAD_CELLS,
     CHECKED,
@@ -32,6 +33,7 @@ from pipeline.verify.work import (
     LOST_PACK,
     MISSING_SHARD,
     PACK_TASK_DTYPE,
+    WRONG_CONTENT,
     VerifyOptions,
     verify_station,
 )
@@ -46,6 +48,7 @@ KEPT_LOST = 100_000
 @dataclass
 class VerifyResult:
     """What a verification found. `damaged_shards`: lines for people; `lost_objects`: (run, path), the first of them;
+    `wrong_objects` likewise, those whose chunks are whole and whose content is not what was recorded of it;
     `checked_bytes` and `checked_packs` tell how much data was read."""
 
     seconds: float = 0.0
@@ -56,10 +59,12 @@ class VerifyResult:
     missing_shards: int = 0
     lost_chunks: int = 0
     lost_object_count: int = 0
+    wrong_object_count: int = 0
     absent_backends: list[str] = field(default_factory=list)
     bad_copies: list[BadCopy] = field(default_factory=list)
     damaged_shards: list[str] = field(default_factory=list)
     lost_objects: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
+    wrong_objects: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
 
     @property
     def repairable(self) -> bool:
@@ -68,7 +73,7 @@ class VerifyResult:
     @property
     def exit_code(self) -> int:
         """0 whole, 3 bytes are lost, 4 damage that repair can mend."""
-        if self.lost_chunks or self.lost_object_count:
+        if self.lost_chunks or self.lost_object_count or self.wrong_object_count:
             return 3
         return 4 if self.repairable else 0
 
@@ -81,15 +86,17 @@ class VerifyHome:
         self._fan = FanHome(workers)
         self._result = result
         self._missing: dict[bytes, set[int]] = {}
+        self.contents = ContentsHome(catalog, workers)
         self.lost_chunks: list[bytes] = []
         self.lost_packs: list[bytes] = []
 
     def plan_station(self, context: Context) -> Station:
-        """Sends TASK, a pack each."""
+        """Sends TASK, a pack each, then CONTENTS."""
         context.clock.switch(PLAN)
         for batch in packs(self._catalog, PACK_TASK_DTYPE):
             for number in range(len(batch.rows)):
                 yield from self._fan.send(context, messages.TASK, Batch(batch.rows[number : number + 1], b""))
+        yield from self.contents.send_all(context, self._fan)
         self._fan.end(context)
 
     def reports_station(self, context: Context) -> Station:
@@ -99,6 +106,9 @@ class VerifyHome:
     def _note_all(self, report: Batch, message: Message, worker: int) -> None:
         self._result.checked_packs += message.first
         for row in report.rows:
+            if row["kind"] == WRONG_CONTENT:
+                self.contents.note(row["chunk_id"].tobytes(), report.bytes_of(row, "reason"))
+                continue
             self._note(row, report.bytes_of(row, "reason").decode(errors="replace"))
 
     def _note(self, row: np.void, reason: str) -> None:
@@ -184,6 +194,8 @@ def _verify_data(
     )
     if home.lost_chunks or home.lost_packs:
         _name_lost(catalog, home.lost_chunks, home.lost_ranges(), result)
+    result.wrong_object_count, rows = home.contents.objects(NAMED_OBJECTS)
+    result.wrong_objects = [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
 
 
 def _ranges(pack: np.void, missing: set[int]) -> list[LostRange]:

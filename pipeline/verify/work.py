@@ -11,12 +11,16 @@ import numpy as np
 from manifests import format as fmt
 from manifests.columns import Batch, HeapBuilder
 from manifests.config import ECScheme
+from manifests.contents import PIECE_DTYPE
 from manifests.errors import DrystoneError
+from manifests.ids import NIL
+from pipeline import messages
 from pipeline.fan import fan_station
 from pipeline.packreader import PackPlace, PackReader, PackReaders
 from pipeline.restore.work import BackendPlaces
 from pipeline.station import Context, Station
 from pipeline.topology import DECOMPRESS, FETCH, VERIFY
+from pipeline.verify.contents import ContentVerifier
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
 from stages.pack import parse_directory
@@ -36,8 +40,9 @@ PACK_TASK_DTYPE = np.dtype(
         ("chunks", "<u4"),
     ]
 )
-CHECKED, BAD_CELLS, MISSING_SHARD, LOST_CHUNK, LOST_PACK = range(5)
-#: A finding on its way home. CHECKED: `count` bytes read; BAD_CELLS: `count` cells of `shard`.
+CHECKED, BAD_CELLS, MISSING_SHARD, LOST_CHUNK, LOST_PACK, WRONG_CONTENT = range(6)
+#: A finding on its way home. CHECKED: `count` bytes read; BAD_CELLS: `count` cells of `shard`; WRONG_CONTENT:
+#: `chunk_id` is the content's id, the reason says which digest.
 FINDING_DTYPE = np.dtype(
     [
         ("kind", "u1"),
@@ -208,9 +213,13 @@ class PackVerifier:
 def verify_station(context: Context, options: VerifyOptions) -> Station:
     """Takes TASK (one pack each), answers with FINDING_DTYPE reports."""
     context.clock.switch(FETCH)
-    verifier = PackVerifier(context, options.backends)
+    verifier, contents = PackVerifier(context, options.backends), ContentVerifier(context, options.backends)
 
     def work(kind: int, view: memoryview) -> Iterator[Batch]:
+        if kind == messages.CONTENTS:
+            wrong = contents.check(Batch.load(view, PIECE_DTYPE).copy())
+            findings = [Finding(WRONG_CONTENT, chunk_id=each.content_id, reason=each.text) for each in wrong]
+            return PackFindings(NIL.bytes, findings or [Finding(CHECKED)]).batches()
         task = Batch.load(view, PACK_TASK_DTYPE).rows.copy()[0]
         context.at(f"pack {uuid.UUID(bytes=task['pack_id'].tobytes())}")
         return verifier.verify(task).batches()

@@ -1,0 +1,128 @@
+"""A run's objects beside what lies in a directory: both as tables of the catalog, joined by path.
+
+DuckDB holds both sides, so memory is bounded however many there are. An object whose kind is not known is one that
+could not be looked at; it stands beside the others, for a directory that can't be listed has a row of its own, too.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from manifests import format as fmt
+from manifests.catalog import Catalog, path_filter
+from manifests.columns import Batch
+
+_COLUMNS = ("kind", "size", "mtime_ns", "mode", "uid", "gid", "target", "rdev")
+_FOUND = pa.schema(
+    [
+        ("row", pa.uint64()),
+        ("path", pa.binary()),
+        ("kind", pa.string()),
+        ("size", pa.uint64()),
+        ("mtime_ns", pa.int64()),
+        ("mode", pa.uint32()),
+        ("uid", pa.uint32()),
+        ("gid", pa.uint32()),
+        ("target", pa.binary()),
+        ("rdev", pa.uint64()),
+        ("error", pa.string()),
+    ]
+)
+_WRONG = pa.schema([("path", pa.binary()), ("reason", pa.string())])
+
+
+class SideBySide:
+    """The objects of a run at and below `path`, and what was found. Uses the catalog alone while it lives."""
+
+    def __init__(self, catalog: Catalog, run: uuid.UUID, path: bytes) -> None:
+        self._catalog = catalog
+        condition, parameters = path_filter(path)
+        catalog.use("objects")
+        # What was read from a pipe is a file when it is restored.
+        catalog.connection.execute(
+            f"""
+            CREATE OR REPLACE TABLE archived AS
+            SELECT path, CASE kind WHEN 'stream' THEN 'file' ELSE kind END AS kind, size, mtime_ns, mode, uid, gid,
+                   target, rdev, digest, error
+            FROM objects WHERE run = ? AND {condition}
+            """,
+            [run.bytes, *parameters],
+        )
+        catalog.replace("found", _FOUND)
+        catalog.replace("wrong", _WRONG)
+        self.count: int = catalog.one("SELECT count(*) AS n FROM archived")["n"]
+
+    def add_found(self, batch: Batch) -> None:
+        """Objects (OBJECT_DTYPE) that lie in the directory, by the paths that they have in the archive."""
+        rows = batch.rows
+        kinds = pa.DictionaryArray.from_arrays(pa.array(rows["kind"].astype("i1")), pa.array(fmt.KINDS))
+        columns = {
+            "kind": kinds.cast(pa.string()),
+            "path": pa.array(batch.all_bytes("path"), pa.binary()),
+            "target": pa.array([value or None for value in batch.all_bytes("target")], pa.binary()),
+            "error": pa.array([value.decode(errors="replace") or None for value in batch.all_bytes("error")]),
+        }
+        arrays = [
+            columns[field.name] if field.name in columns else pa.array(rows[field.name]).cast(field.type)
+            for field in _FOUND
+        ]
+        self._catalog.append("found", pa.table(arrays, schema=_FOUND))
+
+    def add_stray(self, path: bytes) -> None:
+        """Something that lies where no object of the run would be."""
+        rows = pa.Table.from_pylist([{"path": path, "kind": "stray"}], schema=_FOUND)
+        self._catalog.append("found", rows)
+
+    def add_wrong(self, entries: Sequence[tuple[bytes, str]]) -> None:
+        """Files of which the bytes differ, with the reason."""
+        if entries:
+            rows = [{"path": path, "reason": reason} for path, reason in entries]
+            self._catalog.append("wrong", pa.Table.from_pylist(rows, schema=_WRONG))
+
+    def files(self) -> Iterator[list[tuple[bytes, int, bytes | None]]]:
+        """(path, size, BLAKE3) of files of the same length on both sides, in the order in which they were found."""
+        query = """
+            SELECT path, a.size, digest FROM archived a JOIN found f USING (path)
+            WHERE a.kind = 'file' AND f.kind = 'file' AND a.size = f.size ORDER BY row
+        """
+        for batch in self._catalog.batches(query):
+            yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+    def differences(self, owner: bool) -> Iterator[dict[str, Any]]:
+        """Rows of what differs, by path. `verdict`: missing, extra, changed, incomplete (in the archive), unreadable
+        (in the directory); `reason` where bytes differ or something could not be read; a column of the archive and one
+        with `found_` in front for each attribute. `owner`: whether owners are compared."""
+        unequal = [
+            "a.kind <> f.kind",
+            "a.mtime_ns <> f.mtime_ns",
+            "a.kind = 'file' AND a.size <> f.size",
+            "a.mode & 4095 <> f.mode & 4095",
+            "a.target IS DISTINCT FROM f.target",
+            "a.kind IN ('chardev', 'blockdev') AND a.rdev <> f.rdev",
+            *(["a.uid <> f.uid", "a.gid <> f.gid"] if owner else []),
+        ]
+        both = ", ".join(f"a.{name}, f.{name} AS found_{name}" for name in _COLUMNS)
+        none = ", ".join(f"a.{name}, NULL AS found_{name}" for name in _COLUMNS)
+        query = f"""
+            SELECT coalesce(a.path, f.path) AS path,
+                   CASE WHEN f.path IS NULL THEN 'missing' WHEN a.path IS NULL THEN 'extra'
+                        WHEN a.error IS NOT NULL THEN 'incomplete' ELSE 'changed' END AS verdict,
+                   concat_ws('; ', a.error, w.reason) AS reason, {both}
+            FROM (SELECT * FROM archived WHERE kind <> 'unknown') a
+            FULL JOIN (SELECT * FROM found WHERE kind <> 'unknown') f ON f.path = a.path
+            LEFT JOIN wrong w ON w.path = a.path
+            WHERE (f.path IS NULL AND a.path NOT IN (SELECT path FROM found WHERE kind = 'unknown'))
+               OR (a.path IS NULL AND f.path NOT IN (SELECT path FROM archived WHERE kind = 'unknown'))
+               OR (a.path IS NOT NULL AND f.path IS NOT NULL
+                   AND (a.error IS NOT NULL OR w.path IS NOT NULL OR {" OR ".join(unequal)}))
+            UNION ALL
+            SELECT path, 'incomplete', error, {none} FROM archived a WHERE kind = 'unknown'
+            UNION ALL
+            SELECT path, 'unreadable', error, {none} FROM found a WHERE kind = 'unknown'
+            ORDER BY path, verdict
+        """
+        return self._catalog.rows(query)

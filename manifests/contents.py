@@ -1,0 +1,169 @@
+"""Which contents a verification reads in order, to check the digests that were recorded of them.
+
+Only those whose digests do not follow from the ids of their chunks: contents of several chunks, and those with more
+digests than BLAKE3. Each distinct content once, in the order in which packs lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from manifests import format as fmt
+from manifests.catalog import Catalog
+from manifests.columns import Batch, cut_batch, join_batches
+from manifests.fixity import FIXITY, digest_column
+from manifests.plan import to_batch
+
+#: A content of more chunks than this is read by a task after the other; the others are several to a task.
+LARGE = 2048
+
+#: A piece of a content, with what the content is to be compared with. An empty content is one piece of length 0.
+PIECE_DTYPE = np.dtype(
+    [
+        ("content", "<u8"),
+        ("content_kind", "u1"),
+        ("content_id", "u1", (32,)),
+        ("size", "<u8"),
+        ("is_last", "u1"),
+        ("pack_id", "u1", (16,)),
+        ("k", "u1"),
+        ("m", "u1"),
+        ("payload", "<u8"),
+        ("shard_length", "<u8"),
+        ("block", "<u4"),
+        ("block_offset", "<u8"),
+        ("stored", "<u4"),
+        ("raw", "<u4"),
+        ("codec", "u1"),
+        ("chunk_offset", "<u4"),
+        ("length", "<u4"),
+        ("chunk_id", "u1", (32,)),
+        ("file_offset", "<u8"),
+        ("fixity_at", "<u4"),
+        ("fixity_len", "<u4"),
+    ]
+)
+_WRONG = pa.schema([("content_id", pa.binary()), ("name", pa.string()), ("digest", pa.binary())])
+
+
+class ContentsPlan:
+    """The contents of a whole store. Uses the catalog's connection alone while it lives."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        catalog.use("objects", "extents", "chunks", "blocks", "packs")
+        execute = catalog.connection.execute
+        # Runs with and without more digests share contents: the longer fixity begins with the shorter one.
+        execute(
+            f"""
+            CREATE OR REPLACE TABLE fixities AS
+            WITH found AS (
+                SELECT DISTINCT content_id, content_kind, size, {FIXITY} AS fixity FROM objects
+                WHERE content_kind = {fmt.CONTENT_EXTENTS} OR digest IS NOT NULL),
+            longest AS (SELECT content_id, content_kind, size, max(fixity) AS most FROM found GROUP BY ALL)
+            SELECT found.* FROM found JOIN longest
+              ON found.content_id IS NOT DISTINCT FROM longest.content_id
+             AND found.content_kind = longest.content_kind AND found.size = longest.size
+            WHERE fixity <> ''::BLOB AND (fixity = most OR NOT starts_with(hex(most), hex(fixity)))
+            """
+        )
+        execute(
+            f"""
+            CREATE OR REPLACE TABLE content_pieces AS
+            SELECT DISTINCT content_id, 0::UBIGINT AS file_offset, content_id AS chunk_id
+            FROM fixities WHERE content_kind = {fmt.CONTENT_CHUNK}
+            UNION ALL
+            SELECT DISTINCT content_id, "offset", chunk_id FROM extents
+            WHERE content_id IN (SELECT content_id FROM fixities WHERE content_kind = {fmt.CONTENT_EXTENTS})
+            """
+        )
+        execute(
+            """
+            CREATE OR REPLACE TABLE content_places AS
+            SELECT chunk_id, unnest(arg_min(
+                {pack_id: pack_id, block: block, chunk_offset: "offset", length: length}, pack_id))
+            FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM content_pieces) GROUP BY chunk_id
+            """
+        )
+        execute(
+            """
+            CREATE OR REPLACE TABLE contents AS
+            WITH sums AS (
+                SELECT content_id, count(*) AS parts, max(file_offset) AS last_offset,
+                       arg_min(chunk_id, file_offset) AS first_chunk
+                FROM content_pieces GROUP BY content_id)
+            SELECT row_number() OVER (ORDER BY pack_id, block, chunk_offset, content_id, fixity) AS content,
+                   f.*, coalesce(parts, 0) AS parts, coalesce(last_offset, 0) AS last_offset
+            FROM fixities f LEFT JOIN sums USING (content_id)
+            LEFT JOIN content_places p ON p.chunk_id = first_chunk
+            """
+        )
+
+    def small(self) -> Iterator[Batch]:
+        """PIECE_DTYPE batches of whole contents, of at most LARGE pieces each."""
+        held: Batch | None = None
+        for batch in self._pieces("parts <= ?", LARGE):
+            whole = batch if held is None else join_batches(held, batch)
+            start = int(np.argmax(whole.rows["content"] == whole.rows["content"][-1]))
+            if start:
+                yield cut_batch(whole, 0, start)
+            held = cut_batch(whole, start, len(whole.rows))
+        if held is not None:
+            yield held
+
+    def large(self) -> Iterator[Iterator[Batch]]:
+        """For each larger content its PIECE_DTYPE batches, in order."""
+        for row in self._catalog.rows("SELECT content FROM contents WHERE parts > ? ORDER BY content", [LARGE]):
+            yield self._pieces("content = ?", row["content"])
+
+    def _pieces(self, condition: str, parameter: int) -> Iterator[Batch]:
+        query = f"""
+            WITH c AS (SELECT * FROM contents WHERE {condition})
+            SELECT c.content, c.content_kind, {_or_zeros("c.content_id", 32)}, c.size,
+                   coalesce(pc.file_offset, 0) = c.last_offset AS is_last, {_or_zeros("pl.pack_id", 16)}, pk.k, pk.m,
+                   pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored, b.raw, b.codec,
+                   pl.chunk_offset, pl.length, {_or_zeros("pc.chunk_id", 32)}, pc.file_offset, c.fixity
+            FROM c LEFT JOIN content_pieces pc USING (content_id)
+            LEFT JOIN content_places pl USING (chunk_id)
+            LEFT JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks
+                       WHERE pack_id IN (SELECT pack_id FROM content_places)) b
+              ON b.pack_id = pl.pack_id AND b.block = pl.block
+            LEFT JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
+            ORDER BY c.content, pc.file_offset
+        """
+        for batch in self._catalog.batches(query, [parameter]):
+            if batch.num_rows:
+                yield to_batch(batch, PIECE_DTYPE, {"fixity": "fixity"})
+
+
+def _or_zeros(column: str, size: int) -> str:
+    """SQL for a column of ids that may be null."""
+    return f"coalesce({column}, unhex('{'00' * size}')) AS {column.partition('.')[2]}"
+
+
+def objects_of(
+    catalog: Catalog, wrong: Sequence[tuple[bytes | None, str, bytes]], limit: int
+) -> tuple[int, list[dict[str, Any]]]:
+    """Objects of which a digest is wrong: (content id, name of the digest, the wrong digest), with an empty name where
+    all objects of the content are meant. How many, without those that are lost already, and the first `limit` of them
+    as run and path."""
+    catalog.replace("wrong_contents", _WRONG)
+    rows = [{"content_id": content, "name": name, "digest": digest} for content, name, digest in wrong]
+    catalog.append("wrong_contents", pa.Table.from_pylist(rows, schema=_WRONG))
+    columns = " ".join(f"WHEN '{name}' THEN {digest_column(name)}" for name in fmt.DIGESTS)
+    catalog.connection.execute("CREATE TABLE IF NOT EXISTS lost_objects (run BLOB, path BLOB)")
+    catalog.connection.execute(
+        f"""
+        CREATE OR REPLACE TABLE wrong_objects AS
+        SELECT DISTINCT o.run, o.path FROM (SELECT * FROM objects WHERE digest IS NOT NULL) o JOIN wrong_contents w
+          ON w.content_id IS NOT DISTINCT FROM o.content_id
+         AND (w.name = '' OR CASE w.name {columns.replace("THEN ", "THEN o.")} END = w.digest)
+        ANTI JOIN lost_objects l ON l.run = o.run AND l.path = o.path
+        """
+    )
+    count = catalog.one("SELECT count(*) AS n FROM wrong_objects")["n"]
+    return count, list(catalog.rows(f"SELECT run, path FROM wrong_objects ORDER BY run, path LIMIT {limit}"))

@@ -1,0 +1,53 @@
+"""drystone digests"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pipeline.cli.options import open_store, store_option
+from pipeline.cli.output import show_path
+from stages.checklist import format_line
+
+#: Tool → the digest that it prints and checks.
+TOOLS = {"b3sum": "blake3", "sha256sum": "sha256", "md5sum": "md5", "sha1sum": "sha1", "sha512sum": "sha512"}
+
+
+@click.command("digests")
+@click.argument("selection", default="", metavar="[RUN[:PATH]]")
+@store_option
+@click.option(
+    "--format",
+    "tool",
+    type=click.Choice(list(TOOLS)),
+    default="b3sum",
+    show_default=True,
+    help="The tool that is to check the list.",
+)
+@click.pass_context
+def digests_command(context: click.Context, selection: str, store: str | None, tool: str) -> int:
+    """Print the digests of a run's files (of the latest, if none is named), as a list that b3sum or sha256sum checks.
+
+    Paths are those of the archive, so the list is checked where the run was restored to. BLAKE3 is always there, the
+    others where the run was made with ingest --digest. Files without the digest are named; exit 3.
+
+    \b
+    drystone -s /mnt/archive digests latest --format sha256sum > list
+    drystone -s /mnt/archive restore latest --to /tmp/back
+    cd /tmp/back && sha256sum --check --quiet /path/to/list
+
+    Like `borg list --format "{blake2b} {path}"`; restic has no such list.
+    """
+    without = 0
+    with open_store(context, store) as opened:
+        for path, digest in opened.digests(selection, TOOLS[tool]):
+            if digest is None:
+                without += 1
+                click.echo(f"no {TOOLS[tool]} was recorded: {show_path(path)}", err=True)
+            else:
+                sys.stdout.buffer.write(format_line(digest, path))
+    sys.stdout.buffer.flush()
+    if without:
+        click.echo(f"{without:,} files are not in the list; see: drystone ingest --digest", err=True)
+    return 3 if without else 0

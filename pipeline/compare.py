@@ -1,0 +1,186 @@
+"""Comparing a run with a directory: what is missing, changed, or extra there. Reads only.
+
+The directory is walked as for an ingest, so both sides are described by the same code; the bytes of files are compared
+by their digests, in threads, which hash outside the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from manifests.catalog import Catalog
+from manifests.compare import SideBySide
+from manifests.errors import NotFound
+from manifests.log import Run
+from manifests.objects import list_objects
+from stages.digest import read_pieces
+from stages.read import open_below
+from stages.scan import Source, scan
+
+#: Files that one thread hashes in one go: up to so many, of so many bytes.
+LOT_FILES, LOT_BYTES = 64, 64 << 20
+VERDICTS = ("missing", "changed", "extra", "incomplete", "unreadable")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that differs. `verdict`, one of VERDICTS: missing from the directory; changed; extra in it, so not in
+    the archive; incomplete in the archive; unreadable in the directory. `what`: what differs, for people."""
+
+    path: bytes
+    verdict: str
+    what: tuple[str, ...]
+
+
+@dataclass
+class Comparison:
+    """A comparison under way: iterate over it once for the differences, by path; the counts are whole then. `place`:
+    what the directory was compared with, a path of the archive, empty for the whole run. Sizes in bytes."""
+
+    side: SideBySide
+    place: bytes
+    data: bool
+    owner: bool
+    objects: int = 0
+    hashed_bytes: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[Difference]:
+        for row in self.side.differences(self.owner):
+            self.counts[row["verdict"]] += 1
+            yield Difference(row["path"], row["verdict"], tuple(_what(row, self.owner)))
+
+    @property
+    def equal(self) -> bool:
+        return not self.counts
+
+    @property
+    def may_be_deleted(self) -> bool:
+        """Whether all that the directory holds is in the archive as it is."""
+        return not self.counts.keys() - {"missing"}
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.equal else 3
+
+
+def _what(row: dict[str, object], owner: bool) -> Iterator[str]:
+    if row["reason"]:
+        yield str(row["reason"])
+    if row["found_kind"] is None or row["kind"] is None:
+        return
+    if row["kind"] != row["found_kind"]:
+        yield f"kind {row['kind']} → {row['found_kind']}"
+        return
+    if row["kind"] == "file" and row["size"] != row["found_size"]:
+        yield f"size {row['size']} → {row['found_size']}"
+    if row["mtime_ns"] != row["found_mtime_ns"]:
+        yield f"mtime_ns {row['mtime_ns']} → {row['found_mtime_ns']}"
+    modes = [stat.S_IMODE(int(str(row[name]))) for name in ("mode", "found_mode")]
+    if modes[0] != modes[1]:
+        yield f"mode {modes[0]:04o} → {modes[1]:04o}"
+    for name in ("uid", "gid") if owner else ():
+        if row[name] != row[f"found_{name}"]:
+            yield f"{name} {row[name]} → {row[f'found_{name}']}"
+    if row["target"] != row["found_target"]:
+        yield f"target {row['target']!r} → {row['found_target']!r}"
+    if row["kind"] in ("chardev", "blockdev") and row["rdev"] != row["found_rdev"]:
+        yield f"device {row['rdev']} → {row['found_rdev']}"
+
+
+def compare(catalog: Catalog, run: Run, path: bytes, directory: str, *, data: bool = False) -> Comparison:
+    """Compare the objects at and below `path` of a run with `directory`; with an empty path see `_sources`. `data`:
+    read the files and compare their BLAKE3. Raises NotFound where there is no such object or directory."""
+    if not os.path.lexists(directory):
+        raise NotFound(f"there is no directory {directory}")
+    side = SideBySide(catalog, run.run_id, path)
+    if not side.count:
+        raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls -R")
+    sources = [Source(os.fsencode(os.path.abspath(directory)), path)] if path else _sources(catalog, run, directory)
+    place = path or (sources[0].name if len(sources) == 1 and sources[0].path == _absolute(directory) else b"")
+    if not place:
+        _add_strays(side, {source.name for source in sources}, directory)
+    comparison = Comparison(side, place, data, os.geteuid() == 0)
+    for batch in scan([source for source in sources if os.path.lexists(source.path)]):
+        side.add_found(batch)
+        comparison.objects += len(batch.rows)
+    if data:
+        _compare_data(comparison, {source.name: source.path for source in sources})
+    return comparison
+
+
+def _absolute(directory: str) -> bytes:
+    return os.fsencode(os.path.abspath(directory))
+
+
+def _sources(catalog: Catalog, run: Run, directory: str) -> list[Source]:
+    """What a directory is, compared with a whole run. This is the rule: where the run has one source and the directory
+    is the place that it was archived from, it is this source. Else, where it holds the base of each source, it is what
+    `restore --to` it would have made. Else, with one source, it is this source."""
+    names = [info.path for info in list_objects(catalog, run.run_id, b"", recursive=False)]
+    inside = [Source(os.path.join(_absolute(directory), name), name) for name in names]
+    if len(names) != 1:
+        return inside
+    was = run.summary.get("sources", [""])[0]
+    is_origin = was == _absolute(directory).decode(errors="backslashreplace")
+    if not is_origin and os.path.lexists(inside[0].path):
+        return inside
+    return [Source(_absolute(directory), names[0])]
+
+
+def _add_strays(side: SideBySide, names: set[bytes], directory: str) -> None:
+    with os.scandir(_absolute(directory)) as entries:
+        for entry in entries:
+            if entry.name not in names:
+                side.add_stray(entry.name)
+
+
+def _compare_data(comparison: Comparison, places: dict[bytes, bytes]) -> None:
+    """Hash the files that have the same length on both sides."""
+
+    def place(path: bytes) -> bytes:
+        name = next(name for name in places if path == name or path.startswith(name + b"/"))
+        return places[name] + path[len(name) :]
+
+    def check(lot: list[tuple[bytes, int, bytes | None]]) -> list[tuple[bytes, str]]:
+        troubles = ((path, _trouble(place(path), digest)) for path, _, digest in lot)
+        return [(path, trouble) for path, trouble in troubles if trouble]
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "hash") as threads:
+        for files in comparison.side.files():
+            for wrong in threads.map(check, _lots(files)):
+                comparison.side.add_wrong(wrong)
+            comparison.hashed_bytes += sum(size for _, size, _ in files)
+
+
+def _lots(files: list[tuple[bytes, int, bytes | None]]) -> Iterator[list[tuple[bytes, int, bytes | None]]]:
+    first = taken = 0
+    for number, (_, size, _) in enumerate(files):
+        if number > first and (number - first >= LOT_FILES or taken + size > LOT_BYTES):
+            yield files[first:number]
+            first, taken = number, 0
+        taken += size
+    yield files[first:]
+
+
+def _trouble(path: bytes, digest: bytes | None) -> str:
+    if digest is None:
+        return "the archive has no digest of it"
+    try:
+        fd = open_below(path, flags=os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            hasher = blake3()
+            for piece in read_pieces(fd):
+                hasher.update(piece)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return f"reading it failed: {error.strerror}"
+    return "" if hasher.digest() == digest else "its bytes differ"

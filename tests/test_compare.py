@@ -1,0 +1,196 @@
+"""Comparing a run with a directory: each kind of difference is seen, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from manifests.errors import NotFound
+from pipeline.compare import VERDICTS
+from pipeline.filestore import FileStore
+from pipeline.ingest.run import IngestOptions
+from pipeline.restore.run import RestoreRequest
+from tests.trees import make_tree
+
+MakeStore = Callable[..., FileStore]
+COMMAND = str(Path(sys.executable).with_name("drystone"))
+INLINE = IngestOptions(inline=True, workers=1)
+ROOT = os.geteuid() == 0
+
+
+@pytest.fixture
+def archived(make_store: MakeStore, tmp_path: Path) -> tuple[FileStore, Path]:
+    """A store and the tree that it holds."""
+    tree = make_tree(tmp_path / "tree", 6, 30)
+    (tree / "words").write_text("some words")
+    os.utime(tree / "words", ns=(1, 10**18))
+    os.utime(tree, ns=(1, 10**18))
+    store = make_store()
+    store.ingest([str(tree)], options=INLINE)
+    return store, tree
+
+
+def differences(
+    store: FileStore, selection: str, directory: Path, *, data: bool = False
+) -> dict[bytes, tuple[str, ...]]:
+    """Path → verdict and what differs; the counts and the exit code agree with it."""
+    comparison = store.compare(selection, directory, data=data)
+    found = {each.path: (each.verdict, *each.what) for each in comparison}
+    assert comparison.counts.total() == len(found)
+    assert comparison.exit_code == (3 if found else 0)
+    assert comparison.may_be_deleted == all(verdict == "missing" for verdict, *_ in found.values())
+    return found
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_a_tree_equals_its_archive_and_its_restore(
+    archived: tuple[FileStore, Path], tmp_path: Path, data: bool
+) -> None:
+    store, tree = archived
+    assert differences(store, "latest", tree, data=data) == {}
+    assert differences(store, "latest:tree", tree, data=data) == {}
+    store.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=True))
+    assert differences(store, "", tmp_path / "out", data=data) == {}
+    assert differences(store, "", tmp_path / "out" / "tree", data=data) == {}
+    tree.rename(tmp_path / "moved")
+    assert differences(store, "latest", tmp_path / "moved", data=data) == {}
+    assert store.compare("", tmp_path / "out", data=True).hashed_bytes > 100_000
+
+
+def _rewrite(path: Path) -> None:
+    """Other bytes, with the length and the time that they had."""
+    info = path.stat()
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    os.utime(path, ns=(1, info.st_mtime_ns))
+
+
+CHANGES: list[tuple[str, Callable[[Path], object], tuple[str, ...]]] = [
+    ("words", lambda path: path.unlink(), ("missing",)),
+    ("words", lambda path: path.write_text("some more words"), ("changed", "size 10 → 15", "mtime_ns")),
+    ("words", lambda path: os.utime(path, ns=(1, 10**18 + 1)), ("changed", f"mtime_ns {10**18} → {10**18 + 1}")),
+    ("words", lambda path: path.chmod(0o4751), ("changed", "mode 0644 → 4751")),
+    ("words", lambda path: (path.unlink(), path.mkdir()), ("changed", "kind file → directory")),
+    ("dangling", lambda path: (path.unlink(), path.symlink_to("else")), ("changed", "mtime_ns", "target")),
+    ("pipe", lambda path: path.unlink(), ("missing",)),
+    ("more", lambda path: path.write_text("more"), ("extra",)),
+    ("empty/more", lambda path: path.write_text("more"), ("extra",)),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "expected"), CHANGES)
+def test_each_difference_is_seen(
+    archived: tuple[FileStore, Path], name: str, change: Callable[[Path], object], expected: tuple[str, ...]
+) -> None:
+    store, tree = archived
+    (tree / "words").chmod(0o644)
+    store.ingest([str(tree)], options=INLINE)
+    change(tree / name)
+    found = differences(store, "latest", tree)
+    verdict, *what = found.pop(b"tree/" + name.encode())
+    assert verdict == expected[0]
+    assert [each.startswith(begin) for each, begin in zip(what, expected[1:], strict=True)] == [True] * len(what)
+    # Only the directory around it changed its time, too.
+    assert {path: what[1][:8] for path, what in found.items()}.items() <= {
+        b"tree": "mtime_ns",
+        b"tree/empty": "mtime_ns",
+    }.items()
+
+
+def test_bytes_are_compared_with_data_only(archived: tuple[FileStore, Path]) -> None:
+    store, tree = archived
+    _rewrite(tree / "words")
+    assert differences(store, "latest", tree) == {}
+    assert differences(store, "latest", tree, data=True) == {b"tree/words": ("changed", "its bytes differ")}
+
+
+@pytest.mark.skipif(not ROOT, reason="owners are compared as root only")
+def test_owners_are_compared_as_root(archived: tuple[FileStore, Path]) -> None:
+    store, tree = archived
+    os.chown(tree / "words", 12, 34)
+    assert differences(store, "", tree) == {b"tree/words": ("changed", "uid 0 → 12", "gid 0 → 34")}
+
+
+def test_what_is_not_archived_whole_differs(make_store: MakeStore, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tree / "socket"))
+        store = make_store()
+        assert store.ingest([str(tree)], options=INLINE).exit_code == 3
+        assert differences(store, "", tree) == {b"tree/socket": ("incomplete", "sockets are not archived")}
+
+
+def test_a_run_of_several_sources_is_compared_with_what_restore_makes(make_store: MakeStore, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        make_tree(tmp_path / "from" / name, 1, 5)
+    store = make_store()
+    store.ingest([str(tmp_path / "from" / "one"), str(tmp_path / "from" / "other")], options=INLINE)
+    assert differences(store, "", tmp_path / "from") == {}
+    (tmp_path / "from" / "stray").mkdir()
+    (tmp_path / "from" / "stray" / "file").write_text("not archived")
+    assert differences(store, "", tmp_path / "from") == {b"stray": ("extra",)}
+    shutil.rmtree(tmp_path / "from" / "one")
+    found = differences(store, "", tmp_path / "from")
+    assert {verdict for verdict, *_ in found.values()} == {"missing", "extra"}
+    assert found[b"one/empty"] == ("missing",)
+    assert differences(store, ":other", tmp_path / "from" / "other") == {}
+
+
+def test_the_directory_from_which_a_run_was_made_is_never_taken_for_its_parent(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    """A source that holds an entry of its own name: what lies beside that entry is in the archive or not."""
+    tree = tmp_path / "data"
+    (tree / "data").mkdir(parents=True)
+    store = make_store()
+    store.ingest([str(tree)], options=INLINE)
+    assert differences(store, "", tree) == {}
+    (tree / "new").write_text("not archived")
+    os.utime(tree, ns=(1, 10**18))
+    assert differences(store, "", tree)[b"data/new"] == ("extra",)
+
+
+def test_what_is_not_there_is_said(archived: tuple[FileStore, Path], tmp_path: Path) -> None:
+    store, tree = archived
+    with pytest.raises(NotFound, match="no directory"):
+        store.compare("", tmp_path / "nowhere")
+    with pytest.raises(NotFound, match="no object"):
+        store.compare(":tree/nowhere", tree)
+
+
+def test_the_command_says_whether_the_directory_may_go(archived: tuple[FileStore, Path], tmp_path: Path) -> None:
+    store, tree = archived
+    place = next(iter(store.members.present.values())).storage.location
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([COMMAND, "-s", place, "compare", *arguments], capture_output=True, text=True)
+
+    done = run(str(tree), "--data")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("is in the archive; it may be deleted\n")
+    (tree / "words").unlink()
+    (tree / "more").write_text("more")
+    done = run("latest", str(tree))
+    lines = done.stdout.splitlines()
+    assert done.returncode == 3
+    assert lines[1:3] == ["extra    tree/more", "missing  tree/words"]
+    assert lines[-1].startswith("do not delete")
+    *items, summary = map(json.loads, run(":tree", str(tree), "--format", "jsonl").stdout.splitlines())
+    assert {(item["verdict"], item["path"]) for item in items} >= {("extra", "tree/more"), ("missing", "tree/words")}
+    assert {name: summary[name] for name in VERDICTS} == {
+        "missing": 1,
+        "extra": 1,
+        "changed": 1,
+        "incomplete": 0,
+        "unreadable": 0,
+    }
+    assert not summary["may_be_deleted"]
+    assert run("one", "two", "three").returncode == 2
