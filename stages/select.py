@@ -1,8 +1,8 @@
 """What of a source is left out: by pattern, cache directories, large files, other file systems.
 
-Patterns are those of gitignore, matched by pathspec against paths below the source; the last one that matches decides.
-The walk does not descend into what is left out, so nothing below it can be taken in again. A source itself is never
-left out: somebody named it.
+Patterns are those of gitignore, made into expressions by pathspec, over paths below the source; the last that matches
+decides. The walk does not descend into what is left out, so nothing below it can be taken in again. A source itself is
+never left out: somebody named it.
 """
 
 from __future__ import annotations
