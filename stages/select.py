@@ -1,8 +1,8 @@
 """What of a source is left out: by pattern, cache directories, large files, other file systems.
 
-Patterns are those of gitignore, matched by pathspec against paths below the source; the last one that matches decides.
-The walk does not descend into what is left out, so nothing below it can be taken in again. A source itself is never
-left out: somebody named it.
+Patterns are those of gitignore, made into expressions by pathspec, over paths below the source; the last that matches
+decides. The walk does not descend into what is left out, so nothing below it can be taken in again. A source itself is
+never left out: somebody named it.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ EVERYTHING = SelectOptions()
 
 @dataclass(frozen=True)
 class _Matcher:
-    """`spec` decides; the two expressions, over names and over paths, say cheaply that no exclusion can match."""
+    """`rules` decide, the last first: an expression over paths, and whether it leaves out. The other two, over names
+    and over paths, say cheaply that none leaves out."""
 
-    spec: Any
+    rules: list[tuple[re.Pattern[str], bool]]
     names: re.Pattern[str] | None
     paths: re.Pattern[str] | None
 
@@ -66,22 +67,25 @@ def _compile(patterns: Sequence[str]) -> _Matcher:
     from pathspec import GitIgnoreSpec
 
     try:
-        # The simple backend takes surrogates; those that link to other engines don't.
+        # Of pathspec we take the expressions. Its other backends would need engines that don't take surrogates.
         spec = GitIgnoreSpec.from_lines(map(_within, patterns), backend="simple")
     except (ValueError, re.error) as error:
         raise UsageError(f"a pattern that can't be read: {error}") from error
     compiled = iter(spec.patterns)  # blank ones are not among them
+    rules: list[tuple[re.Pattern[str], bool]] = []
     sides: tuple[list[str], list[str]] = ([], [])
     for text in patterns:
         pattern: Any = next(compiled) if text else None
         if pattern is None or pattern.include is None:
             raise UsageError(f"{text!r} is no pattern: it would match nothing; see gitignore(5)")
+        # Without its groups' names, which would be there twice in an alternation. To the very end, for pathspec's also
+        # match what lies in a directory that they match: the walk has decided about that one already.
+        expression = "(?:" + re.sub(r"\(\?P<\w+>", "(?:", pattern.regex.pattern) + r")\Z"
+        rules.insert(0, (re.compile(expression), pattern.include))
         if pattern.include:
-            # Without its groups' names, which would be there twice in an alternation.
-            expression = re.sub(r"\(\?P<\w+>", "(?:", pattern.regex.pattern)
             sides["/" in text.rstrip().removesuffix("/")].append(expression)
-    names, paths = (re.compile("|".join(f"(?:{each})" for each in side)) if side else None for side in sides)
-    return _Matcher(spec, names, paths)
+    names, paths = (re.compile("|".join(side)) if side else None for side in sides)
+    return _Matcher(rules, names, paths)
 
 
 class Selection:
@@ -142,7 +146,8 @@ class Selection:
             matcher.paths is None or matcher.paths.search(folder + name) is None
         ):
             return False
-        return matcher.spec.check_file(folder + name).include is True
+        path = folder + name
+        return next((leaves_out for rule, leaves_out in matcher.rules if rule.search(path) is not None), False)
 
     def too_large(self, path: bytes, info: os.stat_result) -> bool:
         """Whether the object is a file of more than `limit` bytes."""
