@@ -62,7 +62,7 @@ class Catalog:
             paths = self._replicas.paths(self._state.files(table))
             if paths:
                 listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-                self.connection.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{listed}])")
+                self.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{listed}])")
             else:
                 self._make_table(table, SCHEMAS[table].empty_table())
             self._made.add(table)
@@ -86,6 +86,13 @@ class Catalog:
         self.connection.register("incoming", content)
         self.connection.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
         self.connection.unregister("incoming")
+
+    def execute(self, query: str, parameters: object = None) -> None:
+        """A statement without a result, as one that makes a table. Raises DrystoneError."""
+        try:
+            self.connection.execute(query, parameters)
+        except duckdb.Error as error:
+            raise DrystoneError(f"querying the manifests failed: {error}") from error
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> Iterator[dict[str, Any]]:
         """Result rows as dicts, streamed."""

@@ -209,6 +209,10 @@ class CellTable:
         at = slice(number * fmt.CELL_DIGEST, (number + 1) * fmt.CELL_DIGEST)
         return digest in (self.first[at], self.second[at])
 
+    def vouches(self, first: int, last: int, cells: memoryview) -> bool:
+        """Whether the first copy vouches for the cells `first` to `last` (exclusive), all at once."""
+        return cell_table(cells) == self.first[first * fmt.CELL_DIGEST : last * fmt.CELL_DIGEST]
+
 
 def confirmed(table: bytes, record: ShardRecord) -> bool:
     """Whether `table` is the one that the record names."""
