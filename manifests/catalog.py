@@ -24,13 +24,13 @@ BATCH_ROWS = 16 << 10
 
 class Catalog:
     """Queries over one store state. Owned by one process; `close` releases DuckDB's memory. `temp_directory` is made by
-    DuckDB when it needs it, and is the caller's to remove."""
+    DuckDB when it needs it, and is the caller's to remove. `replicas`: where the manifest files come from."""
 
     def __init__(
         self, state: State, replicas: Replicas, *, memory_limit: int, threads: int, temp_directory: Path
     ) -> None:
         self._state = state
-        self._replicas = replicas
+        self.replicas = replicas
         self._made: set[str] = set()
         self.temp_directory = temp_directory
         self.connection = duckdb.connect(
@@ -59,7 +59,7 @@ class Catalog:
         for table in tables:
             if table in self._made:
                 continue
-            paths = self._replicas.paths(self._state.files(table))
+            paths = self.replicas.paths(self._state.files(table))
             if paths:
                 listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
                 self.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{listed}])")

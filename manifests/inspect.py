@@ -29,10 +29,17 @@ class BadCopy:
 
 
 def bad_copies(members: Members, log: Log, state: State) -> Iterator[BadCopy]:
-    """Records and manifest files that are not whole on a backend that answers. Reads all of them."""
+    """Records and manifest files that are not whole, or not what they should be, on a backend that answers. Reads all
+    of them."""
+    store_id = str(members.config.store_id)
     for member in members.present.values():
-        for key in (STORE_KEY, BACKEND_KEY, *log.records):
-            yield from _check_record(member, key)
+        expected = {
+            STORE_KEY: {"store_id": store_id},
+            BACKEND_KEY: {"store_id": store_id, "backend_id": str(member.info.backend_id)},
+            **{key: record.body for key, record in log.records.items()},
+        }
+        for key, values in expected.items():
+            yield from _check_record(member, key, values)
         for table in state.manifests:
             for file in state.files(table):
                 try:
@@ -42,13 +49,15 @@ def bad_copies(members: Members, log: Log, state: State) -> Iterator[BadCopy]:
                     yield BadCopy(member.storage.location, file.key, str(error))
 
 
-def _check_record(member: Member, key: str) -> Iterator[BadCopy]:
+def _check_record(member: Member, key: str, expected: dict[str, Any]) -> Iterator[BadCopy]:
     try:
-        _, healed = open_json(member.storage.read(key))
+        record, healed = open_json(member.storage.read(key))
     except (BackendError, CorruptRecord) as error:
         yield BadCopy(member.storage.location, key, str(error))
         return
-    if healed:
+    if any(record.get(name) != value for name, value in expected.items()):
+        yield BadCopy(member.storage.location, key, "it is another record than that of this place")
+    elif healed:
         yield BadCopy(member.storage.location, key, "it is rotten; its armour still heals it")
 
 

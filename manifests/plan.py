@@ -72,8 +72,8 @@ ITEM_DTYPE = np.dtype(
     ]
 )
 
-#: Condition on a chunk's place (pl), its block (b) and its pack (pk): nothing lies outside of what holds it, or is longer
-#: than the format allows. A place that is not sound counts as none.
+#: Condition on a chunk's place (pl), its block (b) and its pack (pk): nothing lies outside of what holds it, or is
+#: longer than the format allows. A place that is not sound counts as none.
 SOUND = f"""
     pl.length BETWEEN 1 AND {fmt.CHUNK_MAX} AND b.raw BETWEEN pl.length AND {fmt.BLOCK_MAX}
     AND pl.chunk_offset <= b.raw - pl.length AND b.stored BETWEEN 1 AND b.raw
@@ -168,13 +168,11 @@ class RestorePlan:
         """Objects (row, path) with extents that no manifest places soundly: nothing can give them back. Complete when
         `blocks` has ended."""
         whole = self._planned == self._catalog.one("SELECT count(*) AS n FROM pieces")["n"]
-        pieces = (
-            "" if whole else f"SELECT row FROM (SELECT row, file_offset FROM pieces EXCEPT {_SOUND_PIECES}) UNION ALL"
-        )
+        unsound = f"SELECT row FROM (SELECT row, file_offset FROM pieces EXCEPT {_SOUND_PIECES}) UNION ALL"
         return self._catalog.rows(
             f"""
             SELECT row, path FROM wanted WHERE row IN (
-                {pieces}
+                {"" if whole else unsound}
                 SELECT row FROM wanted
                 WHERE content_kind = {fmt.CONTENT_EXTENTS} AND row NOT IN (SELECT row FROM pieces)
             ) ORDER BY row

@@ -79,8 +79,8 @@ def fan_station(
     context: Context, index: int, work: Callable[[int, memoryview], Iterable[Batch]], figures: Callable[[], ReadFigures]
 ) -> Station:
     """The worker side: takes tasks on plan/<index> and answers each with DONE messages on reports/<index>; `first` is 1
-    on the last of a task, `second` counts the cells healed so far, `amount` the records. `work` gets a task's kind and its slot's view, which
-    it must copy from before it yields its first report."""
+    on the last of a task, `second` counts the cells healed so far, `amount` the records. `work` gets a task's kind and
+    its slot's view, which it must copy from before it yields its first report."""
     ring, reports = f"plan/{index}", f"reports/{index}"
     while True:
         _, message = yield Take((ring,))

@@ -251,6 +251,11 @@ class FileStore:
             source.figures = figures
         return RangeReader(self.catalog, source).read(info, offset, length)
 
+    @property
+    def healed_records(self) -> int:
+        """Records and manifests that were not whole, and that armour or another copy gave back, so far."""
+        return self.members.healed + self.replicas.healed
+
     def stats(self) -> StoreStats:
         """Sums over the store."""
         return store_stats(self.catalog, self.state)

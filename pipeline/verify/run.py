@@ -54,8 +54,8 @@ PLAN_ROWS = SMALL_SLOT // PLAN_DTYPE.itemsize - 1
 @dataclass
 class VerifyResult:
     """What a verification found. `flawed_shards`: shards with damage beside their cells; `lost_directories`: packs of
-    which only the manifests tell what lies in them; `damaged_shards`: lines for people; `lost_objects`: (run, path), the
-    first of them; `checked_bytes` and `checked_packs` tell how much data was read."""
+    which only the manifests tell what lies in them; `damaged_shards`: lines for people; `lost_objects`: (run, path),
+    the first of them; `checked_bytes` and `checked_packs` tell how much data was read."""
 
     seconds: float = 0.0
     checked_bytes: int = 0
@@ -164,6 +164,8 @@ def verify(
     result.absent_backends = [info.location for info in members.absent()]
     with SignalWatch() as signals:
         result.bad_copies = list(bad_copies(members, log, state))
+        for copy in result.bad_copies:
+            catalog.replicas.forget(copy.backend, copy.key)
         signals.check()
         if data:
             _verify_data(members, catalog, result, workers, memory, inline, signals, on_tick)
