@@ -216,8 +216,8 @@ class Log:
         if log.lost:
             raise CorruptRecord(
                 f"{len(log.lost)} log records are damaged beyond healing on every backend that answers, so what the "
-                f"store holds is not known: {'; '.join(log.lost.values())}. Attach the backends that are absent, or put "
-                "back a copy of the file"
+                f"store holds is not known: {'; '.join(log.lost.values())}. Attach the backends that are absent, or "
+                "put back a copy of the file"
             )
         return log
 

@@ -174,44 +174,52 @@ class ShardSource:
         """The file of a shard on one backend. Raises BackendError, DamagedShard where it is another one."""
         key = shard_key(place.pack_id, index)
         head_size, size = data_offset(place.shard_length), table_size(place.shard_length)
-        trouble: DamagedShard | None = None
-        record, healed, head = None, False, b""
+        head = b""
         try:
             head = self.read(storage, key, 0, head_size)
-            record, healed = self._own_record(head[: fmt.RECORD_SIZE], storage, place, index)
+            record = self._own_record(head[: fmt.RECORD_SIZE], storage, place, index, heal=False)
+            first = head[fmt.RECORD_SIZE :]
+            if confirmed(first, record):
+                return ShardFile(storage, key, record, CellTable(first, first), True, True)
         except KeyNotFound:
             raise
-        except BackendError:
-            pass  # the end of the file is read next, and raises where that fails too
-        except DamagedShard as error:
-            trouble = error
-        first = head[fmt.RECORD_SIZE :]
-        if record is not None and confirmed(first, record):
-            self.figures.healed_records += healed
-            return ShardFile(storage, key, record, CellTable(first, first), True, True)
-        # The head is damaged: the same stands again at the end.
+        except (BackendError, DamagedShard):
+            pass  # the same stands again at the end, where reading fails aloud
         tail = self.read(storage, key, file_size(place.shard_length) - head_size, head_size)
-        second = tail[:size]
-        if record is None:
-            try:
-                record, healed = self._own_record(tail[size:], storage, place, index)
-            except DamagedShard as error:
-                trouble = trouble or error
-        if record is None and isinstance(trouble, ForeignShard):
-            raise trouble
+        first, second = head[fmt.RECORD_SIZE :], tail[:size]
+        found = self._either_record(head[: fmt.RECORD_SIZE], tail[size:], storage, place, index)
         self.figures.healed_records += 1
-        if record is not None and confirmed(second, record):
-            return ShardFile(storage, key, record, CellTable(second, second), True, True)
-        return ShardFile(storage, key, record, CellTable(first, second), False, record is not None)
+        for table in (first, second):
+            if found is not None and confirmed(table, found):
+                return ShardFile(storage, key, found, CellTable(table, table), True, True)
+        return ShardFile(storage, key, found, CellTable(first, second), False, found is not None)
+
+    def _either_record(
+        self, first: bytes, second: bytes, storage: BackendStorage, place: PackPlace, index: int
+    ) -> ShardRecord | None:
+        """The record from either end of a file; healed only where neither is whole. None where both are beyond healing;
+        raises ForeignShard where one says that the file is another shard, and the other does not gainsay it."""
+        foreign: ForeignShard | None = None
+        for heal in (False, True):
+            for sealed in (first, second):
+                try:
+                    return self._own_record(sealed, storage, place, index, heal)
+                except ForeignShard as error:
+                    foreign = error
+                except DamagedShard:
+                    continue
+            if foreign is not None:
+                raise foreign
+        return None
 
     def _own_record(
-        self, sealed: bytes, storage: BackendStorage, place: PackPlace, index: int
-    ) -> tuple[ShardRecord, bool]:
-        record, healed = ShardRecord.parse(sealed)
+        self, sealed: bytes, storage: BackendStorage, place: PackPlace, index: int, heal: bool
+    ) -> ShardRecord:
+        record, _ = ShardRecord.parse(sealed, heal)
         identity = (record.store_id, record.pack_id, record.index, record.payload, record.scheme)
         if identity != (self.store_id, place.pack_id, index, place.payload, place.scheme):
             raise ForeignShard(
                 f"{storage.location}/{shard_key(place.pack_id, index)} holds another shard: number {record.index} of "
                 f"pack {record.pack_id}"
             )
-        return record, healed
+        return record

@@ -138,10 +138,10 @@ class ShardRecord:
         )
 
     @classmethod
-    def parse(cls, sealed: bytes) -> tuple[ShardRecord, bool]:
+    def parse(cls, sealed: bytes, heal: bool = True) -> tuple[ShardRecord, bool]:
         """The record, and whether it had to be healed. Raises DamagedShard, UnsupportedFormat."""
         try:
-            body, healed = open_record(sealed)
+            body, healed = open_record(sealed, heal)
         except CorruptRecord as error:
             raise DamagedShard(f"shard {error}") from error
         try:
