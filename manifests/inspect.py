@@ -10,7 +10,7 @@ import numpy as np
 from blake3 import blake3
 
 from manifests import format as fmt
-from manifests.armour import open_json
+from manifests.armour import is_intact, open_json, seal_json
 from manifests.catalog import Catalog
 from manifests.columns import Batch
 from manifests.errors import BackendError, CorruptRecord
@@ -32,14 +32,13 @@ def bad_copies(members: Members, log: Log, state: State) -> Iterator[BadCopy]:
     """Records and manifest files that are not whole, or not what they should be, on a backend that answers. Reads all
     of them."""
     store_id = str(members.config.store_id)
+    sealed = {key: seal_json(record.body) for key, record in log.records.items()}
     for member in members.present.values():
-        expected = {
-            STORE_KEY: {"store_id": store_id},
-            BACKEND_KEY: {"store_id": store_id, "backend_id": str(member.info.backend_id)},
-            **{key: record.body for key, record in log.records.items()},
-        }
-        for key, values in expected.items():
-            yield from _check_record(member, key, values)
+        yield from _check_record(member, STORE_KEY, {"store_id": store_id})
+        identity = {"store_id": store_id, "backend_id": str(member.info.backend_id)}
+        yield from _check_record(member, BACKEND_KEY, identity)
+        for key, record in log.records.items():
+            yield from _check_record(member, key, record.body, sealed[key])
         for table in state.manifests:
             for file in state.files(table):
                 try:
@@ -49,15 +48,20 @@ def bad_copies(members: Members, log: Log, state: State) -> Iterator[BadCopy]:
                     yield BadCopy(member.storage.location, file.key, str(error))
 
 
-def _check_record(member: Member, key: str, expected: dict[str, Any]) -> Iterator[BadCopy]:
+def _check_record(member: Member, key: str, expected: dict[str, Any], whole: bytes | None = None) -> Iterator[BadCopy]:
+    """What is wrong with a backend's copy of a record that holds the values `expected`; `whole`: its bytes, where they
+    are known."""
     try:
-        record, healed = open_json(member.storage.read(key))
+        sealed = member.storage.read(key)
+        if sealed == whole:
+            return
+        record, _ = open_json(sealed)
     except (BackendError, CorruptRecord) as error:
         yield BadCopy(member.storage.location, key, str(error))
         return
     if any(record.get(name) != value for name, value in expected.items()):
         yield BadCopy(member.storage.location, key, "it is another record than that of this place")
-    elif healed:
+    elif not is_intact(sealed):
         yield BadCopy(member.storage.location, key, "it is rotten; its armour still heals it")
 
 

@@ -216,6 +216,15 @@ def on_each_copy(pattern: str, change: Callable[[Path, int], None], left: int = 
     return corrupt
 
 
+def gone(path: Path, number: int) -> None:
+    """Each copy in another way."""
+    data = path.read_bytes()
+    if number % 4 == 0:
+        path.unlink()
+    else:
+        path.write_bytes((b"", bytes(len(data)), data[:100])[number % 4 - 1])
+
+
 def a_word_elsewhere(path: Path, number: int) -> None:
     """Beyond armour, in another word in each copy."""
     flip(path, number % 2 * 230, 60)
@@ -247,10 +256,7 @@ RECORD_CORRUPTORS: dict[str, Corruptor] = {
             ("armour blake3", lambda path, number: flip(path, -path.stat().st_size // 3), 0),
             ("armour rs", lambda path, number: flip(path, -20), 0),
             ("beyond armour on all backends but one", lambda path, number: flip(path, 0, 200), 1),
-            ("missing", lambda path, number: path.unlink(), 1),
-            ("emptied", lambda path, number: path.write_bytes(b""), 1),
-            ("zeroed", lambda path, number: lose(path, 0, path.stat().st_size), 1),
-            ("cut", lambda path, number: path.write_bytes(path.read_bytes()[:100]), 1),
+            ("missing, emptied, zeroed, cut", gone, 1),
             ("of another store", foreign_ids, 5 if name == "backend.json" else 1),
         )
     },
@@ -260,8 +266,6 @@ RECORD_CORRUPTORS: dict[str, Corruptor] = {
     "store.json beyond armour, in each copy elsewhere": on_each_copy("store.json", a_word_elsewhere),
     "log beyond armour, in each copy elsewhere": on_each_copy("log/*.ingest.json", a_word_elsewhere),
     "manifest, a byte": on_each_copy("manifests/*/*", lambda path, number: flip(path, 50), 1),
-    "manifest missing": on_each_copy("manifests/*/*", lambda path, number: path.unlink(), 1),
-    "manifest emptied": on_each_copy("manifests/*/*", lambda path, number: path.write_bytes(b""), 1),
-    "manifest cut": on_each_copy("manifests/*/*", lambda path, number: path.write_bytes(path.read_bytes()[:60]), 1),
+    "manifest missing, emptied, zeroed, cut": on_each_copy("manifests/*/*", gone, 1),
     "manifest grown": on_each_copy("manifests/*/*", lambda path, number: path.write_bytes(path.read_bytes() + b"x"), 1),
 }
