@@ -16,8 +16,8 @@ from stages.shard import cell_count, data_offset
 
 __all__ = ["PackPlace", "PackReader", "PackReaders", "ReadFigures", "ShardSource"]
 
-#: Decoded cells that a reader keeps: a bad one at the border of two blocks is decoded once.
-KEPT_CELLS = 4
+#: Decoded cells that a reader keeps: a bad one at the border of two blocks, or in a row with another, is decoded once.
+KEPT_CELLS = 64
 
 #: Rows `first` to `last` (exclusive) with the pieces of them that were found, by shard.
 Part = tuple[int, int, dict[int, bytes]]
@@ -134,10 +134,7 @@ class PackReader:
             whole[at : at + len(piece)] = piece
             self.source.figures.healed_cells += end - start
             for row in {start, end - 1}:
-                at = (row - start) * fmt.CELL_SIZE
-                self._kept[index, row] = piece[at : at + fmt.CELL_SIZE]
-            while len(self._kept) > KEPT_CELLS:
-                self._kept.popitem(last=False)
+                self._keep(index, row, piece[(row - start) * fmt.CELL_SIZE :])
         return bytes(whole)
 
     def _decoded(self, index: int, first: int, last: int) -> bytes:
@@ -161,7 +158,27 @@ class PackReader:
                 f"{self.place.scheme.k} are needed"
             )
         done.sort(key=lambda part: part[0])
-        return b"".join(pieces.get(index) or self.coder.decode(pieces)[index] for _, _, pieces in done)
+        return b"".join(self._decoded_part(part, index) for part in done)
+
+    def _decoded_part(self, part: Part, index: int) -> bytes:
+        """Shard `index` of some rows; what else of them is known to be bad is kept, for it came out as well."""
+        first, last, pieces = part
+        if index in pieces:
+            return pieces[index]
+        data = self.coder.decode(pieces)
+        for shard in range(self.place.scheme.k):
+            bad = self.source.figures.bad_cells.get((self.place.pack_id, shard), ())
+            if shard not in pieces and shard != index and bad:
+                for row in range(first, last):
+                    if row in bad:
+                        self._keep(shard, row, data[shard][(row - first) * fmt.CELL_SIZE :])
+        return data[index]
+
+    def _keep(self, shard: int, row: int, data: bytes) -> None:
+        """Keep the cell that `data` begins with."""
+        self._kept[shard, row] = data[: self.cell_length(row)]
+        while len(self._kept) > KEPT_CELLS:
+            self._kept.popitem(last=False)
 
     def _sources(self, index: int) -> Iterator[tuple[int, ShardFile | None]]:
         """Files to decode shard `index` from: one of each other shard, those first that are open; then what other
