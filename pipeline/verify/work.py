@@ -236,6 +236,8 @@ class PackVerifier:
 
     def _read(self, reader: PackReader, blocks: np.ndarray, chunks: np.ndarray, at: int, length: int) -> bytes:
         """Stored bytes of neighbouring blocks; of a single one that its chunks judge, if need be."""
+        if length > max(fmt.BLOCK_MAX, FETCH_AT_ONCE):
+            raise Unreadable(f"the directory tells of a block of {length} bytes, which is none")
         try:
             return reader.read(at, length)
         except Unreadable:
