@@ -123,6 +123,7 @@ class LocalDirectory:
             fd = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 pieces = []
+                length = min(length, max(0, os.fstat(fd).st_size - offset))  # pread makes room for all that it is asked
                 while length > 0:
                     piece = os.pread(fd, length, offset)
                     if not piece:

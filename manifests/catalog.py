@@ -25,13 +25,13 @@ BATCH_ROWS = 16 << 10
 
 class Catalog:
     """Queries over one store state. Owned by one process; `close` releases DuckDB's memory. `temp_directory` is made by
-    DuckDB when it needs it, and is the caller's to remove."""
+    DuckDB when it needs it, and is the caller's to remove. `replicas`: where the manifest files come from."""
 
     def __init__(
         self, state: State, replicas: Replicas, *, memory_limit: int, threads: int, temp_directory: Path
     ) -> None:
         self._state = state
-        self._replicas = replicas
+        self.replicas = replicas
         self._made: set[str] = set()
         self.temp_directory = temp_directory
         self.connection = duckdb.connect(
@@ -60,9 +60,9 @@ class Catalog:
         for table in tables:
             if table in self._made:
                 continue
-            paths = self._replicas.paths(self._state.files(table))
+            paths = self.replicas.paths(self._state.files(table))
             if paths:
-                self.connection.execute(f"CREATE VIEW {table} AS {self._reading(table, paths)}")
+                self.execute(f"CREATE VIEW {table} AS {self._reading(table, paths)}")
             else:
                 self._make_table(table, SCHEMAS[table].empty_table())
             self._made.add(table)
@@ -112,6 +112,13 @@ class Catalog:
         self.connection.register("incoming", rows)
         self.connection.execute(f"INSERT INTO {name} SELECT * FROM incoming")
         self.connection.unregister("incoming")
+
+    def execute(self, query: str, parameters: object = None) -> None:
+        """A statement without a result, as one that makes a table. Raises DrystoneError."""
+        try:
+            self.connection.execute(query, parameters)
+        except duckdb.Error as error:
+            raise DrystoneError(f"querying the manifests failed: {error}") from error
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> Iterator[dict[str, Any]]:
         """Result rows as dicts, streamed."""

@@ -106,6 +106,33 @@ ITEM_DTYPE = np.dtype(
     ]
 )
 
+#: A piece of a content, with what the content is to be compared with. An empty content is one piece of length 0.
+PIECE_DTYPE = np.dtype(
+    [
+        ("content", "<u8"),
+        ("content_kind", "u1"),
+        ("content_id", "u1", (32,)),
+        ("size", "<u8"),
+        ("is_last", "u1"),
+        ("pack_id", "u1", (16,)),
+        ("k", "u1"),
+        ("m", "u1"),
+        ("payload", "<u8"),
+        ("shard_length", "<u8"),
+        ("block", "<u4"),
+        ("block_offset", "<u8"),
+        ("stored", "<u4"),
+        ("raw", "<u4"),
+        ("codec", "u1"),
+        ("chunk_offset", "<u4"),
+        ("length", "<u4"),
+        ("chunk_id", "u1", (32,)),
+        ("file_offset", "<u8"),
+        ("fixity_at", "<u4"),
+        ("fixity_len", "<u4"),
+    ]
+)
+
 
 @dataclass
 class Batch:

@@ -136,14 +136,14 @@ class CodecSpec:
 SEEDS = 1 << 63
 
 
-def _whole(value: Any) -> int:
+def whole_number(value: Any) -> int:
     """A JSON number that is an integer. Raises TypeError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{value!r} is not an integer")
     return value
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """A JSON string that is not empty. Raises TypeError."""
     if not isinstance(value, str) or not value:
         raise TypeError(f"{value!r} is not a text")
@@ -199,22 +199,22 @@ class StoreConfig:
             if record["format"] != fmt.FORMAT_NAME or record["type"] != "store":
                 raise CorruptRecord(f"{where}: not a store record")
             flags = record["flags"]
-            unknown = _whole(flags["incompat"]) & ~fmt.INCOMPAT_KNOWN
+            unknown = whole_number(flags["incompat"]) & ~fmt.INCOMPAT_KNOWN
             if unknown:
                 raise UnsupportedFormat(
                     f"{where}: the store uses a feature unknown to this version "
                     f"(incompat flag {unknown:#x}); use a newer drystone"
                 )
             return cls(
-                store_id=uuid.UUID(_text(record["store_id"])),
-                seed=_whole(record["seed"]),
-                scheme=ECScheme.parse(_text(record["scheme"])),
-                chunker=ChunkerSpec.parse(_text(record["chunker"])),
-                codec=CodecSpec.parse(_text(record["codec"])),
-                pack_size=_whole(record["pack_size"]),
-                incompat=_whole(flags["incompat"]),
-                ro_compat=_whole(flags["ro_compat"]),
-                compat=_whole(flags["compat"]),
+                store_id=uuid.UUID(text(record["store_id"])),
+                seed=whole_number(record["seed"]),
+                scheme=ECScheme.parse(text(record["scheme"])),
+                chunker=ChunkerSpec.parse(text(record["chunker"])),
+                codec=CodecSpec.parse(text(record["codec"])),
+                pack_size=whole_number(record["pack_size"]),
+                incompat=whole_number(flags["incompat"]),
+                ro_compat=whole_number(flags["ro_compat"]),
+                compat=whole_number(flags["compat"]),
             )
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise CorruptRecord(f"{where}: the store record makes no sense: {error!r}") from error

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from manifests.armour import open_json
+from manifests import format as fmt
+from manifests.armour import is_intact, open_json, seal_json
 from manifests.catalog import Catalog
-from manifests.columns import Batch
+from manifests.columns import PLAN_DTYPE, Batch
 from manifests.errors import BackendError, CorruptRecord
 from manifests.log import Log, State
-from manifests.plan import to_batch
+from manifests.plan import BLOCK_AND_PACK, SOUND, to_batch
 from manifests.store import BACKEND_KEY, STORE_KEY, Member, Members
 
 
@@ -28,10 +29,16 @@ class BadCopy:
 
 
 def bad_copies(members: Members, log: Log, state: State) -> Iterator[BadCopy]:
-    """Records and manifest files that are not whole on a backend that answers. Reads all of them."""
+    """Records and manifest files that are not whole, or not what they should be, on a backend that answers. Reads all
+    of them."""
+    store_id = str(members.config.store_id)
+    sealed = {key: seal_json(record.body) for key, record in log.records.items()}
     for member in members.present.values():
-        for key in (STORE_KEY, BACKEND_KEY, *log.records):
-            yield from _check_record(member, key)
+        yield from _check_record(member, STORE_KEY, {"store_id": store_id})
+        identity = {"store_id": store_id, "backend_id": str(member.info.backend_id)}
+        yield from _check_record(member, BACKEND_KEY, identity)
+        for key, record in log.records.items():
+            yield from _check_record(member, key, record.body, sealed[key])
         for table in state.manifests:
             for file in state.files(table):
                 try:
@@ -41,13 +48,20 @@ def bad_copies(members: Members, log: Log, state: State) -> Iterator[BadCopy]:
                     yield BadCopy(member.storage.location, file.key, str(error))
 
 
-def _check_record(member: Member, key: str) -> Iterator[BadCopy]:
+def _check_record(member: Member, key: str, expected: dict[str, Any], whole: bytes | None = None) -> Iterator[BadCopy]:
+    """What is wrong with a backend's copy of a record that holds the values `expected`; `whole`: its bytes, where they
+    are known."""
     try:
-        _, healed = open_json(member.storage.read(key))
+        sealed = member.storage.read(key)
+        if sealed == whole:
+            return
+        record, _ = open_json(sealed)
     except (BackendError, CorruptRecord) as error:
         yield BadCopy(member.storage.location, key, str(error))
         return
-    if healed:
+    if any(record.get(name) != value for name, value in expected.items()):
+        yield BadCopy(member.storage.location, key, "it is another record than that of this place")
+    elif not is_intact(sealed):
         yield BadCopy(member.storage.location, key, "it is rotten; its armour still heals it")
 
 
@@ -69,39 +83,73 @@ class LostRange:
     end: int
 
 
+def chunks_of_pack(catalog: Catalog, pack_id: bytes) -> Iterator[Batch]:
+    """PLAN_DTYPE batches of the chunks that the manifests place soundly in a pack, by block; what describes objects is
+    zero."""
+    catalog.use("chunks", "blocks", "packs")
+    query = f"""
+        WITH places AS (
+            SELECT DISTINCT chunk_id, pack_id, block, "offset" AS chunk_offset, length FROM chunks WHERE pack_id = ?)
+        SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
+               b.raw, b.codec, pl.chunk_offset, pl.length, pl.chunk_id
+        FROM places pl {BLOCK_AND_PACK} WHERE {SOUND} ORDER BY pl.block, pl.chunk_offset
+    """
+    for batch in catalog.batches(query, [pack_id]):
+        yield to_batch(batch, PLAN_DTYPE, {})
+
+
 def affected_objects(
-    catalog: Catalog, chunk_ids: list[bytes], ranges: list[LostRange], limit: int
+    catalog: Catalog, lost: list[tuple[bytes, bytes]], ranges: list[LostRange], limit: int, *, unplaced: bool = False
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Objects that need any of these chunks, or any chunk that lies only in blocks that touch these ranges: how many,
-    and the first `limit` of them as run and path."""
-    catalog.use("objects", "extents", "chunks", "blocks")
-    execute = catalog.connection.execute
-    execute("CREATE OR REPLACE TABLE lost_ranges (pack_id BLOB, range_start UBIGINT, range_end UBIGINT)")
+    """Objects that need a chunk which is lost where a restore looks for it, in the first pack that has it: those `lost`
+    as (pack id, chunk id), and those in blocks that touch `ranges`; with `unplaced`, also chunks that no manifest
+    places soundly. How many, and the first `limit` of them as run and path."""
+    catalog.use("objects", "extents", "chunks", "blocks", "packs")
+    catalog.execute("CREATE OR REPLACE TABLE lost_ranges (pack_id BLOB, range_start UBIGINT, range_end UBIGINT)")
     if ranges:
-        execute(
+        catalog.execute(
             "INSERT INTO lost_ranges SELECT unnest(?::BLOB[]), unnest(?::UBIGINT[]), unnest(?::UBIGINT[])",
             [[each.pack_id for each in ranges], [each.start for each in ranges], [each.end for each in ranges]],
         )
-    execute(
+    catalog.execute(
         """
-        CREATE OR REPLACE TABLE lost_blocks AS
-        SELECT DISTINCT pack_id, block, true AS is_lost FROM blocks JOIN lost_ranges USING (pack_id)
-        WHERE "offset" < range_end AND "offset" + stored > range_start
-        """
-    )
-    execute(
-        """
-        CREATE OR REPLACE TABLE lost_chunks AS SELECT unnest(?::BLOB[]) AS chunk_id
-        UNION SELECT chunk_id FROM chunks LEFT JOIN lost_blocks USING (pack_id, block) GROUP BY chunk_id
-        HAVING bool_and(coalesce(is_lost, false))
+        CREATE OR REPLACE TABLE lost_places AS
+        SELECT unnest(?::BLOB[]) AS pack_id, unnest(?::BLOB[]) AS chunk_id
+        UNION SELECT c.pack_id, c.chunk_id
+        FROM chunks c JOIN blocks b USING (pack_id, block) JOIN lost_ranges USING (pack_id)
+        WHERE b."offset" < range_end AND b."offset" + b.stored > range_start
         """,
-        [chunk_ids],
+        [[pack_id for pack_id, _ in lost], [chunk_id for _, chunk_id in lost]],
     )
-    execute(
+    catalog.execute(
         """
-        CREATE OR REPLACE TABLE lost_objects AS SELECT run, path FROM objects WHERE content_id IN (
-            SELECT chunk_id FROM lost_chunks
-            UNION SELECT content_id FROM extents WHERE chunk_id IN (SELECT chunk_id FROM lost_chunks))
+        CREATE OR REPLACE TABLE lost_chunks AS
+        SELECT chunk_id FROM (
+            SELECT chunk_id, min(pack_id) AS pack_id FROM chunks
+            WHERE chunk_id IN (SELECT chunk_id FROM lost_places) GROUP BY chunk_id
+        ) SEMI JOIN lost_places USING (pack_id, chunk_id)
+        """
+    )
+    if unplaced:
+        catalog.execute(
+            f"""
+            INSERT INTO lost_chunks
+            WITH places AS (
+                SELECT chunk_id, unnest(arg_min(
+                    {{pack_id: pack_id, block: block, chunk_offset: "offset", length: length}}, pack_id))
+                FROM chunks GROUP BY chunk_id)
+            SELECT chunk_id FROM (
+                SELECT content_id AS chunk_id FROM objects WHERE content_kind = {fmt.CONTENT_CHUNK}
+                UNION SELECT chunk_id FROM extents)
+            EXCEPT SELECT pl.chunk_id FROM places pl {BLOCK_AND_PACK} WHERE {SOUND}
+            """
+        )
+    catalog.execute(
+        f"""
+        CREATE OR REPLACE TABLE lost_objects AS SELECT run, path FROM objects
+        WHERE content_kind = {fmt.CONTENT_CHUNK} AND content_id IN (SELECT chunk_id FROM lost_chunks)
+        OR content_kind = {fmt.CONTENT_EXTENTS} AND content_id IN (
+            SELECT content_id FROM extents WHERE chunk_id IN (SELECT chunk_id FROM lost_chunks))
         """
     )
     count = catalog.one("SELECT count(*) AS n FROM lost_objects")["n"]

@@ -7,32 +7,38 @@ A record is written after everything that it names, to every backend that answer
 from __future__ import annotations
 
 import datetime
+import re
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from manifests import format as fmt
-from manifests.armour import open_json, seal_json
+from manifests.armour import mend_json, open_json, seal_json
 from manifests.backends import BackendStorage
-from manifests.config import StoreConfig
-from manifests.errors import BackendError, CorruptRecord, KeyNotFound, NotFound, UnsupportedFormat
+from manifests.config import StoreConfig, text, whole_number
+from manifests.errors import BackendError, CorruptRecord, NotFound, UnsupportedFormat
 from manifests.ids import NIL, new_id
 from manifests.store import (
     STORE_KEY,
     BackendInfo,
     FoundBackend,
-    Member,
     Members,
+    assign,
     find_backends,
     hinted_places,
     probe,
 )
 
 FOLDER = "log"
+#: Keys of records; other files in the folder are nobody's.
+_KEY = re.compile(r"log/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[a-z]+\.json")
+#: Names that stay in their folder.
+_PLAIN = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z_.-]*")
 
 
 def utc_now() -> str:
@@ -67,14 +73,14 @@ class ManifestFile:
 
     @classmethod
     def from_record(cls, table: str, record: dict[str, Any]) -> ManifestFile:
-        return cls(
-            table,
-            record["name"],
-            int(record["size"]),
-            int(record["rows"]),
-            bytes.fromhex(record["blake3"]),
-            bytes.fromhex(record["slices"]),
-        )
+        """The file of an entry. Raises KeyError, TypeError, ValueError on nonsense."""
+        name, size, rows = text(record["name"]), whole_number(record["size"]), whole_number(record["rows"])
+        digest, slices = bytes.fromhex(text(record["blake3"])), bytes.fromhex(record["slices"])
+        if not (_PLAIN.fullmatch(table) and _PLAIN.fullmatch(name)):
+            raise ValueError(f"a manifest file called {table}/{name}")
+        if size < 0 or rows < 0 or len(digest) != 32 or len(slices) != -(-size // fmt.SLICE_SIZE) * fmt.SLICE_DIGEST:
+            raise ValueError(f"the numbers of {table}/{name} do not add up")
+        return cls(table, name, size, rows, digest, slices)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,10 @@ class LogRecord:
         return f"{FOLDER}/{self.record_id}.{self.kind}.json"
 
     def adds(self) -> list[ManifestFile]:
+        return self._adds
+
+    @cached_property
+    def _adds(self) -> list[ManifestFile]:
         return [
             ManifestFile.from_record(table, entry)
             for table, entries in self.body.get("adds", {}).items()
@@ -163,55 +173,92 @@ def fold(records: Iterable[LogRecord]) -> State:
             state.backends.append(BackendInfo.from_record(info))
         for file in record.adds():
             state.manifests.setdefault(file.table, {})[file.key] = file
-        replaced.update(record.body.get("replaces", ()))
+        replaced.update(map(text, record.body.get("replaces", ())))
         if record.kind == "ingest":
-            state.runs.append(Run(record.record_id, record.body["time"], record.body["run"]))
+            state.runs.append(Run(record.record_id, text(record.body["time"]), dict(record.body["run"])))
     for files in state.manifests.values():
         for key in replaced & files.keys():
             del files[key]
     return state
 
 
-def _parse(key: str, data: bytes) -> LogRecord:
-    body, _ = open_json(data)
+def _parse(key: str, body: dict[str, Any]) -> LogRecord:
+    """The record of `key`, with all that the state is made of looked at. Raises CorruptRecord, UnsupportedFormat."""
     try:
-        unknown = int(body["flags"]["incompat"]) & ~fmt.INCOMPAT_KNOWN
+        unknown = whole_number(body["flags"]["incompat"]) & ~fmt.INCOMPAT_KNOWN
         if unknown:
             raise UnsupportedFormat(f"{key}: uses a feature unknown to this version ({unknown:#x})")
-        return LogRecord(uuid.UUID(body["id"]), str(body["kind"]), body)
-    except (KeyError, TypeError, ValueError) as error:
+        record = LogRecord(uuid.UUID(text(body["id"])), text(body["kind"]), body)
+        if record.key != key:
+            raise CorruptRecord(f"{key} holds another record: {record.key}")
+        fold([record])
+        return record
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptRecord(f"{key}: the log record makes no sense: {error!r}") from error
 
 
 @dataclass
 class Log:
-    """The records that were found, and on which backends each lies."""
+    """The records that were found, and on which backends each lies. `lost`: records that no backend holds whole, and
+    why; `unlisted`: backends whose records could not be listed; `healed` counts records of which a copy was rotten."""
 
     records: dict[str, LogRecord]
     holders: dict[str, set[int]]
+    lost: dict[str, str] = field(default_factory=dict)
+    unlisted: dict[int, str] = field(default_factory=dict)
+    healed: int = 0
 
     @classmethod
     def read(cls, members: Iterable[tuple[int, BackendStorage]]) -> Log:
         """All records on the backends given as (number, storage). Raises CorruptRecord naming a record that no
         backend holds whole: without it the state is unknown."""
-        holders: dict[str, set[int]] = {}
-        storages = dict(members)
+        log = cls.gather(members)
+        if log.lost:
+            raise CorruptRecord(
+                f"{len(log.lost)} log records are damaged beyond healing on every backend that answers, so what the "
+                f"store holds is not known: {'; '.join(log.lost.values())}. Attach the backends that are absent, or "
+                "put back a copy of the file"
+            )
+        return log
+
+    @classmethod
+    def gather(cls, members: Iterable[tuple[int, BackendStorage]]) -> Log:
+        """The records that can be read on the backends given as (number, storage)."""
+        log, storages = cls({}, {}), dict(members)
         for number, storage in storages.items():
-            for key in storage.list(FOLDER):
-                if key.endswith(".json"):
-                    holders.setdefault(key, set()).add(number)
-        records = {}
-        for key in sorted(holders):
-            trouble: Exception | None = None
-            for number in sorted(holders[key]):
+            try:
+                keys = [key for key in storage.list(FOLDER) if _KEY.fullmatch(key)]
+            except BackendError as error:
+                log.unlisted[number] = str(error)
+                continue
+            for key in keys:
+                log.holders.setdefault(key, set()).add(number)
+        for key in sorted(log.holders):
+            log._read_one(key, [storages[number] for number in sorted(log.holders[key])])
+        return log
+
+    def _read_one(self, key: str, storages: list[BackendStorage]) -> None:
+        """Take a record from the first copy that is whole or heals, or out of all copies together."""
+        copies: list[bytes] = []
+        reasons: list[str] = []
+        for storage in storages:
+            try:
+                sealed = storage.read(key)
                 try:
-                    records[key] = _parse(key, storages[number].read(key))
-                    break
-                except (CorruptRecord, BackendError) as error:
-                    trouble = error
-            else:
-                raise CorruptRecord(f"no readable copy of {key}: {trouble}") from trouble
-        return cls(records, holders)
+                    body, healed = open_json(sealed)
+                except CorruptRecord:
+                    copies.append(sealed)
+                    raise
+                self.records[key] = _parse(key, body)
+                self.healed += healed or bool(reasons)
+                return
+            except (CorruptRecord, BackendError) as error:
+                reasons.append(f"{storage.location}/{key}: {error}")
+        try:
+            self.records[key] = _parse(key, mend_json(copies))
+            self.healed += 1
+        except CorruptRecord as error:
+            self.lost[key] = "; ".join([*reasons, str(error)])
 
     def complete(self, members: Members) -> int:
         """Copy records that lie on fewer than the settled number of backends to the others, manifests first.
@@ -221,16 +268,7 @@ class Log:
             if len(self.holders[key]) >= members.settle_count:
                 continue
             for file in record.adds():
-                source = next(
-                    (
-                        data
-                        for member in members.present.values()
-                        if member.storage.exists(file.key)
-                        and len(data := member.storage.read(file.key)) == file.size
-                        and blake3(data).digest() == file.blake3
-                    ),
-                    None,
-                )
+                source = _whole_copy(members, file)
                 if source is None:
                     raise CorruptRecord(f"{file.key}: no whole copy is left to complete record {key} with")
                 members.put_everywhere(file.key, [source])
@@ -238,6 +276,17 @@ class Log:
             self.holders[key] = set(members.present)
             completed += 1
         return completed
+
+
+def _whole_copy(members: Members, file: ManifestFile) -> bytes | None:
+    for member in members.present.values():
+        try:
+            data = member.storage.read(file.key)
+        except BackendError:
+            continue
+        if blake3(data).digest() == file.blake3:
+            return data
+    return None
 
 
 def write_record(members: Members, record: LogRecord) -> int:
@@ -252,39 +301,60 @@ def initialise(members: Members) -> None:
     write_record(members, record)
 
 
-def _read_config(found: dict[uuid.UUID, FoundBackend]) -> StoreConfig:
-    trouble: Exception | None = None
-    for backend in found.values():
+def _read_config(found: Iterable[FoundBackend], store_id: uuid.UUID) -> tuple[StoreConfig, bool]:
+    """The store's settings from the first store.json that is whole or heals, or out of all together; and whether one
+    had to be passed over or healed."""
+    copies: list[bytes] = []
+    reasons: list[str] = []
+    for backend in found:
         where = f"{backend.storage.location}/{STORE_KEY}"
         try:
-            return StoreConfig.from_record(open_json(backend.storage.read(STORE_KEY))[0], where)
+            sealed = backend.storage.read(STORE_KEY)
+            try:
+                record, healed = open_json(sealed)
+            except CorruptRecord:
+                copies.append(sealed)
+                raise
+            config = StoreConfig.from_record(record, where)
+            if config.store_id == store_id:
+                return config, healed or bool(reasons)
+            reasons.append(f"{where} is that of another store")
         except (BackendError, CorruptRecord) as error:
-            trouble = error
-    raise CorruptRecord(f"no readable {STORE_KEY}: {trouble}") from trouble
+            reasons.append(f"{where}: {error}")
+    try:
+        config = StoreConfig.from_record(mend_json(copies), STORE_KEY)
+        if config.store_id != store_id:
+            raise CorruptRecord("what its copies make together is that of another store")
+        return config, True
+    except CorruptRecord as error:
+        raise CorruptRecord(f"no backend that answers has a readable {STORE_KEY}: {'; '.join(reasons)}") from error
 
 
 def open_store(location: str | Path) -> tuple[Members, Log, State]:
     """Find a store from its parent directory or any one backend: its members, its log and the log's fold.
     Raises NotFound, UsageError, UnsupportedFormat, CorruptRecord."""
     found = find_backends(location)
-    config = _read_config(found)
-    tried: set[Path] = set()
+    store_id = found[0].store_id
+    tried = {Path(backend.storage.location) for backend in found}
     while True:
-        numbered = dict(enumerate(backend.storage for backend in found.values()))
-        state = fold(Log.read(numbered.items()).records.values())
-        if not state.backends:
-            raise KeyNotFound(f"{location}: no log record names the store's backends")
-        known = {info.backend_id: info for info in state.backends}
-        here = [(known[key], Path(backend.storage.location)) for key, backend in found.items() if key in known]
-        missing = [info for info in state.backends if info.backend_id not in found]
+        log = Log.gather((number, backend.storage) for number, backend in enumerate(found))
+        infos = fold(log.records.values()).backends
+        present, unsure = assign(infos, found)
+        here = [(member.info, Path(member.storage.location)) for member in present.values()]
+        missing = [info for info in infos if info.number not in present or info.number in unsure]
         places = {place for info in missing for place in hinted_places(info, here)} - tried
         tried |= places
-        fresh = [backend for place in sorted(places) if (backend := probe(place)) and backend.backend_id in known]
+        fresh = [backend for place in sorted(places) if (backend := probe(place)) and backend.store_id == store_id]
         if not fresh:
             break
-        found.update((backend.backend_id, backend) for backend in fresh if backend.store_id == config.store_id)
-    present = {
-        info.number: Member(info, found[info.backend_id].storage) for info in state.backends if info.backend_id in found
-    }
+        found += fresh
+    config, healed = _read_config(found, store_id)
+    if not infos:
+        trouble = "; ".join([*log.lost.values(), *log.unlisted.values()]) or "there is none"
+        raise CorruptRecord(f"{location}: no log record names the store's backends: {trouble}")
     log = Log.read((number, member.storage) for number, member in present.items())
-    return Members(config, state.backends, present), log, fold(log.records.values())
+    for number, reason in log.unlisted.items():
+        unsure.setdefault(number, reason)
+    count = healed + log.healed + len(unsure) + sum(backend.healed for backend in found)
+    members = Members(config, infos, present, unsure=unsure, healed=count)
+    return members, log, fold(log.records.values())

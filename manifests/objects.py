@@ -12,7 +12,7 @@ from manifests.catalog import Catalog, path_filter
 from manifests.columns import PLAN_DTYPE, Batch
 from manifests.errors import NotFound, UsageError
 from manifests.fixity import digest_column
-from manifests.plan import to_batch
+from manifests.plan import BLOCK_AND_PACK, SOUND, to_batch
 
 _COLUMNS = (
     "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, "
@@ -105,10 +105,8 @@ def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int
             FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM pieces) GROUP BY chunk_id)
         SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
                b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset
-        FROM pieces pc JOIN places pl USING (chunk_id)
-        JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks WHERE pack_id IN (SELECT pack_id FROM places)) b
-          ON b.pack_id = pl.pack_id AND b.block = pl.block
-        JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
+        FROM pieces pc JOIN places pl USING (chunk_id) {BLOCK_AND_PACK}
+        WHERE {SOUND}
         ORDER BY pc.file_offset
     """
     for batch in catalog.batches(query, parameters):

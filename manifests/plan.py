@@ -18,10 +18,32 @@ import pyarrow as pa
 from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, cut_batch, join_batches
+from manifests.errors import Unreadable
 from manifests.fixity import FIXITY
 
 #: Plan rows of one block beyond which its tasks are cut up, in bytes: chunks that many objects share.
 CROWDED_BYTES = 400_000
+
+#: Condition on a chunk's place (pl), its block (b) and its pack (pk): nothing lies outside of what holds it, or is
+#: longer than the format allows. A place that is not sound counts as none.
+SOUND = f"""
+    pl.length BETWEEN 1 AND {fmt.CHUNK_MAX} AND b.raw BETWEEN pl.length AND {fmt.BLOCK_MAX}
+    AND pl.chunk_offset <= b.raw - pl.length AND b.stored BETWEEN 1 AND b.raw
+    AND pk.payload BETWEEN b.stored AND {fmt.PACK_MAX} AND b."offset" <= pk.payload - b.stored
+"""
+#: The block (b) and the pack (pk) of places (pl); blocks of other packs are not looked at.
+BLOCK_AND_PACK = """
+    JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks
+          WHERE pack_id IN (SELECT pack_id FROM places)) b ON b.pack_id = pl.pack_id AND b.block = pl.block
+    JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
+"""
+#: Planned pieces (pc) with their places and objects (w), those that are sound.
+_PLACED = f"""
+    FROM pieces pc JOIN places pl USING (chunk_id) JOIN wanted w USING (row) {BLOCK_AND_PACK}
+    LEFT JOIN multis mu USING (row)
+    WHERE {SOUND} AND w.size >= pl.length AND pc.file_offset <= w.size - pl.length
+"""
+_SOUND_PIECES = f"SELECT row, pc.file_offset {_PLACED}"
 
 _ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target, fixity"
 _ITEM_VARIABLE = {name: name for name in ("path", "target", "fixity")}
@@ -43,10 +65,10 @@ class RestorePlan:
 
     def __init__(self, catalog: Catalog, run: uuid.UUID, path: bytes) -> None:
         self._catalog = catalog
-        self._run = run
+        self._planned = 0
         condition, parameters = path_filter(path)
         catalog.use("objects", "extents", "chunks", "blocks", "packs")
-        execute = catalog.connection.execute
+        execute = catalog.execute
         execute(
             f"""
             CREATE OR REPLACE TABLE wanted AS
@@ -99,12 +121,14 @@ class RestorePlan:
         return {row["row"]: row["path"] for row in self._catalog.rows(query, [rows])}
 
     def missing(self) -> Iterator[dict[str, Any]]:
-        """Objects (row, path) with extents that no manifest places: nothing can give them back."""
+        """Objects (row, path) with extents that no manifest places soundly: nothing can give them back. Complete when
+        `blocks` has ended."""
+        whole = self._planned == self._catalog.one("SELECT count(*) AS n FROM pieces")["n"]
+        unsound = f"SELECT row FROM (SELECT row, file_offset FROM pieces EXCEPT {_SOUND_PIECES}) UNION ALL"
         return self._catalog.rows(
             f"""
             SELECT row, path FROM wanted WHERE row IN (
-                SELECT row FROM pieces WHERE chunk_id NOT IN (SELECT chunk_id FROM places)
-                UNION ALL
+                {"" if whole else unsound}
                 SELECT row FROM wanted
                 WHERE content_kind = {fmt.CONTENT_EXTENTS} AND row NOT IN (SELECT row FROM pieces)
             ) ORDER BY row
@@ -145,22 +169,17 @@ class RestorePlan:
             yield held
 
     def _block_rows(self) -> Iterator[Batch]:
-        query = """
+        query = f"""
             SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
                    b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset, pc.row,
                    coalesce(mu.multi, -1) AS multi, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
                    CASE WHEN mu.multi IS NULL THEN w.fixity ELSE ''::BLOB END AS fixity
-            FROM pieces pc
-            JOIN places pl USING (chunk_id)
-            JOIN wanted w USING (row)
-            JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks
-                  WHERE pack_id IN (SELECT pack_id FROM places)) b ON b.pack_id = pl.pack_id AND b.block = pl.block
-            JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
-            LEFT JOIN multis mu USING (row)
+            {_PLACED}
             ORDER BY pl.pack_id, pl.block, pl.chunk_offset, pc.row, pc.file_offset
         """
         for batch in self._catalog.batches(query):
             if batch.num_rows:
+                self._planned += batch.num_rows
                 yield to_batch(batch, PLAN_DTYPE, {"path": "path", "fixity": "fixity"})
 
     def items(
@@ -226,5 +245,7 @@ def _fixed(column: Any, width: int) -> npt.NDArray[np.uint8]:
         return np.zeros((0, width), np.uint8)
     offsets, data = _offsets(column)
     first = int(offsets[0])
+    if (np.diff(offsets) != width).any():
+        raise Unreadable(f"the manifests hold an id that is not {width} bytes long; see: drystone verify --data")
     flat = np.frombuffer(data, np.uint8, len(column) * width, first)
     return flat.reshape(len(column), width)

@@ -1,7 +1,7 @@
 """Reading manifest files from backends: nothing is queried before its BLAKE3, from the log, was checked.
 
-What was checked is remembered by (path, size, mtime, inode) in a disposable cache. When no copy is whole, one is put
-together in the cache from the slices that are good on any backend.
+What was checked is remembered by (path, size, mtime, ctime, inode) in a disposable cache. When no copy is whole, one is
+put together in the cache from the slices that are good on any backend.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from manifests import format as fmt
-from manifests.backends import LocalDirectory
+from manifests.backends import BackendStorage, LocalDirectory
 from manifests.errors import BackendError, Unreadable
 from manifests.log import ManifestFile
 from manifests.store import Members
@@ -36,7 +36,7 @@ class CheckedFiles:
     @staticmethod
     def _mark(path: Path, file: ManifestFile) -> list[object]:
         stat = os.stat(path)
-        return [stat.st_size, stat.st_mtime_ns, stat.st_ino, file.blake3.hex()]
+        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, file.blake3.hex()]
 
     def has(self, path: Path, file: ManifestFile) -> bool:
         return self._seen.get(str(path)) == self._mark(path, file)
@@ -44,6 +44,9 @@ class CheckedFiles:
     def add(self, path: Path, file: ManifestFile) -> None:
         self._seen[str(path)] = self._mark(path, file)
         self._changed = True
+
+    def drop(self, path: Path) -> None:
+        self._changed |= self._seen.pop(str(path), None) is not None
 
     def save(self) -> None:
         """Write the memory out; a cache that can't be written is done without."""
@@ -76,6 +79,10 @@ class Replicas:
         self._checked.save()
         return found
 
+    def forget(self, location: str, key: str) -> None:
+        """Check a copy again before it is used: somebody saw that it is rotten."""
+        self._checked.drop(Path(location) / key)
+
     def _path(self, file: ManifestFile) -> Path:
         missed = False
         for member in self._members.present.values():
@@ -83,22 +90,23 @@ class Replicas:
                 continue
             path = member.storage.path(file.key)
             try:
-                if self._checked.has(path, file):
-                    self.healed += missed
-                    return path
-                if _digest(path) == file.blake3:
+                if not self._checked.has(path, file):
+                    if _digest(member.storage, file.key) != file.blake3:
+                        missed = True
+                        continue
                     self._checked.add(path, file)
-                    self.healed += missed
-                    return path
-            except OSError:
-                pass
-            missed = True
+            except (OSError, BackendError):
+                missed = True
+                continue
+            self.healed += missed
+            return path
         self.healed += 1
         return self._mend(file)
 
     def _mend(self, file: ManifestFile) -> Path:
         target = self._cache / "mended" / file.table / file.name
-        if target.exists() and _digest(target) == file.blake3:
+        mended = LocalDirectory(self._cache / "mended")
+        if target.exists() and _digest(mended, f"{file.table}/{file.name}") == file.blake3:
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         temp = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
@@ -127,7 +135,10 @@ class Replicas:
         )
 
 
-def _digest(path: Path) -> bytes:
-    hasher = blake3()
-    hasher.update_mmap(path)
+def _digest(storage: BackendStorage, key: str) -> bytes:
+    """BLAKE3 of a file, read piece by piece: of a mapped one, a sector that can't be read would kill the process."""
+    hasher, offset = blake3(), 0
+    while piece := storage.read_range(key, offset, fmt.SLICE_SIZE):
+        hasher.update(piece)
+        offset += len(piece)
     return hasher.digest()

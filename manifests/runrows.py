@@ -168,7 +168,9 @@ class RunRows:
 
     def add_extents(self, reader: int, extents: Array) -> None:
         """Extents (ROW_EXTENT_DTYPE) of objects that `reader` is reading; kept until their objects are added."""
-        self._spools.setdefault(reader, ExtentSpool()).append(extents)
+        if reader not in self._spools:
+            self._spools[reader] = ExtentSpool()
+        self._spools[reader].append(extents)
 
     def add_objects(self, reader: int, batch: Batch, known: npt.NDArray[np.bool_]) -> None:
         """Objects (OBJECT_DTYPE) in order of row. `known`: the content's extents are in the store already."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from manifests import format as fmt
-from manifests.armour import open_json, seal_json
+from manifests.armour import open_json, open_record, seal_json
 from manifests.backends import BackendStorage, Buffer, open_backend
-from manifests.config import StoreConfig, shards_per_backend
+from manifests.config import StoreConfig, shards_per_backend, text, whole_number
 from manifests.errors import (
     BackendError,
     BackendFull,
@@ -30,6 +32,8 @@ from manifests.ids import new_id
 
 STORE_KEY = "store.json"
 BACKEND_KEY = "backend.json"
+#: Shard files that are looked at to learn which store they belong to.
+PROBED_SHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,11 @@ class BackendInfo:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> BackendInfo:
-        return cls(int(record["number"]), uuid.UUID(record["id"]), record["type"], record["location"], record["domain"])
+        number, location = whole_number(record["number"]), text(record["location"])
+        if "\0" in location:
+            raise ValueError("a location with a zero byte")
+        identity = uuid.UUID(text(record["id"]))
+        return cls(number, identity, text(record["type"]), location, text(record["domain"]))
 
 
 @dataclass(frozen=True)
@@ -70,12 +78,16 @@ class Member:
 
 @dataclass
 class Members:
-    """All backends of an open store. Owned by one process; `present` shrinks when a backend fails during a run."""
+    """All backends of an open store. Owned by one process; `present` shrinks when a backend fails during a run.
+    `unsure`: those present that are good for reading only, and why; `healed`: records that were not whole on
+    opening, but that armour or another copy gave back."""
 
     config: StoreConfig
     all: list[BackendInfo]
     present: dict[int, Member]
     failed: dict[int, str] = field(default_factory=dict)
+    unsure: dict[int, str] = field(default_factory=dict)
+    healed: int = 0
 
     @property
     def count(self) -> int:
@@ -96,7 +108,10 @@ class Members:
         return [info for info in self.all if info.number not in self.present]
 
     def require_writable(self) -> None:
-        """Who writes must see all settled records: at least n − t backends. Raises TooFewBackends."""
+        """Who writes must see all settled records: at least n − t backends. Those that are not surely what they are
+        taken for are left out from now on. Raises TooFewBackends."""
+        for number, reason in self.unsure.items():
+            self.drop(number, reason)
         needed = self.count - self.tolerance
         if len(self.present) < needed:
             missing = ", ".join(info.location for info in self.absent())
@@ -173,23 +188,54 @@ def create(config: StoreConfig, directories: Sequence[str | Path]) -> Members:
 
 @dataclass(frozen=True)
 class FoundBackend:
-    """A place whose backend.json was readable."""
+    """A place that holds files of a store. `backend_id` is None where backend.json can't tell: then the other files say
+    to which store they belong, and the place is good for reading. `healed`: whether armour had to heal a record;
+    `trouble`: what is wrong with backend.json."""
 
-    backend_id: uuid.UUID
     store_id: uuid.UUID
+    backend_id: uuid.UUID | None
     storage: BackendStorage
+    healed: bool = False
+    trouble: str = ""
 
 
 def probe(path: Path) -> FoundBackend | None:
-    """The backend at `path`, or None where there is no readable backend.json."""
-    if not (path / BACKEND_KEY).is_file():
+    """The backend at `path`, or None where nothing says that there is one."""
+    if not any(os.path.exists(path / name) for name in (BACKEND_KEY, STORE_KEY, "packs")):
         return None
     storage = open_backend("local", str(path))
+    store_id, _, _ = _claims(storage, STORE_KEY, "store_id")
+    own, healed, trouble = _claims(storage, BACKEND_KEY, "store_id", "backend_id")
+    if own and store_id and own[0] != store_id[0] and _store_of_shards(storage) == store_id[0]:
+        return FoundBackend(store_id[0], None, storage, trouble=f"{path}/{BACKEND_KEY} is that of another store")
+    if own:
+        return FoundBackend(own[0], own[1], storage, healed)
+    belongs = store_id[0] if store_id else _store_of_shards(storage)
+    return FoundBackend(belongs, None, storage, trouble=trouble) if belongs else None
+
+
+def _claims(storage: BackendStorage, key: str, *names: str) -> tuple[tuple[uuid.UUID, ...], bool, str]:
+    """The ids that a record of a backend names, whether it had to be healed, and what keeps it from being read."""
     try:
-        record = open_json(storage.read(BACKEND_KEY))[0]
-        return FoundBackend(uuid.UUID(record["backend_id"]), uuid.UUID(record["store_id"]), storage)
-    except (BackendError, CorruptRecord, KeyError, ValueError, TypeError):
+        record, healed = open_json(storage.read(key))
+        return tuple(uuid.UUID(text(record[name])) for name in names), healed, ""
+    except (BackendError, CorruptRecord, KeyError, ValueError, TypeError) as error:
+        return (), False, f"{storage.location}/{key}: {error}"
+
+
+def _store_of_shards(storage: BackendStorage) -> uuid.UUID | None:
+    """The store that shard files on a backend name, the first that can be read."""
+    try:
+        for key in islice(storage.list("packs"), PROBED_SHARDS):
+            for at in (0, max(0, storage.size(key) - fmt.RECORD_SIZE)):
+                with suppress(CorruptRecord):
+                    body, _ = open_record(storage.read_range(key, at, fmt.RECORD_SIZE))
+                    magic, _, _, _, store_id, *_ = fmt.SHARD_RECORD.unpack_from(body)
+                    if magic == fmt.SHARD_MAGIC:
+                        return uuid.UUID(bytes=store_id)
+    except BackendError:
         return None
+    return None
 
 
 def _subdirectories(path: Path) -> Iterator[Path]:
@@ -200,8 +246,9 @@ def _subdirectories(path: Path) -> Iterator[Path]:
         return
 
 
-def find_backends(location: str | Path) -> dict[uuid.UUID, FoundBackend]:
-    """Backends at `location` (one backend, or a directory of them) and beside it. Raises NotFound, UsageError."""
+def find_backends(location: str | Path) -> list[FoundBackend]:
+    """Backends of one store at `location` (one backend, or a directory of them) and beside it. Raises NotFound,
+    UsageError."""
     place = Path(os.path.abspath(location))
     if not place.is_dir():
         raise NotFound(f"no store at {place}: there is no such directory")
@@ -212,11 +259,38 @@ def find_backends(location: str | Path) -> dict[uuid.UUID, FoundBackend]:
         raise NotFound(f"no store at {place}: no backend.json in it or in its subdirectories; is it mounted?")
     if len(stores) > 1:
         raise UsageError(f"{place} holds backends of {len(stores)} stores; name one of the backends")
-    backends = {own.backend_id: own} if own else {}
-    for candidate in around:
-        if candidate.store_id in stores:
-            backends.setdefault(candidate.backend_id, candidate)
-    return backends
+    beside = [found for found in around if own is None or found.storage.location != own.storage.location]
+    return ([own] if own else []) + [found for found in beside if found.store_id in stores]
+
+
+def assign(infos: Sequence[BackendInfo], found: Sequence[FoundBackend]) -> tuple[dict[int, Member], dict[int, str]]:
+    """Which place is which backend, by id, and which of them are good for reading only, and why. Of two places with one
+    id the one where the log says it is has it. Places without an id stand in for backends that are missing."""
+    present: dict[int, Member] = {}
+    spare = [place for place in found if place.backend_id is None]
+    for info in infos:
+        claimants = [place for place in found if place.backend_id == info.backend_id]
+        claimants.sort(key=lambda place: place.storage.location != info.location)
+        if claimants:
+            present[info.number] = Member(info, claimants[0].storage)
+        spare += claimants[1:]
+    here = [(member.info, Path(member.storage.location)) for member in present.values()]
+    unsure: dict[int, str] = {}
+    for exactly in (True, False):
+        for info in infos:
+            hints = {str(place) for place in hinted_places(info, here)}
+            # A second place with the id of another backend may as well be a copy that somebody made.
+            fits = [
+                place
+                for place in spare
+                if place.storage.location in hints or (not exactly and place.backend_id is None)
+            ]
+            if info.number not in present and fits:
+                spare.remove(fits[0])
+                present[info.number] = Member(info, fits[0].storage)
+                trouble = fits[0].trouble or f"{fits[0].storage.location}/{BACKEND_KEY} is that of another backend"
+                unsure[info.number] = f"{trouble}; the backend is read, and not written to"
+    return dict(sorted(present.items())), unsure
 
 
 def hinted_places(info: BackendInfo, others: Sequence[tuple[BackendInfo, Path]]) -> Iterator[Path]:

@@ -12,6 +12,7 @@ import numpy as np
 from manifests.columns import Batch
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.shardfiles import ReadFigures
 from pipeline.station import Acquire, Context, Station, Steps, Take
 from pipeline.supervisor import WorkerSpec
 from pipeline.topology import FanShape
@@ -80,11 +81,11 @@ def fan_workers(shape: FanShape, station: Callable[..., Station], options: Calla
 
 
 def fan_station(
-    context: Context, index: int, work: Callable[[int, memoryview], Iterable[Batch]], healed: Callable[[], int]
+    context: Context, index: int, work: Callable[[int, memoryview], Iterable[Batch]], figures: Callable[[], ReadFigures]
 ) -> Station:
     """The worker side: takes tasks on plan/<index> and answers each with DONE messages on reports/<index>; `first` is 1
-    on the last of a task, `second` counts the cells healed so far. `work` gets a task's kind and its slot's view, which
-    it must copy from before it yields its first report."""
+    on the last of a task, `second` counts the cells healed so far, `amount` the records. `work` gets a task's kind and
+    its slot's view, which it must copy from before it yields its first report."""
     ring, reports = f"plan/{index}", f"reports/{index}"
     while True:
         _, message = yield Take((ring,))
@@ -96,16 +97,17 @@ def fan_station(
         waiting = None
         for answer in answers:
             if waiting is not None:
-                yield from _report(context, reports, waiting, 0, healed())
+                yield from _report(context, reports, waiting, 0, figures())
             waiting = answer
         if waiting is not None:
-            yield from _report(context, reports, waiting, 1, healed())
+            yield from _report(context, reports, waiting, 1, figures())
     context.send(reports, Message(messages.END))
 
 
-def _report(context: Context, pool: str, report: Batch, last: int, healed: int) -> Steps:
+def _report(context: Context, pool: str, report: Batch, last: int, figures: ReadFigures) -> Steps:
     slot = yield Acquire(pool)
     with context.slot(pool, slot) as view:
         report.store(view)
     context.seal(pool, slot)
-    context.send(pool, Message(messages.DONE, slot, first=last, second=healed))
+    amount = figures.healed_records
+    context.send(pool, Message(messages.DONE, slot, amount=amount, first=last, second=figures.healed_cells))

@@ -250,6 +250,11 @@ class FileStore:
         chosen = Selection.parse(selection)
         return compare(self.catalog, self.run(chosen.run), chosen.path, os.fspath(directory), data=data)
 
+    @property
+    def healed_records(self) -> int:
+        """Records and manifests that were not whole, and that armour or another copy gave back, so far."""
+        return self.members.healed + self.replicas.healed
+
     def stats(self) -> StoreStats:
         """Sums over the store."""
         return store_stats(self.catalog, self.state)

@@ -13,6 +13,7 @@ from manifests.errors import Unreadable
 from manifests.objects import ObjectInfo, places_of_range, require_content
 from pipeline.packreader import PackReaders, ShardSource
 from pipeline.restore.work import pack_place
+from pipeline.trial import block_judge, search
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
 
@@ -50,15 +51,24 @@ class RangeReader:
 
     def _chunk(self, row: np.void) -> bytes:
         key = (row["pack_id"].tobytes(), int(row["block"]))
+        chunk_id, at, length = row["chunk_id"].tobytes(), int(row["chunk_offset"]), int(row["length"])
         block = self._blocks.get(key)
         if block is None:
-            stored = self._readers.get(pack_place(row)).read(int(row["block_offset"]), int(row["stored"]))
-            block = bytes(self._decoder.decode(int(row["codec"]), stored, int(row["raw"])))
-            self._blocks[key] = block
+            block = self._blocks[key] = self._block(row)
             if len(self._blocks) > KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
-        at = int(row["chunk_offset"])
-        chunk = block[at : at + int(row["length"])]
-        if not chunk_is_good(row["chunk_id"].tobytes(), chunk):
+        chunk = block[at : at + length]
+        if len(chunk) != length or not chunk_is_good(chunk_id, chunk):
             raise Unreadable(f"a chunk in pack {pack_place(row).pack_id} does not match its id")
         return chunk
+
+    def _block(self, row: np.void) -> bytes:
+        """The decompressed block that holds a chunk; where too few of its cells are sure, the chunk judges."""
+        reader = self._readers.get(pack_place(row))
+        offset, stored, codec, raw = (int(row[name]) for name in ("block_offset", "stored", "codec", "raw"))
+        try:
+            data = reader.read(offset, stored)
+        except Unreadable:
+            chunk = (row["chunk_id"].tobytes(), int(row["chunk_offset"]), int(row["length"]))
+            data = search(reader, offset, stored, block_judge(self._decoder, codec, raw, [chunk]))
+        return bytes(self._decoder.decode(codec, data, raw))

@@ -44,6 +44,10 @@ class BlockShaper:
         return stored > _STORED_LARGEST and self.ratio < expected
 
 
+#: A byte of lz4 adds no more than this to the length of a match.
+LZ4_MOST = 255
+
+
 def split_blocks(lengths: npt.NDArray[np.int64], target: int = BLOCK_TARGET) -> list[slice]:
     """Which chunks go into which block: as many blocks as the sum of `lengths` (bytes) nears in units of `target`,
     evenly filled, in order."""
@@ -145,18 +149,23 @@ class Decoder:
         raise DamagedBlock(f"codec {codec} is not known")
 
     def _decode_lz4(self, stored: bytes | memoryview, raw_length: int) -> memoryview:
+        if raw_length > LZ4_MOST * len(stored):
+            raise DamagedBlock(f"{len(stored)} bytes of lz4 never hold {raw_length}")
         try:
             raw = lz4.block.decompress(stored, uncompressed_size=raw_length)
-        except (lz4.block.LZ4BlockError, ValueError) as error:
+        except (lz4.block.LZ4BlockError, ValueError, OverflowError) as error:
             raise DamagedBlock(f"lz4: {error}") from error
         if len(raw) != raw_length:
             raise DamagedBlock(f"a block has {len(raw)} bytes instead of {raw_length}")
         return memoryview(raw)
 
     def _decode_zstd(self, stored: bytes | memoryview, raw_length: int) -> memoryview:
-        if len(self._buffer) <= raw_length:
-            self._buffer = bytearray(raw_length + 1)
         try:
+            said = zstandard.frame_content_size(stored)
+            if said not in (raw_length, -1):
+                raise DamagedBlock(f"a zstd frame says that it holds {said} bytes instead of {raw_length}")
+            if len(self._buffer) <= raw_length:
+                self._buffer = bytearray(raw_length + 1)
             # One byte more than promised, so that a frame that holds more is seen.
             with self._zstd.stream_reader(stored) as reader:
                 length = reader.readinto(memoryview(self._buffer)[: raw_length + 1])

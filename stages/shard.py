@@ -138,10 +138,10 @@ class ShardRecord:
         )
 
     @classmethod
-    def parse(cls, sealed: bytes) -> tuple[ShardRecord, bool]:
+    def parse(cls, sealed: bytes, heal: bool = True) -> tuple[ShardRecord, bool]:
         """The record, and whether it had to be healed. Raises DamagedShard, UnsupportedFormat."""
         try:
-            body, healed = open_record(sealed)
+            body, healed = open_record(sealed, heal)
         except CorruptRecord as error:
             raise DamagedShard(f"shard {error}") from error
         try:
@@ -208,6 +208,10 @@ class CellTable:
         digest = cell_digest(cell)
         at = slice(number * fmt.CELL_DIGEST, (number + 1) * fmt.CELL_DIGEST)
         return digest in (self.first[at], self.second[at])
+
+    def vouches(self, first: int, last: int, cells: memoryview) -> bool:
+        """Whether the first copy vouches for the cells `first` to `last` (exclusive), all at once."""
+        return cell_table(cells) == self.first[first * fmt.CELL_DIGEST : last * fmt.CELL_DIGEST]
 
 
 def confirmed(table: bytes, record: ShardRecord) -> bool:

@@ -139,7 +139,7 @@ def normal(lines: list[str]) -> list[str]:
         line = re.sub(r"(?<=\S) +", " ", re.sub(r"^ +", " ", line)).rstrip()
         for pattern, instead in VARYING:
             line = re.sub(pattern, instead, line)
-        if not re.match(r"warning: one device holds|decoded [\d,]+ missing", line):
+        if not re.match(r"warning: one device holds|decoded [\d,]+ missing|healed [\d,]+ damaged", line):
             found.append(line)
     shards = iter(sorted(line for line in found if line.startswith("packs/")))
     return [next(shards) if line.startswith("packs/") else line for line in found]

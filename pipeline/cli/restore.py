@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -111,6 +112,7 @@ def _restore(
                 "bytes": result.bytes,
                 "failed": result.failed,
                 "healed_cells": result.healed_cells,
+                "healed_records": result.healed_records,
                 "seconds": round(result.seconds, 3),
                 "exit_code": result.exit_code,
             }
@@ -123,10 +125,8 @@ def _restore(
             f"restored {result.files:,} files, {format_size(result.bytes)} in {result.seconds:.1f} s, "
             f"{format_size(rate)}/s{verified}"
         )
-        if result.healed_cells:
-            click.echo(
-                f"decoded {result.healed_cells:,} missing or damaged cells on the way; see: drystone verify --data"
-            )
+        for line in healed_lines(result.healed_cells, result.healed_records):
+            click.echo(line)
         if result.failed:
             click.echo(f"not restored whole: {result.failed:,} objects")
     return result.exit_code
@@ -134,7 +134,10 @@ def _restore(
 
 def _restore_range(opened: FileStore, selection: str, byte_range: ByteRange, to: str, output: str) -> int:
     """Write a range to the file `to`, which gets its name when it is complete."""
-    pieces = opened.open_range(selection, byte_range)
+    from pipeline.packreader import ReadFigures
+
+    figures = ReadFigures()
+    pieces = opened.open_range(selection, byte_range, figures)
     folder = os.path.dirname(os.path.abspath(to))
     if os.path.isdir(to):
         raise UsageError(f"{to} is a directory; with --range, --to names a file")
@@ -151,8 +154,14 @@ def _restore_range(opened: FileStore, selection: str, byte_range: ByteRange, to:
             os.unlink(temp)
     if output == "table":
         click.echo(f"wrote {written:,} bytes to {to}")
+        for line in healed_lines(figures.healed_cells, figures.healed_records + opened.healed_records):
+            click.echo(line)
     else:
-        emit_json({"type": "summary", "bytes": written, "path": to})
+        healed = {
+            "healed_cells": figures.healed_cells,
+            "healed_records": figures.healed_records + opened.healed_records,
+        }
+        emit_json({"type": "summary", "bytes": written, "path": to, **healed})
     return 0
 
 
@@ -172,7 +181,20 @@ def cat_command(context: click.Context, selection: str, store: str | None, byte_
     """
     if ":" not in selection:
         raise UsageError("which object? write RUN:PATH, as in latest:data/table.csv")
+    from pipeline.packreader import ReadFigures
+
     with open_store(context, store) as opened:
-        for piece in opened.open_range(selection, byte_range):
+        figures = ReadFigures()
+        for piece in opened.open_range(selection, byte_range, figures):
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
+        for line in healed_lines(figures.healed_cells, figures.healed_records + opened.healed_records):
+            click.echo(line, err=True)
+
+
+def healed_lines(cells: int, records: int) -> Iterator[str]:
+    """What was healed on the way, for people; nothing where nothing was."""
+    if cells:
+        yield f"decoded {cells:,} missing or damaged cells on the way; see: drystone verify --data"
+    if records:
+        yield f"healed {records:,} damaged records and manifests on the way; see: drystone verify --data"

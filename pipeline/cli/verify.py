@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from manifests.sizes import format_size
@@ -14,6 +16,9 @@ from pipeline.cli.options import (
     verbose_option,
 )
 from pipeline.cli.output import emit_json, path_fields, show_path
+
+if TYPE_CHECKING:
+    from pipeline.verify.run import VerifyResult
 
 NAMED_SHORT = 20
 
@@ -84,6 +89,8 @@ def verify_command(
                 "checked_bytes": result.checked_bytes,
                 "bad_cells": result.bad_cells,
                 "missing_shards": result.missing_shards,
+                "flawed_shards": result.flawed_shards,
+                "lost_directories": result.lost_directories,
                 "bad_copies": len(result.bad_copies),
                 "absent_backends": result.absent_backends,
                 "lost_chunks": result.lost_chunks,
@@ -99,25 +106,24 @@ def verify_command(
         if data:
             read_text = f"{format_size(result.checked_bytes)} read, every cell, chunk and digest checked"
         click.echo(f"{result.packs:,} packs, {read_text}, {result.seconds:.1f} s")
-        click.echo(
-            _verdict(
-                result.exit_code,
-                result.bad_cells,
-                result.missing_shards,
-                len(result.bad_copies),
-                result.lost_object_count,
-                result.wrong_object_count,
-            )
-        )
+        click.echo(_verdict(result))
     return result.exit_code
 
 
-def _verdict(code: int, cells: int, shards: int, copies: int, lost: int, wrong: int) -> str:
-    if code == 0:
+def _verdict(result: VerifyResult) -> str:
+    if result.exit_code == 0:
         return "whole: nothing is missing, nothing is damaged"
-    damage = f"{cells:,} bad cells, {shards:,} missing shards, {copies:,} bad copies of records and manifests"
-    if code == 4:
+    damage = (
+        f"{result.bad_cells:,} bad cells, {result.missing_shards:,} missing shards, "
+        f"{len(result.bad_copies):,} bad copies of records and manifests"
+    )
+    if result.flawed_shards:
+        damage += f", {result.flawed_shards:,} shards with bad records or tables"
+    if result.lost_directories:
+        damage += f", {result.lost_directories:,} packs without their directory"
+    if result.exit_code == 4:
         return f"damaged, but nothing is lost: {damage}; everything can still be restored"
-    if wrong and not lost:
-        return f"WRONG: {wrong:,} objects are not what was recorded of them when they were archived; {damage}"
-    return f"LOST: {lost:,} objects can't be restored whole; {damage}"
+    if result.wrong_object_count and not result.lost_object_count:
+        wrong = f"{result.wrong_object_count:,} objects are not what was recorded of them when they were archived"
+        return f"WRONG: {wrong}; {damage}"
+    return f"LOST: {result.lost_object_count:,} objects can't be restored whole; {damage}"

@@ -36,6 +36,7 @@ class RestoreTally:
     bytes: int = 0
     failed: int = 0
     healed_cells: dict[int, int] = field(default_factory=dict)
+    healed_records: dict[int, int] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
 
     def fail(self, row: int, reason: str) -> None:
@@ -108,6 +109,7 @@ class RestoreHome:
 
     def _note(self, report: Batch, message: Message, worker: int) -> None:
         self.tally.healed_cells[worker] = message.second
+        self.tally.healed_records[worker] = message.amount
         rows = report.rows
         self.tally.files += int(rows["files"].sum())
         self.tally.bytes += int(rows["bytes"].sum())

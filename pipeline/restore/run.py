@@ -49,13 +49,15 @@ class RestoreRequest:
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """What a restore did. `failures`: (path, reason) of objects that are not restored whole, the first of them."""
+    """What a restore did. `failures`: (path, reason) of objects that are not restored whole, the first of them;
+    `healed_records`: records, tables of checksums and manifests that armour or another copy gave back."""
 
     files: int
     bytes: int
     failed: int
     failures: list[NamedError]
     healed_cells: int
+    healed_records: int
     seconds: float
     stages: list[StageFigures]
 
@@ -131,6 +133,7 @@ def restore(
         home.tally.failed,
         failures,
         sum(home.tally.healed_cells.values()),
+        sum(home.tally.healed_records.values()) + members.healed + catalog.replicas.healed,
         seconds,
         stage_figures(counters, RESTORE_STAGES, seconds),
     )

@@ -24,9 +24,10 @@ from manifests.config import ECScheme
 from manifests.errors import DrystoneError, Unreadable
 from pipeline import messages
 from pipeline.fan import fan_station
-from pipeline.packreader import PackPlace, PackReaders, ShardSource
+from pipeline.packreader import PackPlace, PackReaders, ReadFigures, ShardSource
 from pipeline.station import Context, Station
 from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, VERIFY
+from pipeline.trial import block_judge, search
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
 from stages.digest import FixityCheck
@@ -142,7 +143,7 @@ class Restorer:
         self._parts = PartFiles(self._target)
 
     @property
-    def figures(self) -> Any:
+    def figures(self) -> ReadFigures:
         return self._readers.source.figures
 
     # --- planned chunks ----------------------------------------------------------------------------------------------
@@ -177,13 +178,18 @@ class Restorer:
         self, rows: npt.NDArray[np.void], texts: list[Texts], blocks: list[tuple[int, int]], outcomes: Outcomes
     ) -> None:
         head, tail = rows[blocks[0][0]], rows[blocks[-1][0]]
-        place = pack_place(head)
         start = int(head["block_offset"])
         length = int(tail["block_offset"]) + int(tail["stored"]) - start
         clock = self._context.clock
         clock.switch(FETCH)
         try:
-            data = memoryview(self._readers.get(place).read(start, length))
+            place = pack_place(head)
+            try:
+                data = memoryview(self._readers.get(place).read(start, length))
+            except Unreadable:
+                if len(blocks) > 1:
+                    raise
+                data = memoryview(self._tried(place, rows[blocks[0][0] : blocks[0][1]]))
         except DrystoneError as error:
             if len(blocks) > 1:  # some of the blocks may be readable
                 for block in blocks:
@@ -203,6 +209,14 @@ class Restorer:
                 continue
             clock.count(DECOMPRESS, 1, len(raw))
             self._write_block(raw, rows[first:last], texts[first:last], outcomes)
+
+    def _tried(self, place: PackPlace, rows: npt.NDArray[np.void]) -> bytes:
+        """The stored bytes of a block whose sure cells are too few, as its chunks judge them. Raises Unreadable."""
+        head = rows[0]
+        ids = [bytes(each) for each in rows["chunk_id"]]
+        chunks = list(zip(ids, rows["chunk_offset"].tolist(), rows["length"].tolist(), strict=True))
+        judge = block_judge(self._decoder, int(head["codec"]), int(head["raw"]), list(dict.fromkeys(chunks)))
+        return search(self._readers.get(place), int(head["block_offset"]), int(head["stored"]), judge)
 
     @staticmethod
     def _fail(rows: npt.NDArray[np.void], block: tuple[int, int], outcomes: Outcomes, reason: str) -> None:
@@ -379,4 +393,4 @@ def restore_station(context: Context, options: RestoreOptions) -> Station:
         context.clock.count(ASSEMBLE, outcomes.files, outcomes.bytes)
         return outcomes.batches(size)
 
-    return fan_station(context, options.index, work, lambda: restorer.figures.healed_cells)
+    return fan_station(context, options.index, work, lambda: restorer.figures)

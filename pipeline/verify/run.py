@@ -5,31 +5,37 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from manifests import format as fmt
 from manifests.catalog import Catalog
-from manifests.columns import Batch
-from manifests.inspect import BadCopy, LostRange, affected_objects, bad_copies, packs
+from manifests.columns import PLAN_DTYPE, Batch
+from manifests.errors import BackendError, DrystoneError, KeyNotFound
+from manifests.ids import NIL
+from manifests.inspect import BadCopy, LostRange, affected_objects, bad_copies, chunks_of_pack, packs
 from manifests.log import Log, State
 from manifests.store import Members
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.fan import FanHome, fan_workers
 from pipeline.restore.run import backend_places
+from pipeline.restore.work import pack_place
 from pipeline.runner import run_stations
-from pipeline.station import Context, Station
+from pipeline.station import Context, Station, Until
 from pipeline.supervisor import SignalWatch
-from pipeline.topology import DEFAULT_MEMORY, PLAN, RESTORE_STAGES, fan_shape
+from pipeline.topology import DEFAULT_MEMORY, PLAN, RESTORE_STAGES, SMALL_SLOT, fan_shape
 from pipeline.verify.contents import ContentsHome
 from pipeline.verify.work import (
     BAD_CELLS,
     CHECKED,
     FINDING_DTYPE,
+    FLAWED_SHARD,
     LOST_CHUNK,
+    LOST_DIRECTORY,
     LOST_PACK,
     MISSING_SHARD,
     PACK_TASK_DTYPE,
@@ -37,19 +43,22 @@ from pipeline.verify.work import (
     VerifyOptions,
     verify_station,
 )
-from stages.shard import file_size, shard_key
+from stages.shard import data_offset, file_size, shard_key
 
 VERIFY_WORKER_MEMORY = 48 << 20
 NAMED_OBJECTS = 1000
 #: Ids of lost chunks that are kept to name objects by; beyond, the count goes on.
 KEPT_LOST = 100_000
+#: Planned chunks in a task.
+PLAN_ROWS = SMALL_SLOT // PLAN_DTYPE.itemsize - 1
 
 
 @dataclass
 class VerifyResult:
-    """What a verification found. `damaged_shards`: lines for people; `lost_objects`: (run, path), the first of them;
-    `wrong_objects` likewise, those whose chunks are whole and whose content is not what was recorded of it;
-    `checked_bytes` and `checked_packs` tell how much data was read."""
+    """What a verification found. `flawed_shards`: shards with damage beside their cells; `lost_directories`: packs of
+    which only the manifests tell what lies in them; `damaged_shards`: lines for people; `lost_objects`: (run, path),
+    the first of them; `wrong_objects` likewise, those whose chunks are whole and whose content is not what was recorded
+    of it; `checked_bytes` and `checked_packs` tell how much data was read."""
 
     seconds: float = 0.0
     checked_bytes: int = 0
@@ -57,6 +66,8 @@ class VerifyResult:
     packs: int = 0
     bad_cells: int = 0
     missing_shards: int = 0
+    flawed_shards: int = 0
+    lost_directories: int = 0
     lost_chunks: int = 0
     lost_object_count: int = 0
     wrong_object_count: int = 0
@@ -68,7 +79,8 @@ class VerifyResult:
 
     @property
     def repairable(self) -> bool:
-        return bool(self.bad_cells or self.missing_shards or self.bad_copies or self.absent_backends)
+        damaged = self.bad_cells or self.missing_shards or self.flawed_shards or self.lost_directories
+        return bool(damaged or self.bad_copies or self.absent_backends)
 
     @property
     def exit_code(self) -> int:
@@ -85,17 +97,22 @@ class VerifyHome:
         self._catalog = catalog
         self._fan = FanHome(workers)
         self._result = result
-        self._missing: dict[bytes, set[int]] = {}
+        self._unlisted: list[bytes] = []
         self.contents = ContentsHome(catalog, workers)
-        self.lost_chunks: list[bytes] = []
+        self.lost_chunks: list[tuple[bytes, bytes]] = []
         self.lost_packs: list[bytes] = []
 
     def plan_station(self, context: Context) -> Station:
-        """Sends TASK, a pack each, then CONTENTS."""
+        """Sends TASK, a pack each, then PLAN for those whose directory can't be read, then CONTENTS."""
         context.clock.switch(PLAN)
         for batch in packs(self._catalog, PACK_TASK_DTYPE):
             for number in range(len(batch.rows)):
                 yield from self._fan.send(context, messages.TASK, Batch(batch.rows[number : number + 1], b""))
+        yield Until(self._fan.idle)
+        for pack_id in self._unlisted:
+            for batch in chunks_of_pack(self._catalog, pack_id):
+                for start in range(0, len(batch.rows), PLAN_ROWS):
+                    yield from self._fan.send(context, messages.PLAN, Batch(batch.rows[start : start + PLAN_ROWS], b""))
         yield from self.contents.send_all(context, self._fan)
         self._fan.end(context)
 
@@ -104,7 +121,6 @@ class VerifyHome:
         return self._fan.reports(context, FINDING_DTYPE, self._note_all)
 
     def _note_all(self, report: Batch, message: Message, worker: int) -> None:
-        self._result.checked_packs += message.first
         for row in report.rows:
             if row["kind"] == WRONG_CONTENT:
                 self.contents.note(row["chunk_id"].tobytes(), report.bytes_of(row, "reason"))
@@ -112,33 +128,31 @@ class VerifyHome:
             self._note(row, report.bytes_of(row, "reason").decode(errors="replace"))
 
     def _note(self, row: np.void, reason: str) -> None:
-        result, kind = self._result, int(row["kind"])
-        shard = shard_key(uuid.UUID(bytes=row["pack_id"].tobytes()), int(row["shard"]))
+        result, kind, pack_id = self._result, int(row["kind"]), row["pack_id"].tobytes()
+        shard = shard_key(uuid.UUID(bytes=pack_id), int(row["shard"]))
         if kind == CHECKED:
             result.checked_bytes += int(row["count"])
+            result.checked_packs += pack_id != NIL.bytes
         elif kind == BAD_CELLS:
             result.bad_cells += int(row["count"])
-            result.damaged_shards.append(f"{shard}: {int(row['count'])} bad cells")
+            result.damaged_shards.append(f"{shard}: {int(row['count'])} bad cells: {reason}")
         elif kind == MISSING_SHARD:
             result.missing_shards += 1
-            self._missing.setdefault(row["pack_id"].tobytes(), set()).add(int(row["shard"]))
+            result.damaged_shards.append(f"{shard}: {reason}")
+        elif kind == FLAWED_SHARD:
+            result.flawed_shards += 1
             result.damaged_shards.append(f"{shard}: {reason}")
         elif kind == LOST_CHUNK:
             result.lost_chunks += 1
             if len(self.lost_chunks) < KEPT_LOST:
-                self.lost_chunks.append(row["chunk_id"].tobytes())
+                self.lost_chunks.append((pack_id, row["chunk_id"].tobytes()))
+        elif kind == LOST_DIRECTORY:
+            result.lost_directories += 1
+            result.damaged_shards.append(f"pack {uuid.UUID(bytes=pack_id)}: its directory is lost: {reason}")
+            self._unlisted.append(pack_id)
         elif kind == LOST_PACK:
-            self.lost_packs.append(row["pack_id"].tobytes())
-
-    def lost_ranges(self) -> list[LostRange]:
-        """What is lost of the packs whose directory is: the shards that are missing, or everything when rot did it."""
-        found = []
-        for batch in packs(self._catalog, PACK_TASK_DTYPE) if self.lost_packs else ():
-            for row in batch.rows:
-                pack_id = row["pack_id"].tobytes()
-                if pack_id in self.lost_packs:
-                    found.extend(_ranges(row, self._missing.get(pack_id, set())))
-        return found
+            result.damaged_shards.append(reason)
+            self.lost_packs.append(pack_id)
 
 
 def verify(
@@ -160,6 +174,8 @@ def verify(
     result.absent_backends = [info.location for info in members.absent()]
     with SignalWatch() as signals:
         result.bad_copies = list(bad_copies(members, log, state))
+        for copy in result.bad_copies:
+            catalog.replicas.forget(copy.backend, copy.key)
         signals.check()
         if data:
             _verify_data(members, catalog, result, workers, memory, inline, signals, on_tick)
@@ -192,23 +208,26 @@ def _verify_data(
         cleanup=(str(catalog.temp_directory),),
         on_tick=on_tick,
     )
-    if home.lost_chunks or home.lost_packs:
-        _name_lost(catalog, home.lost_chunks, home.lost_ranges(), result)
+    ranges = [LostRange(pack_id, 0, fmt.PACK_MAX) for pack_id in home.lost_packs]
+    _name_lost(catalog, home.lost_chunks, ranges, result, unplaced=True)
     result.wrong_object_count, rows = home.contents.objects(NAMED_OBJECTS)
     result.wrong_objects = [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
 
 
 def _ranges(pack: np.void, missing: set[int]) -> list[LostRange]:
-    """What of a pack (PACK_TASK_DTYPE) is lost without the shards `missing`; all when those alone don't explain it."""
-    k, m, length = int(pack["k"]), int(pack["m"]), int(pack["shard_length"])
-    pack_id = pack["pack_id"].tobytes()
-    if len(missing) <= m:
-        return [LostRange(pack_id, 0, int(pack["payload"]))]
+    """What of a pack (PACK_TASK_DTYPE) is lost without the shards `missing`, too many to be decoded."""
+    k, length, pack_id = int(pack["k"]), int(pack["shard_length"]), pack["pack_id"].tobytes()
     return [LostRange(pack_id, index * length, (index + 1) * length) for index in sorted(missing) if index < k]
 
 
-def _name_lost(catalog: Catalog, chunks: list[bytes], ranges: list[LostRange], result: VerifyResult) -> None:
-    count, rows = affected_objects(catalog, chunks, ranges, NAMED_OBJECTS)
+def _name_lost(
+    catalog: Catalog,
+    chunks: list[tuple[bytes, bytes]],
+    ranges: list[LostRange],
+    result: VerifyResult,
+    unplaced: bool = False,
+) -> None:
+    count, rows = affected_objects(catalog, chunks, ranges, NAMED_OBJECTS, unplaced=unplaced)
     result.lost_object_count = count
     result.lost_objects = [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
 
@@ -216,32 +235,44 @@ def _name_lost(catalog: Catalog, chunks: list[bytes], ranges: list[LostRange], r
 def _verify_presence(members: Members, catalog: Catalog, result: VerifyResult) -> None:
     """Whether each shard is there, on any backend, with its right length; packs that lack too many are lost."""
     lost: list[LostRange] = []
-    for pack, missing in _missing_shards(members, catalog):
-        pack_id = uuid.UUID(bytes=pack["pack_id"].tobytes())
-        result.missing_shards += len(missing)
-        result.damaged_shards.extend(f"{shard_key(pack_id, index)}: {reason}" for index, reason in missing.items())
-        if len(missing) > int(pack["m"]):
-            lost.extend(_ranges(pack, set(missing)))
+    for batch in packs(catalog, PACK_TASK_DTYPE):
+        for row in batch.rows:
+            try:
+                place = pack_place(row)
+            except DrystoneError as error:
+                result.damaged_shards.append(str(error))
+                lost.append(LostRange(row["pack_id"].tobytes(), 0, fmt.PACK_MAX))
+                continue
+            missing = set()
+            for index in range(place.scheme.total_shards):
+                key = shard_key(place.pack_id, index)
+                is_there, reason = _look_at(members, key, place.shard_length)
+                if reason:
+                    result.damaged_shards.append(f"{key}: {reason}")
+                    result.flawed_shards += is_there
+                if not is_there:
+                    missing.add(index)
+            result.missing_shards += len(missing)
+            if len(missing) > place.scheme.m:
+                lost.extend(_ranges(row, missing))
     if lost:
         _name_lost(catalog, [], lost, result)
 
 
-def _missing_shards(members: Members, catalog: Catalog) -> Iterator[tuple[np.void, dict[int, str]]]:
-    """Packs (PACK_TASK_DTYPE) that lack shards, and why: shard → reason."""
-    for batch in packs(catalog, PACK_TASK_DTYPE):
-        for row in batch.rows:
-            pack_id = uuid.UUID(bytes=row["pack_id"].tobytes())
-            size = file_size(int(row["shard_length"]))
-            missing = {}
-            for index in range(int(row["k"]) + int(row["m"])):
-                sizes = [
-                    member.storage.size(key)
-                    for member in members.present.values()
-                    if member.storage.exists(key := shard_key(pack_id, index))
-                ]
-                if not sizes:
-                    missing[index] = "it is on no backend that answers"
-                elif size not in sizes:
-                    missing[index] = f"it has {sizes[0]} bytes instead of {size}"
-            if missing:
-                yield row, missing
+def _look_at(members: Members, key: str, shard_length: int) -> tuple[bool, str]:
+    """Whether a backend holds anything of the shard `key`, and what is wrong with it; nothing where one holds a file of
+    the right length."""
+    is_there, reasons = False, []
+    for member in members.present.values():
+        try:
+            found = member.storage.size(key)
+        except KeyNotFound:
+            continue
+        except BackendError as error:
+            reasons.append(str(error))
+            continue
+        if found == file_size(shard_length):
+            return True, ""
+        is_there |= found > data_offset(shard_length)
+        reasons.append(f"it has {found} bytes instead of {file_size(shard_length)}")
+    return is_there, "; ".join(reasons) or "it is on no backend that answers"

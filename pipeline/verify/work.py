@@ -9,21 +9,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from manifests import format as fmt
-from manifests.columns import Batch, HeapBuilder
-from manifests.config import ECScheme
-from manifests.contents import PIECE_DTYPE
-from manifests.errors import DrystoneError
+from manifests.columns import PIECE_DTYPE, PLAN_DTYPE, Batch, HeapBuilder
+from manifests.errors import BackendError, DrystoneError, Unreadable
 from manifests.ids import NIL
 from pipeline import messages
 from pipeline.fan import fan_station
-from pipeline.packreader import PackPlace, PackReader, PackReaders
-from pipeline.restore.work import BackendPlaces
+from pipeline.packreader import PackPlace, PackReader, PackReaders, ReadFigures, ShardSource
+from pipeline.restore.work import BackendPlaces, pack_place
+from pipeline.shardfiles import ShardFile
 from pipeline.station import Context, Station
 from pipeline.topology import DECOMPRESS, FETCH, VERIFY
-from pipeline.verify.contents import ContentVerifier
+from pipeline.trial import block_judge, search
+from pipeline.verify.contentwork import ContentVerifier
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
 from stages.pack import parse_directory
+from stages.shard import data_offset, file_size, table_size
 
 #: A pack on its way to a worker.
 PACK_TASK_DTYPE = np.dtype(
@@ -40,9 +41,10 @@ PACK_TASK_DTYPE = np.dtype(
         ("chunks", "<u4"),
     ]
 )
-CHECKED, BAD_CELLS, MISSING_SHARD, LOST_CHUNK, LOST_PACK, WRONG_CONTENT = range(6)
-#: A finding on its way home. CHECKED: `count` bytes read; BAD_CELLS: `count` cells of `shard`; WRONG_CONTENT:
-#: `chunk_id` is the content's id, the reason says which digest.
+CHECKED, BAD_CELLS, MISSING_SHARD, FLAWED_SHARD, LOST_CHUNK, LOST_DIRECTORY, LOST_PACK, WRONG_CONTENT = range(8)
+#: A finding on its way home. CHECKED: `count` bytes read; BAD_CELLS: `count` cells of `shard`; LOST_DIRECTORY: only the
+#: manifests tell what lies in the pack; LOST_PACK: the manifests make no sense of it; WRONG_CONTENT: `chunk_id` is the
+#: content's id, the reason says which digest.
 FINDING_DTYPE = np.dtype(
     [
         ("kind", "u1"),
@@ -57,6 +59,8 @@ FINDING_DTYPE = np.dtype(
 FETCH_AT_ONCE = 8 << 20
 CELLS_AT_ONCE = 256
 FINDINGS_AT_ONCE = 512
+NAMED_CELLS = 8
+REASON_BYTES = 600
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class PackFindings:
             for name in ("kind", "shard", "count"):
                 rows[name] = [getattr(entry, name) for entry in some]
             rows["chunk_id"] = np.frombuffer(b"".join(entry.chunk_id for entry in some), np.uint8).reshape(-1, 32)
-            reasons = [entry.reason.encode()[:300] for entry in some]
+            reasons = [entry.reason.encode()[:REASON_BYTES] for entry in some]
             rows["reason_at"], rows["reason_len"] = heap.add_all(reasons)
             yield Batch(rows, heap.getvalue())
 
@@ -102,43 +106,98 @@ class PackVerifier:
         self._readers = PackReaders(backends.source(), capacity=1)
         self._decoder = Decoder()
 
+    @property
+    def figures(self) -> ReadFigures:
+        return self._readers.source.figures
+
     def verify(self, task: np.void) -> PackFindings:
         """Everything that is wrong with a pack; the first finding counts the bytes read."""
         findings = PackFindings(task["pack_id"].tobytes())
-        place = PackPlace(
-            uuid.UUID(bytes=findings.pack_id),
-            ECScheme(int(task["k"]), int(task["m"])),
-            int(task["payload"]),
-            int(task["shard_length"]),
-        )
         figures = self._readers.source.figures
         before = figures.bytes
-        reader = self._readers.get(place)
         self._clock.switch(FETCH)
-        for index in range(place.scheme.total_shards):
-            reader.shard(index)
         try:
-            self._check_chunks(reader, task, findings)
+            reader = self._readers.get(pack_place(task))
         except DrystoneError as error:
             findings.entries.append(Finding(LOST_PACK, reason=str(error)))
-        self._check_rest(reader, place)
-        for (_, shard), cells in sorted(figures.bad_cells.items()):
-            findings.entries.append(Finding(BAD_CELLS, shard, len(cells)))
-        for (_, shard), reason in sorted(figures.missing.items()):
-            findings.entries.append(Finding(MISSING_SHARD, shard, reason=reason))
-        figures.bad_cells.clear()
-        figures.missing.clear()
+        else:
+            for index in range(reader.place.scheme.total_shards):
+                reader.shard(index)
+            try:
+                blocks, chunks = self._directory(reader, task)
+            except DrystoneError as error:
+                findings.entries.append(Finding(LOST_DIRECTORY, reason=str(error)))
+            else:
+                self._check_chunks(reader, blocks, chunks, findings)
+            self._check_rest(reader)
+            self._note_shards(reader, findings)
         self._clock.count(FETCH, 1, figures.bytes - before)
         findings.entries.insert(0, Finding(CHECKED, count=figures.bytes - before))
         return findings
 
-    def _check_chunks(self, reader: PackReader, task: np.void, findings: PackFindings) -> None:
-        """Check each chunk of the pack against its id. Raises where the directory can't be read."""
-        stored = reader.read(int(task["directory_offset"]), int(task["directory_stored"]))
-        raw = bytes(self._decoder.decode(int(task["directory_codec"]), stored, int(task["directory_raw"])))
-        blocks, chunks = parse_directory(raw)
-        order = np.argsort(chunks["block"], kind="stable")
-        chunks = chunks[order]
+    def check_planned(self, rows: np.ndarray) -> PackFindings:
+        """What is lost of the chunks in these rows (PLAN_DTYPE, one pack, by block): for a pack whose directory can't
+        be read, out of the manifests."""
+        findings = PackFindings(rows[0]["pack_id"].tobytes())
+        _, first, inverse = np.unique(rows["block"], return_index=True, return_inverse=True)
+        blocks = np.zeros(len(first), fmt.BLOCK_DTYPE)
+        for name, column in (("offset", "block_offset"), ("stored", "stored"), ("raw", "raw"), ("codec", "codec")):
+            blocks[name] = rows[column][first]
+        chunks = np.zeros(len(rows), fmt.CHUNK_DTYPE)
+        chunks["block"] = inverse
+        for name, column in (("id", "chunk_id"), ("offset", "chunk_offset"), ("length", "length")):
+            chunks[name] = rows[column]
+        figures = self._readers.source.figures
+        try:
+            self._check_chunks(self._readers.get(pack_place(rows[0])), blocks, chunks, findings)
+        except DrystoneError as error:
+            self._lose(chunks, str(error), findings)
+        figures.bad_cells.clear()
+        figures.missing.clear()
+        figures.flaws.clear()
+        return findings
+
+    def _note_shards(self, reader: PackReader, findings: PackFindings) -> None:
+        """Findings about the shards' files, out of the figures and of a look at records and tables."""
+        figures = self._readers.source.figures
+        for index in range(reader.place.scheme.total_shards):
+            file = reader.shard(index)
+            flaws = list(frame_flaws(self._readers.source, reader.place, file)) if file is not None else []
+            if reason := figures.flaws.get((reader.place.pack_id, index)):
+                flaws.append(reason)
+            if flaws and (reader.place.pack_id, index) not in figures.missing:
+                findings.entries.append(Finding(FLAWED_SHARD, index, reason="; ".join(flaws)))
+        for (_, shard), cells in sorted(figures.bad_cells.items()):
+            findings.entries.append(Finding(BAD_CELLS, shard, len(cells), reason=_numbers(sorted(cells))))
+        for (_, shard), reason in sorted(figures.missing.items()):
+            findings.entries.append(Finding(MISSING_SHARD, shard, reason=reason))
+        figures.bad_cells.clear()
+        figures.missing.clear()
+        figures.flaws.clear()
+
+    def _directory(self, reader: PackReader, task: np.void) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks and chunks of the pack, by block. Raises where the directory can't be read."""
+        codec, raw_length = int(task["directory_codec"]), int(task["directory_raw"])
+
+        def parse(stored: bytes | memoryview) -> tuple[np.ndarray, np.ndarray]:
+            return parse_directory(bytes(self._decoder.decode(codec, stored, raw_length)))
+
+        def judge(stored: bytes) -> bool:
+            try:
+                return len(parse(stored)[1]) == int(task["chunks"])
+            except DrystoneError:
+                return False
+
+        offset, length = int(task["directory_offset"]), int(task["directory_stored"])
+        try:
+            stored = reader.read(offset, length)
+        except Unreadable:
+            stored = search(reader, offset, length, judge)
+        blocks, chunks = parse(stored)
+        return blocks, chunks[np.argsort(chunks["block"], kind="stable")]
+
+    def _check_chunks(self, reader: PackReader, blocks: np.ndarray, chunks: np.ndarray, findings: PackFindings) -> None:
+        """Check each chunk of these blocks against its id."""
         borders = np.searchsorted(chunks["block"], np.arange(len(blocks) + 1))
         for first, last, data in self._fetched(reader, blocks, findings, chunks, borders):
             for number in range(first, last):
@@ -167,14 +226,29 @@ class PackVerifier:
                 at = int(blocks[begin]["offset"])
                 length = int(blocks[end - 1]["offset"]) + int(blocks[end - 1]["stored"]) - at
                 try:
-                    yield begin, end, memoryview(reader.read(at, length))
+                    data = self._read(reader, blocks[begin:end], chunks[borders[begin] : borders[end]], at, length)
                 except DrystoneError as error:
                     if end - begin == 1:
                         self._lose(chunks[borders[begin] : borders[end]], str(error), findings)
                     continue
+                yield begin, end, memoryview(data)
                 if (begin, end) == (first, last):
                     break
             first = last
+
+    def _read(self, reader: PackReader, blocks: np.ndarray, chunks: np.ndarray, at: int, length: int) -> bytes:
+        """Stored bytes of neighbouring blocks; of a single one that its chunks judge, if need be."""
+        if length > max(fmt.BLOCK_MAX, FETCH_AT_ONCE):
+            raise Unreadable(f"the directory tells of a block of {length} bytes, which is none")
+        try:
+            return reader.read(at, length)
+        except Unreadable:
+            if len(blocks) > 1:
+                raise
+        ids = [bytes(each) for each in chunks["id"]]
+        known = list(zip(ids, chunks["offset"].tolist(), chunks["length"].tolist(), strict=True))
+        judge = block_judge(self._decoder, int(blocks[0]["codec"]), int(blocks[0]["raw"]), known)
+        return search(reader, at, length, judge)
 
     def _check_block(
         self, block: np.void, data: memoryview, start: int, chunks: np.ndarray, findings: PackFindings
@@ -201,27 +275,61 @@ class PackVerifier:
         findings.entries.extend(Finding(LOST_CHUNK, chunk_id=bytes(chunk), reason=reason) for chunk in chunks["id"])
 
     @staticmethod
-    def _check_rest(reader: PackReader, place: PackPlace) -> None:
+    def _check_rest(reader: PackReader) -> None:
         """The cells that no block lies in: parity, and padding behind the payload."""
-        length, cells = place.shard_length, reader.cells
+        place, cells = reader.place, reader.cells
+        length = place.shard_length
         for index in range(place.scheme.total_shards):
             used = max(0, min(length, place.payload - index * length)) if index < place.scheme.k else 0
             for first in range(-(-used // fmt.CELL_SIZE), cells, CELLS_AT_ONCE):
                 reader.check(index, first, min(first + CELLS_AT_ONCE, cells))
 
 
+def frame_flaws(source: ShardSource, place: PackPlace, file: ShardFile) -> Iterator[str]:
+    """What is wrong with a shard file around its data: length, and both copies of table and record."""
+    if file.record is None:
+        return
+    sealed, size = file.record.seal(), table_size(place.shard_length)
+    table = file.table.first if file.confirmed else None
+    if table is None:
+        yield "neither copy of its table of checksums is whole"
+    end = data_offset(place.shard_length) + place.shard_length
+    try:
+        length = file.storage.size(file.key)
+        if length != file_size(place.shard_length):
+            yield f"it has {length} bytes instead of {file_size(place.shard_length)}"
+        for name, at, expected in (
+            ("first record", 0, sealed),
+            ("first table", fmt.RECORD_SIZE, table),
+            ("second table", end, table),
+            ("second record", end + size, sealed),
+        ):
+            if expected is not None and source.read(file.storage, file.key, at, len(expected)) != expected:
+                yield f"its {name} is damaged"
+    except BackendError as error:
+        yield str(error)
+
+
+def _numbers(cells: list[int]) -> str:
+    """Numbers of bad cells for people, the first of them."""
+    text = ", ".join(map(str, cells[:NAMED_CELLS]))
+    return f"{text}, …" if len(cells) > NAMED_CELLS else text
+
+
 def verify_station(context: Context, options: VerifyOptions) -> Station:
-    """Takes TASK (one pack each), answers with FINDING_DTYPE reports."""
+    """Takes TASK (one pack each) and PLAN (chunks of one pack), answers with FINDING_DTYPE reports."""
     context.clock.switch(FETCH)
     verifier, contents = PackVerifier(context, options.backends), ContentVerifier(context, options.backends)
 
     def work(kind: int, view: memoryview) -> Iterator[Batch]:
         if kind == messages.CONTENTS:
             wrong = contents.check(Batch.load(view, PIECE_DTYPE).copy())
-            findings = [Finding(WRONG_CONTENT, chunk_id=each.content_id, reason=each.text) for each in wrong]
-            return PackFindings(NIL.bytes, findings or [Finding(CHECKED)]).batches()
-        task = Batch.load(view, PACK_TASK_DTYPE).rows.copy()[0]
-        context.at(f"pack {uuid.UUID(bytes=task['pack_id'].tobytes())}")
-        return verifier.verify(task).batches()
+            found = [Finding(WRONG_CONTENT, chunk_id=each.content_id, reason=each.text) for each in wrong]
+            return PackFindings(NIL.bytes, found or [Finding(CHECKED)]).batches()
+        dtype = PACK_TASK_DTYPE if kind == messages.TASK else PLAN_DTYPE
+        rows = Batch.load(view, dtype).rows.copy()
+        context.at(f"pack {uuid.UUID(bytes=rows[0]['pack_id'].tobytes())}")
+        findings = verifier.verify(rows[0]) if kind == messages.TASK else verifier.check_planned(rows)
+        return findings.batches()
 
-    return fan_station(context, options.index, work, lambda: 0)
+    return fan_station(context, options.index, work, lambda: verifier.figures)

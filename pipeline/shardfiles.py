@@ -1,0 +1,225 @@
+"""Finding the files of a pack's shards on whatever backends are left, and reading what can be read of them.
+
+A file is taken for the shard that its record says. Rot may have taken the record from both ends; then the name alone
+says what the file may be, and it is not believed before a chunk id has confirmed it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from manifests import format as fmt
+from manifests.backends import BackendStorage
+from manifests.config import ECScheme, placement
+from manifests.errors import BackendError, KeyNotFound, Unreadable, UnsupportedFormat
+from stages.errors import DamagedShard
+from stages.shard import CellTable, ShardRecord, confirmed, data_offset, file_size, shard_key, table_size
+
+#: What one unreadable spot costs at most, in bytes.
+SECTOR = 512
+
+
+class ForeignShard(DamagedShard):
+    """A shard file whose record says that it is another shard."""
+
+
+@dataclass(frozen=True)
+class PackPlace:
+    """A pack as manifests know it. Lengths in bytes. Raises Unreadable where they can't be those of a pack."""
+
+    pack_id: uuid.UUID
+    scheme: ECScheme
+    payload: int
+    shard_length: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.payload <= fmt.PACK_MAX or self.shard_length != self.scheme.shard_length(self.payload):
+            raise Unreadable(
+                f"pack {self.pack_id}: the manifests give it {self.payload} bytes in shards of {self.shard_length}, "
+                "which is no pack"
+            )
+
+
+@dataclass
+class ReadFigures:
+    """What reading cost and met. `bad_cells`: (pack, shard) → cells that no checksum vouches for; `healed_cells`: those
+    that were decoded from others; `healed_records`: records and tables that armour or their second copy gave back;
+    `missing`: shards that no backend holds readably, with the reason; `flaws`: files that are not what they should be,
+    of shards that are there."""
+
+    requests: int = 0
+    bytes: int = 0
+    healed_cells: int = 0
+    healed_records: int = 0
+    bad_cells: dict[tuple[uuid.UUID, int], set[int]] = field(default_factory=dict)
+    missing: dict[tuple[uuid.UUID, int], str] = field(default_factory=dict)
+    flaws: dict[tuple[uuid.UUID, int], str] = field(default_factory=dict)
+
+
+class Trust(IntEnum):
+    """How far a cell is believed. LIKELY: its checksum holds, but nothing says that the file is this shard; UNKNOWN:
+    its checksum can't be read; BAD: its checksum says that it is not the cell."""
+
+    SURE = 0
+    LIKELY = 1
+    UNKNOWN = 2
+    BAD = 3
+
+
+@dataclass
+class ShardFile:
+    """A file that holds a shard, or may hold it. `record`: its record, None where both are lost; `confirmed`: whether
+    the record confirms the table; `proven`: whether the file is known to be this shard."""
+
+    storage: BackendStorage
+    key: str
+    record: ShardRecord | None
+    table: CellTable
+    confirmed: bool
+    proven: bool
+
+    def trust(self, number: int, cell: bytes | memoryview, length: int) -> Trust:
+        """What cell `number`, as it was read, is worth; whole it has `length` bytes."""
+        if len(cell) == length and self.table.is_good(number, cell):
+            return Trust.SURE if self.proven else Trust.LIKELY
+        return Trust.BAD if self.confirmed or len(cell) != length else Trust.UNKNOWN
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it may hold good cells that are not sure."""
+        return not (self.proven and self.confirmed)
+
+
+class ShardSource:
+    """Where shards lie. `backends`: those that answer, by number; `order`: numbers of all, by joining."""
+
+    def __init__(self, store_id: uuid.UUID, backends: Mapping[int, BackendStorage], order: Sequence[int]) -> None:
+        self.store_id = store_id
+        self._backends = backends
+        self._order = order
+        self.figures = ReadFigures()
+
+    def candidates(self, place: PackPlace, index: int) -> Iterator[BackendStorage]:
+        """Backends to look on for a shard: first where the placement rule puts it, then all others."""
+        first = placement(place.scheme, self._order, place.pack_id)[index]
+        for number in sorted(self._backends, key=lambda number: number != first):
+            yield self._backends[number]
+
+    def read(self, storage: BackendStorage, key: str, offset: int, length: int) -> bytes:
+        """A ranged read, counted. Zeros stand for sectors that can't be read; raises BackendError where none can."""
+        try:
+            return self._read_whole(storage, key, offset, length)
+        except KeyNotFound:
+            raise
+        except BackendError as error:
+            data = self._read_around(storage, key, offset, length)
+            if data is None:
+                raise error
+            return data
+
+    def _read_whole(self, storage: BackendStorage, key: str, offset: int, length: int) -> bytes:
+        self.figures.requests += 1
+        data = storage.read_range(key, offset, length)
+        self.figures.bytes += len(data)
+        return data
+
+    def _read_around(self, storage: BackendStorage, key: str, offset: int, length: int) -> bytes | None:
+        """A range that can't be read in one go, in two; None where nothing of it can be read. Cut at powers of two, so
+        that no piece lies in two cells."""
+        if length <= SECTOR:
+            return None
+        half = 1 << (length - 1).bit_length() - 1
+        pieces: list[bytes | None] = []
+        for start, count in ((offset, half), (offset + half, length - half)):
+            try:
+                pieces.append(self._read_whole(storage, key, start, count))
+            except BackendError:
+                pieces.append(self._read_around(storage, key, start, count))
+        first, second = pieces
+        if first is None and second is None:
+            return None
+        return (bytes(half) if first is None else first) + (bytes(length - half) if second is None else second)
+
+    def files(self, place: PackPlace, index: int) -> Iterator[ShardFile]:
+        """Files of shard `index`: those first whose record says that they are it, then those without a record, which
+        may be. Looks no further than it is asked."""
+        unnamed, reasons, found = [], list[str](), False
+        for storage in self.candidates(place, index):
+            try:
+                file = self._open(storage, place, index)
+            except KeyNotFound:
+                continue
+            except (BackendError, DamagedShard, UnsupportedFormat) as error:
+                reasons.append(str(error))
+                continue
+            if file.proven:
+                if reasons:
+                    self.figures.flaws[place.pack_id, index] = "; ".join(reasons)
+                found = True
+                yield file
+            else:
+                reasons.append(f"{storage.location}/{file.key}: both records are damaged beyond their armour")
+                unnamed.append(file)
+        if not found:
+            reason = "; ".join(reasons) or "it is on no backend that answers"
+            self.figures.missing[place.pack_id, index] = reason
+        elif reasons:
+            self.figures.flaws[place.pack_id, index] = "; ".join(reasons)
+        yield from unnamed
+
+    def _open(self, storage: BackendStorage, place: PackPlace, index: int) -> ShardFile:
+        """The file of a shard on one backend. Raises BackendError, DamagedShard where it is another one."""
+        key = shard_key(place.pack_id, index)
+        head_size, size = data_offset(place.shard_length), table_size(place.shard_length)
+        head = b""
+        try:
+            head = self.read(storage, key, 0, head_size)
+            record = self._own_record(head[: fmt.RECORD_SIZE], storage, place, index, heal=False)
+            first = head[fmt.RECORD_SIZE :]
+            if confirmed(first, record):
+                return ShardFile(storage, key, record, CellTable(first, first), True, True)
+        except KeyNotFound:
+            raise
+        except (BackendError, DamagedShard):
+            pass  # the same stands again at the end, where reading fails aloud
+        tail = self.read(storage, key, file_size(place.shard_length) - head_size, head_size)
+        first, second = head[fmt.RECORD_SIZE :], tail[:size]
+        found = self._either_record(head[: fmt.RECORD_SIZE], tail[size:], storage, place, index)
+        self.figures.healed_records += 1
+        for table in (first, second):
+            if found is not None and confirmed(table, found):
+                return ShardFile(storage, key, found, CellTable(table, table), True, True)
+        return ShardFile(storage, key, found, CellTable(first, second), False, found is not None)
+
+    def _either_record(
+        self, first: bytes, second: bytes, storage: BackendStorage, place: PackPlace, index: int
+    ) -> ShardRecord | None:
+        """The record from either end of a file; healed only where neither is whole. None where both are beyond healing;
+        raises ForeignShard where one says that the file is another shard, and the other does not gainsay it."""
+        foreign: ForeignShard | None = None
+        for heal in (False, True):
+            for sealed in (first, second):
+                try:
+                    return self._own_record(sealed, storage, place, index, heal)
+                except ForeignShard as error:
+                    foreign = error
+                except DamagedShard:
+                    continue
+            if foreign is not None:
+                raise foreign
+        return None
+
+    def _own_record(
+        self, sealed: bytes, storage: BackendStorage, place: PackPlace, index: int, heal: bool
+    ) -> ShardRecord:
+        record, _ = ShardRecord.parse(sealed, heal)
+        identity = (record.store_id, record.pack_id, record.index, record.payload, record.scheme)
+        if identity != (self.store_id, place.pack_id, index, place.payload, place.scheme):
+            raise ForeignShard(
+                f"{storage.location}/{shard_key(place.pack_id, index)} holds another shard: number {record.index} of "
+                f"pack {record.pack_id}"
+            )
+        return record
