@@ -6,7 +6,7 @@ Nothing here is written to a store; only EXTENT, CHUNK and BLOCK arrays are (man
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ Buffer = bytes | bytearray | memoryview
 _HEAD = np.dtype([("rows", "<u4"), ("heap", "<u4")])
 
 #: An object on its way from the scanner over the reader to the manifest. `content_kind` as in format.py; `digests` are
-#: those that the run was asked for, one after the other.
+#: those that the run was asked for, one after the other; `xattrs` and `holes` as in the manifest.
 OBJECT_DTYPE = np.dtype(
     [
         ("row", "<u8"),
@@ -47,6 +47,10 @@ OBJECT_DTYPE = np.dtype(
         ("error_len", "<u4"),
         ("digests_at", "<u4"),
         ("digests_len", "<u4"),
+        ("xattrs_at", "<u4"),
+        ("xattrs_len", "<u4"),
+        ("holes_at", "<u4"),
+        ("holes_len", "<u4"),
     ]
 )
 
@@ -82,6 +86,8 @@ PLAN_DTYPE = np.dtype(
         ("path_len", "<u4"),
         ("fixity_at", "<u4"),
         ("fixity_len", "<u4"),
+        ("xattrs_at", "<u4"),
+        ("xattrs_len", "<u4"),
     ]
 )
 
@@ -103,6 +109,10 @@ ITEM_DTYPE = np.dtype(
         ("target_len", "<u4"),
         ("fixity_at", "<u4"),
         ("fixity_len", "<u4"),
+        ("xattrs_at", "<u4"),
+        ("xattrs_len", "<u4"),
+        ("holes_at", "<u4"),
+        ("holes_len", "<u4"),
     ]
 )
 
@@ -114,6 +124,7 @@ PIECE_DTYPE = np.dtype(
         ("content_id", "u1", (32,)),
         ("size", "<u8"),
         ("is_last", "u1"),
+        ("has_holes", "u1"),
         ("pack_id", "u1", (16,)),
         ("k", "u1"),
         ("m", "u1"),
@@ -211,6 +222,19 @@ class HeapBuilder:
         return b"".join(self._pieces)
 
 
+def with_fields(batch: Batch, fields: Mapping[str, Mapping[int, bytes]]) -> Batch:
+    """The batch with other values of variable fields: field → row → value; all else stays."""
+    rows, heap = batch.rows, HeapBuilder()
+    heap.add(bytes(batch.heap))
+    for name, values in fields.items():
+        if values:
+            column = batch.all_bytes(name)
+            for number, value in values.items():
+                column[number] = value
+            rows[f"{name}_at"], rows[f"{name}_len"] = heap.add_all(column)
+    return Batch(rows, heap.getvalue())
+
+
 def cut_batch(batch: Batch, start: int, end: int) -> Batch:
     """Rows `start` to `end` with the part of the heap that they use (variable fields lie there in order of row)."""
     return _gathered([Batch(batch.rows[start:end], batch.heap)])
@@ -238,4 +262,4 @@ def _gathered(batches: list[Batch]) -> Batch:
 
 
 def _variable(rows: Array) -> list[str]:
-    return [name for name in ("path", "target", "fixity") if f"{name}_at" in (rows.dtype.names or ())]
+    return [name.removesuffix("_at") for name in rows.dtype.names or () if name.endswith("_at")]

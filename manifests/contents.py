@@ -36,10 +36,13 @@ class ContentsPlan:
             f"""
             CREATE OR REPLACE TABLE fixities AS
             WITH found AS (
-                SELECT DISTINCT content_id, content_kind, size, {FIXITY} AS fixity FROM objects
-                WHERE content_kind = {fmt.CONTENT_EXTENTS} OR digest IS NOT NULL),
-            longest AS (SELECT content_id, content_kind, size, max(fixity) AS most FROM found GROUP BY ALL)
-            SELECT found.* FROM found JOIN longest
+                SELECT content_id, content_kind, size, {FIXITY} AS fixity, bool_or(holes IS NOT NULL) AS has_holes
+                FROM objects WHERE content_kind = {fmt.CONTENT_EXTENTS} OR digest IS NOT NULL
+                GROUP BY content_id, content_kind, size, fixity),
+            longest AS (
+                SELECT content_id, content_kind, size, max(fixity) AS most, bool_or(has_holes) AS has_holes
+                FROM found GROUP BY content_id, content_kind, size)
+            SELECT found.* EXCLUDE (has_holes), longest.has_holes FROM found JOIN longest
               ON found.content_id IS NOT DISTINCT FROM longest.content_id
              AND found.content_kind = longest.content_kind AND found.size = longest.size
             WHERE fixity <> ''::BLOB AND (fixity = most OR NOT starts_with(hex(most), hex(fixity)))
@@ -100,7 +103,7 @@ class ContentsPlan:
             SELECT c.content, c.content_kind, {_or_zeros("c.content_id", 32)}, c.size,
                    coalesce(pc.file_offset, 0) = c.last_offset AS is_last, {_or_zeros("pl.pack_id", 16)}, pk.k, pk.m,
                    pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored, b.raw, b.codec,
-                   pl.chunk_offset, pl.length, {_or_zeros("pc.chunk_id", 32)}, pc.file_offset, c.fixity
+                   pl.chunk_offset, pl.length, {_or_zeros("pc.chunk_id", 32)}, pc.file_offset, c.has_holes, c.fixity
             FROM c LEFT JOIN content_pieces pc USING (content_id)
             LEFT JOIN content_places pl USING (chunk_id)
             LEFT JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks

@@ -16,7 +16,7 @@ from manifests.plan import BLOCK_AND_PACK, SOUND, to_batch
 
 _COLUMNS = (
     "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, "
-    "content_kind, content_id, error"
+    "content_kind, content_id, error, holes"
 )
 
 
@@ -40,6 +40,7 @@ class ObjectInfo:
     content_kind: int
     content_id: bytes | None
     error: str | None
+    holes: bytes | None = None
 
 
 def list_objects(catalog: Catalog, run: uuid.UUID, path: bytes, recursive: bool) -> Iterator[ObjectInfo]:

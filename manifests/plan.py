@@ -45,8 +45,14 @@ _PLACED = f"""
 """
 _SOUND_PIECES = f"SELECT row, pc.file_offset {_PLACED}"
 
-_ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target, fixity"
-_ITEM_VARIABLE = {name: name for name in ("path", "target", "fixity")}
+_PLAN_VARIABLE = {name: name for name in ("path", "fixity", "xattrs")}
+_ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target, fixity, xattrs, holes"
+_ITEM_VARIABLE = {name: name for name in ("path", "target", "fixity", "xattrs", "holes")}
+#: Objects that can be made, though something of them may be missing: what was read of a file, a link with its target.
+_MAKEABLE = """
+    (error IS NULL OR digest IS NOT NULL OR target IS NOT NULL
+     OR kind IN ('directory', 'fifo', 'chardev', 'blockdev'))
+"""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class RestorePlan:
             """,
             [run.bytes, *parameters],
         )
+        self._part_links()
         execute(
             f"""
             CREATE OR REPLACE TABLE pieces AS
@@ -99,25 +106,96 @@ class RestorePlan:
             """
             CREATE OR REPLACE TABLE multis AS
             WITH placed AS (
-                SELECT row, pack_id, block, octet_length(path) + octet_length(fixity) AS heap_bytes
+                SELECT row, pack_id, block, holes IS NOT NULL AS has_holes,
+                       octet_length(path) + octet_length(fixity) + coalesce(octet_length(xattrs), 0) AS heap_bytes
                 FROM pieces JOIN places USING (chunk_id) JOIN wanted USING (row)),
             crowded AS (
                 SELECT pack_id, block, true AS is_crowded FROM placed
                 GROUP BY pack_id, block HAVING sum(heap_bytes + $row_bytes) > $crowd)
             SELECT row, (row_number() OVER (ORDER BY row) - 1)::BIGINT AS multi, parts FROM (
                 SELECT row, count(*) AS parts, count(DISTINCT (pack_id, block)) AS blocks,
-                       bool_or(coalesce(is_crowded, false)) AS is_crowded
+                       bool_or(coalesce(is_crowded, false)) AS is_crowded, bool_or(has_holes) AS has_holes
                 FROM placed LEFT JOIN crowded USING (pack_id, block) GROUP BY row
-            ) WHERE parts > 1 AND (blocks > 1 OR is_crowded)
+            ) WHERE parts > 1 AND (blocks > 1 OR is_crowded) OR has_holes
             """,
             {"row_bytes": PLAN_DTYPE.itemsize, "crowd": CROWDED_BYTES},
         )
 
         self.count: int = catalog.one("SELECT count(*) AS n FROM wanted")["n"]
 
+    def _part_links(self) -> None:
+        """Move all names but the first of each hardlinked object from `wanted` to `other_names`. Names of one object
+        have its device and inode; what was changed between the readings of two names is two objects."""
+        self._catalog.execute(
+            """
+            CREATE OR REPLACE TABLE links AS
+            SELECT row, first FROM (
+                SELECT row, min(row) OVER (
+                    PARTITION BY device, inode, kind, content_id, size, mtime_ns, rdev, target) AS first
+                FROM wanted WHERE links > 1 AND kind <> 'directory' AND error IS NULL)
+            WHERE row <> first
+            """
+        )
+        self._catalog.execute(
+            """
+            CREATE OR REPLACE TABLE other_names AS
+            SELECT l.row, w.kind, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path, f.path AS target, w.xattrs
+            FROM links l JOIN wanted w ON w.row = l.row JOIN wanted f ON f.row = l.first
+            """
+        )
+        self._catalog.execute("DELETE FROM wanted WHERE row IN (SELECT row FROM links)")
+
+    def owners(self) -> Iterator[dict[str, Any]]:
+        """The distinct owners of the wanted objects: what ('uid' or 'gid'), number and recorded name."""
+        return self._catalog.rows(
+            """
+            SELECT 'uid' AS what, uid AS number, user_name::VARCHAR AS name FROM wanted GROUP BY ALL UNION ALL
+            SELECT 'gid', gid, group_name::VARCHAR FROM wanted GROUP BY ALL
+            """
+        )
+
+    def renumber(self, locals_: list[tuple[str, int, str, int]]) -> None:
+        """Let what belongs to a number with a name belong to another number: (what, number, name, local number)."""
+        self._catalog.execute(
+            "CREATE OR REPLACE TABLE owner_map (what VARCHAR, number UINTEGER, name VARCHAR, local UINTEGER)"
+        )
+        for entry in locals_:
+            self._catalog.execute("INSERT INTO owner_map VALUES (?, ?, ?, ?)", list(entry))
+        for what, name in (("uid", "user_name"), ("gid", "group_name")):
+            self._catalog.execute(
+                f"""
+                UPDATE wanted SET {what} = m.local FROM owner_map m
+                WHERE m.what = '{what}' AND wanted.{what} = m.number AND wanted.{name}::VARCHAR = m.name
+                """
+            )
+
+    def needs_root(self, uid: int, gid: int) -> int:
+        """How many objects have another owner, or attributes that only root can set."""
+        query = """
+            SELECT count(*) AS n FROM wanted
+            WHERE uid <> ? OR gid <> ?
+               OR contains(xattrs::VARCHAR, 'security.') OR contains(xattrs::VARCHAR, 'trusted.')
+        """
+        for row in self._catalog.rows(query, [uid, gid]):
+            return int(row["n"])
+        return 0
+
+    def other_names(self) -> Iterator[Batch]:
+        """ITEM_DTYPE batches of hardlinks, by row; `target` is the path of the name that was restored."""
+        cases = " ".join(f"WHEN '{kind}' THEN {number}" for number, kind in enumerate(fmt.KINDS))
+        query = f"""
+            SELECT CASE kind {cases} END::UTINYINT AS kind, -1::BIGINT AS multi, * EXCLUDE (kind) FROM other_names
+            ORDER BY row
+        """
+        for batch in self._catalog.batches(query):
+            yield to_batch(batch, ITEM_DTYPE, _ITEM_VARIABLE)
+
     def paths(self, rows: list[int]) -> dict[int, bytes]:
         """Paths of some objects by row."""
-        query = "SELECT row, path FROM wanted WHERE row IN (SELECT unnest(?::UBIGINT[]))"
+        query = """
+            SELECT row, path FROM (SELECT row, path FROM wanted UNION ALL SELECT row, path FROM other_names)
+            WHERE row IN (SELECT unnest(?::UBIGINT[]))
+        """
         return {row["row"]: row["path"] for row in self._catalog.rows(query, [rows])}
 
     def missing(self) -> Iterator[dict[str, Any]]:
@@ -173,14 +251,15 @@ class RestorePlan:
             SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
                    b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset, pc.row,
                    coalesce(mu.multi, -1) AS multi, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
-                   CASE WHEN mu.multi IS NULL THEN w.fixity ELSE ''::BLOB END AS fixity
+                   CASE WHEN mu.multi IS NULL THEN w.fixity ELSE ''::BLOB END AS fixity,
+                   CASE WHEN mu.multi IS NULL THEN w.xattrs END AS xattrs
             {_PLACED}
             ORDER BY pl.pack_id, pl.block, pl.chunk_offset, pc.row, pc.file_offset
         """
         for batch in self._catalog.batches(query):
             if batch.num_rows:
                 self._planned += batch.num_rows
-                yield to_batch(batch, PLAN_DTYPE, {"path": "path", "fixity": "fixity"})
+                yield to_batch(batch, PLAN_DTYPE, _PLAN_VARIABLE)
 
     def items(
         self, kinds: tuple[str, ...], with_content: bool | None = None, backwards: bool = False
@@ -192,7 +271,7 @@ class RestorePlan:
         cases = " ".join(f"WHEN '{kind}' THEN {number}" for number, kind in enumerate(fmt.KINDS))
         query = f"""
             SELECT CASE kind {cases} END::UTINYINT AS kind, -1::BIGINT AS multi, {_ITEM_COLUMNS} FROM wanted
-            WHERE kind IN ({names}) AND (error IS NULL OR digest IS NOT NULL) {condition}
+            WHERE kind IN ({names}) AND {_MAKEABLE} {condition}
             ORDER BY row {"DESC" if backwards else ""}
         """
         for batch in self._catalog.batches(query):

@@ -6,12 +6,9 @@ and the extents of an object whose content id is not known yet are spooled to di
 
 from __future__ import annotations
 
-import grp
-import pwd
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ import pyarrow as pa
 from manifests import format as fmt
 from manifests.columns import ROW_EXTENT_DTYPE, Array, Batch
 from manifests.log import ManifestFile
+from manifests.owners import group_name, user_name
 from manifests.store import Members
 from manifests.tables import TableWriter, constant_id, file_name
 
@@ -30,22 +28,6 @@ SPOOL_PIECE = 32 << 10
 
 
 _DEVICE_KINDS = [fmt.KINDS.index("chardev"), fmt.KINDS.index("blockdev")]
-
-
-@cache
-def _user_name(uid: int) -> str | None:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return None
-
-
-@cache
-def _group_name(gid: int) -> str | None:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return None
 
 
 def _names(ids: npt.NDArray[np.uint32], lookup: Any) -> Any:
@@ -186,12 +168,15 @@ class RunRows:
             "content_id": fixed_column(rows["content_id"], present),
             "digest": fixed_column(rows["digest"], rows["has_digest"] != 0),
             **digest_columns(batch, self._digests),
-            "target": pa.array([value or None for value in batch.all_bytes("target")], pa.binary()),
+            **{
+                name: pa.array([value or None for value in batch.all_bytes(name)], pa.binary())
+                for name in ("target", "xattrs", "holes")
+            },
             "error": pa.array(
                 [value.decode(errors="replace") or None for value in batch.all_bytes("error")], pa.string()
             ),
-            "user_name": _names(rows["uid"], _user_name),
-            "group_name": _names(rows["gid"], _group_name),
+            "user_name": _names(rows["uid"], user_name),
+            "group_name": _names(rows["gid"], group_name),
             "clean": pa.array(rows["clean"] != 0),
             "rdev": pa.array(rows["rdev"], mask=~np.isin(rows["kind"], _DEVICE_KINDS)),
         }

@@ -38,11 +38,10 @@ _COLUMNS: dict[str, list[tuple[str, Any, str]]] = {
         ("ctime_ns", pa.int64(), "change time, ns since 1970"),
         ("device", pa.uint64(), "st_dev"),
         ("inode", pa.uint64(), "st_ino"),
-        ("links", pa.uint32(), "st_nlink"),
-        ("link_group", pa.uint64(), "row of the first name of a hardlink group, null for objects with one name"),
+        ("links", pa.uint32(), "st_nlink: names that the object had, in the archive or not"),
         ("rdev", pa.uint64(), "device number of a device node, null for others"),
-        ("xattrs", pa.binary(), "extended attributes, null for none"),
-        ("holes", pa.binary(), "holes as pairs of u64 offset and length, null for none"),
+        ("xattrs", pa.binary(), "extended attributes, packed as below, null for none"),
+        ("holes", pa.binary(), "holes of a sparse file: offset u64 and length u64 of each, in order, null for none"),
         ("error", pa.string(), "why the object is incomplete, null when it is whole"),
         ("clean", pa.bool_(), "the file was quiet while and 2 s before it was read, so stat tells whether it changed"),
     ],
@@ -105,8 +104,8 @@ SCHEMAS: dict[str, Any] = {
     for table, columns in _COLUMNS.items()
 }
 
-#: Columns that files of earlier versions lack: they read as null.
-ADDED_COLUMNS: dict[str, tuple[str, ...]] = {"objects": ("md5", "sha1", "sha256", "sha512")}
+#: Tables of which files of earlier versions have other columns: what they lack reads as null.
+CHANGED_TABLES = ("objects",)
 
 #: Columns that repeat, so that a dictionary pays; ids of chunks do not.
 DICTIONARY_COLUMNS: dict[str, list[str]] = {

@@ -1,17 +1,23 @@
-"""Extended attributes as one value of the objects table.
+"""Extended attributes: read, packed into one value of the objects table, and set again.
 
-Per attribute, sorted by name: length of the name u16, length of the value u32, name, value. POSIX ACLs and capabilities
-ride in them, as the kernel writes them (system.posix_acl_access, security.capability).
+Packed, per attribute and sorted by name: length of the name u16, length of the value u32, name, value. POSIX ACLs and
+capabilities ride in them, as the kernel writes them (system.posix_acl_access, security.capability).
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Mapping
 
 from manifests.errors import CorruptRecord
 
 _HEAD = struct.Struct("<HI")
+#: Packed attributes of one object beyond this are not archived: rows travel in slots of bounded size.
+XATTRS_MOST = 256 << 10
+#: What a user may set on files of their own; all else is root's.
+_FOR_EVERYBODY = (b"user.", b"system.posix_acl_")
 
 
 def pack_xattrs(attributes: Mapping[bytes, bytes]) -> bytes:
@@ -33,3 +39,42 @@ def unpack_xattrs(packed: bytes) -> dict[bytes, bytes]:
         found[packed[at : at + name_length]] = packed[at + name_length : end]
         at = end
     return found
+
+
+def read_xattrs(of: int | bytes) -> bytes:
+    """The packed attributes of an open file, or of the object at a path, which is not followed. Raises OSError."""
+    follow = isinstance(of, int)
+    try:
+        names = os.listxattr(of, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EPERM):  # its file system, or its kind, has none
+            return b""
+        raise
+    if not names:
+        return b""
+    found = {}
+    for name in names:
+        try:
+            found[os.fsencode(name)] = os.getxattr(of, name, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno != errno.ENODATA:  # removed since it was listed
+                raise
+    packed = pack_xattrs(found)
+    if len(packed) > XATTRS_MOST:
+        raise OSError(errno.E2BIG, f"they take {len(packed)} bytes, more than {XATTRS_MOST}")
+    return packed
+
+
+def set_xattrs(of: int | bytes, packed: bytes, privileged: bool) -> str:
+    """Set packed attributes on an open file, or on the object at a path, which is not followed; those that are root's
+    only where `privileged`. Returns what could not be set and why, or an empty string. Raises CorruptRecord."""
+    troubles = []
+    for name, value in unpack_xattrs(packed).items():
+        if not privileged and not name.startswith(_FOR_EVERYBODY):
+            continue
+        try:
+            os.setxattr(of, name, value, follow_symlinks=isinstance(of, int))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            troubles.append(f"{name.decode(errors='backslashreplace')}: {reason}")
+    return f"extended attributes could not be set: {', '.join(troubles)}" if troubles else ""

@@ -19,5 +19,6 @@ PACK = 8  # writer → home: slot of its packs pool; amount: blocks
 PLAN = 16  # home → worker: slot of pool plan: a batch of PLAN_DTYPE
 ITEMS = 17  # home → worker: slot of pool plan: a batch of ITEM_DTYPE
 DONE = 18  # worker → home: slot of the worker's reports pool; amount: records healed so far; second: cells
+LINKS = 21  # home → worker: the same for other names of hardlinked objects, when the first ones are made
 CONTENTS = 20  # home → worker: slot of pool plan: a batch of PIECE_DTYPE
 TASK = 19  # home → worker: slot of pool plan: a pack to be checked

@@ -19,6 +19,7 @@ from stages.compress import Decoder
 
 #: Decompressed blocks that a reader keeps, so that neighbouring extents of one block cost one read.
 KEPT_BLOCKS = 4
+_ZEROS = bytes(1 << 20)
 
 
 class RangeReader:
@@ -35,19 +36,21 @@ class RangeReader:
         UsageError, NotFound, and Unreadable where bytes can't be given back."""
         require_content(info)
         end = min(offset + length, info.size)
-        if offset >= end or info.content_kind == fmt.CONTENT_NONE:
+        if offset >= end:
             return
-        for batch in places_of_range(self._catalog, info, offset, end - offset):
+        has_chunks = info.content_kind != fmt.CONTENT_NONE
+        for batch in places_of_range(self._catalog, info, offset, end - offset) if has_chunks else ():
             for row in batch.rows:
                 start = int(row["file_offset"])
                 if start > offset:
-                    raise Unreadable(f"{info.path!r}: the manifests place its bytes {offset} to {start} nowhere")
+                    yield from _hole(info, offset, start)
+                    offset = start
                 chunk = self._chunk(row)
                 piece = chunk[offset - start : end - start]
                 offset = start + len(chunk) if start + len(chunk) < end else end
                 yield piece
         if offset < end:
-            raise Unreadable(f"{info.path!r}: the manifests place its bytes from {offset} on nowhere")
+            yield from _hole(info, offset, end)
 
     def _chunk(self, row: np.void) -> bytes:
         key = (row["pack_id"].tobytes(), int(row["block"]))
@@ -72,3 +75,14 @@ class RangeReader:
             chunk = (row["chunk_id"].tobytes(), int(row["chunk_offset"]), int(row["length"]))
             data = search(reader, offset, stored, block_judge(self._decoder, codec, raw, [chunk]))
         return bytes(self._decoder.decode(codec, data, raw))
+
+
+def _hole(info: ObjectInfo, start: int, end: int) -> Iterator[bytes]:
+    """The zeros of a hole. Raises Unreadable where there is none: then extents are lost."""
+    holes = np.frombuffer(info.holes or b"", "<u8").reshape(-1, 2)
+    if not ((holes[:, 0] <= start) & (holes[:, 0] + holes[:, 1] >= end)).any():
+        raise Unreadable(f"{info.path!r}: the manifests place its bytes {start} to {end} nowhere")
+    while start < end:
+        piece = _ZEROS[: end - start]
+        yield piece
+        start += len(piece)

@@ -39,6 +39,8 @@ WORKER_MEMORY = 16 << 20
 
 SMALL_SLOT = 1 << 20
 SLOT_FILES = 4096
+#: A batch of objects, with 512 KiB of extended attributes and holes, and one object more.
+ROWS_SLOT = 2 << 20
 PACK_BLOCKS = 16 << 10
 PACK_CHUNKS = 512 << 10
 CHUNK_REF_SIZE = 40
@@ -80,7 +82,7 @@ class IngestShape:
             pools += [
                 PoolSpec(f"entries/{i}", 4, SMALL_SLOT),
                 PoolSpec(f"data/{i}", self.data_slots, self.payload + self.max_chunks * CHUNK_REF_SIZE),
-                PoolSpec(f"rows/{i}", 4, SMALL_SLOT),
+                PoolSpec(f"rows/{i}", 4, ROWS_SLOT),
             ]
             rings += [RingSpec(f"entries/{i}", 5), RingSpec(f"data/{i}", self.data_slots + 5)]
         block_slot = (

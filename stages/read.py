@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
+from heapq import nlargest
+from operator import itemgetter
 
 #: A file touched this shortly before its reading may change again within one tick of its clock.
 QUIET_NS = 2_000_000_000
 _PIECE = 4000
+#: Holes of a file that are archived as such; they lie in one row.
+HOLES_MOST = 4096
+#: Holes shorter than this are read.
+HOLE_SKIPPED = 64 << 10
 #: More than this beyond the size that a file had when it was opened is not read.
 GROWTH = 64 << 20
 #: f_type of /proc, /sys, debugfs, tracefs, securityfs, cgroup and cgroup2; see statfs(2).
@@ -59,6 +66,46 @@ def fill(fd: int, target: memoryview) -> tuple[int, bool]:
             return filled, True
         filled += count
     return filled, False
+
+
+def find_holes(fd: int, info: os.stat_result) -> list[tuple[int, int]]:
+    """(offset, length) of the holes of a file, in order; of more than HOLES_MOST the largest. What stat says spares
+    files without holes the search. Raises OSError."""
+    size = info.st_size
+    if info.st_blocks * 512 >= size:
+        return []
+    holes, at = list[tuple[int, int]](), 0
+    while at < size:
+        start = size
+        try:
+            start = os.lseek(fd, at, os.SEEK_HOLE)
+            at = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # there is no data from there on, or the file is shorter by now
+                raise
+            at = size
+        if start < size:
+            holes.append((start, min(at, size) - start))
+        if len(holes) > 2 * HOLES_MOST:
+            holes = _largest(holes)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return _largest(holes) if len(holes) > HOLES_MOST else holes
+
+
+def _largest(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    return sorted(nlargest(HOLES_MOST, holes, key=itemgetter(1)))
+
+
+def data_between(holes: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """(start, end) of what is read of a file: all but its larger holes. Smaller ones are read as the zeros that they
+    are, for chunks between them would be too small."""
+    found, at = [], 0
+    for offset, length in holes:
+        if length >= HOLE_SKIPPED:
+            if offset > at:
+                found.append((at, offset))
+            at = offset + length
+    return [*found, (at, size)] if at < size else found
 
 
 def changed(before: os.stat_result, after: os.stat_result, size: int, made_up: bool = False) -> str:

@@ -1,32 +1,58 @@
 """Walking sources in reading order: a directory, then its files by name, then its subdirectories.
 
 Neighbours in a directory look alike, so this order makes for good solid compression. Directories are walked by
-descriptor; listings are sorted in pieces of LISTING entries, so memory does not grow with a directory.
+descriptor, of which OPEN_FOLDERS at most are open; listings are sorted in pieces of LISTING entries, so memory does not
+grow with a directory. Rows are collected column by column, a whole listing at a time.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import sys
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import accumulate, groupby, islice
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, Batch, HeapBuilder
+from manifests.xattrs import read_xattrs
 
 LISTING = 64 << 10
 BATCH_ROWS = 1024
 BATCH_HEAP = 256 << 10
+#: Directories that are open at a time, the innermost ones.
+OPEN_FOLDERS = 100
 NO_LIMIT = 1 << 64
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOPS = b"it loops: it is a directory above it, mounted again"
 _OUTSIDE = b"it does not lie below the source that the list is for"
 
+_MOVED = b"a directory below it moved while it was walked; what else lies in there was not found again"
+_ENCODING = sys.getfilesystemencoding()
+_FORM = 0o170000
+
 KIND = {name: number for number, name in enumerate(fmt.KINDS)}
+_FILE = KIND["file"]
+_STAT_COLUMNS = [
+    ("mode", "st_mode"),
+    ("uid", "st_uid"),
+    ("gid", "st_gid"),
+    ("links", "st_nlink"),
+    ("mtime_ns", "st_mtime_ns"),
+    ("ctime_ns", "st_ctime_ns"),
+    ("device", "st_dev"),
+    ("inode", "st_ino"),
+    ("rdev", "st_rdev"),
+    ("size", "st_size"),
+]
+#: What stands for the stat of an object that has none.
+_NOTHING = os.stat_result((0,) * 10, dict.fromkeys(("st_mtime_ns", "st_ctime_ns", "st_rdev"), 0))
 _BY_TYPE = {
     stat.S_IFREG: KIND["file"],
     stat.S_IFDIR: KIND["directory"],
@@ -70,44 +96,90 @@ class Listed(NamedTuple):
     path: bytes
 
 
-class _Walk:
-    """The walk of one source. `above`: device and inode of the directories that are open, the outermost first, by
-    which a directory that is mounted below itself is known again; `device`: where the walk began."""
+class _Rows:
+    """Rows on their way into batches, column by column. Generators add to it, and yield where a batch may be cut."""
 
-    def __init__(self, number: int, source: Source, chooser: Chooser | None) -> None:
-        self.source = number
-        self.chooser = chooser
-        self.limit = NO_LIMIT if chooser is None or chooser.limit is None else chooser.limit
-        self.device = -1
-        self.above: list[tuple[int, int]] = []
-        self._skip = len(source.name) + 1
+    def __init__(self) -> None:
+        self._first = 0
+        self._heap = 0
+        self._clear()
 
-    def below(self, path: bytes) -> bytes:
-        """The path from the source of the object `path`, empty for the source itself."""
-        return path[self._skip :]
+    def _clear(self) -> None:
+        self._paths: list[bytes] = []
+        self._sources: list[int] = []
+        self._kinds: list[int] = []
+        self._infos: list[os.stat_result] = []
+        self._extras: dict[str, dict[int, bytes]] = {"target": {}, "error": {}, "xattrs": {}}
 
-    def enter(self, fd: int) -> bool:
-        """Note that the directory `fd` is open until `leave`; False where it is open already."""
-        info = os.fstat(fd)
-        here = (info.st_dev, info.st_ino)
-        if here in self.above:
-            return False
-        if not self.above:
-            self.device = info.st_dev
-        self.above.append(here)
-        return True
+    def add(self, path: bytes, source: int, kind: int, info: os.stat_result | None = None, **extras: bytes) -> None:
+        """One object, with its variable fields."""
+        number = len(self._paths)
+        for name, value in extras.items():
+            if value:
+                self._extras[name][number] = value
+                self._heap += len(value)
+        self._paths.append(path)
+        self._sources.append(source)
+        self._kinds.append(kind)
+        self._infos.append(_NOTHING if info is None else info)
 
-    def leave(self) -> None:
-        self.above.pop()
+    def add_files(self, paths: list[bytes], source: int, infos: list[os.stat_result]) -> None:
+        """Regular files of one directory."""
+        self._paths += paths
+        self._infos += infos
+        self._sources += [source] * len(paths)
+        self._kinds += [_FILE] * len(paths)
 
+    def batches(self, everything: bool = False) -> Iterator[Batch]:
+        """What fills batches; with `everything` the rest, too."""
+        if not everything and len(self._paths) < BATCH_ROWS and self._heap < BATCH_HEAP:
+            return
+        start, count = 0, len(self._paths)
+        sizes = list(accumulate(map(len, self._paths), initial=0))
+        extras = sorted((number, len(value)) for column in self._extras.values() for number, value in column.items())
+        while start < count:
+            end = min(start + BATCH_ROWS, bisect_right(sizes, sizes[start] + BATCH_HEAP) - 1)
+            taken = 0
+            for number, size in extras:
+                if start <= number < end:
+                    taken += size
+                    if taken > BATCH_HEAP:
+                        end = number
+                        break
+            end = max(end, start + 1)
+            if end == count and not everything and end - start < BATCH_ROWS // 2:
+                break
+            yield self._batch(start, end)
+            start = end
+        self._keep(start)
 
-class _Entry(NamedTuple):
-    path: bytes
-    source: int
-    kind: int
-    info: os.stat_result | None = None
-    target: bytes = b""
-    error: bytes = b""
+    def _keep(self, start: int) -> None:
+        """Forget the rows before `start`."""
+        paths, sources, kinds, infos, extras = self._paths, self._sources, self._kinds, self._infos, self._extras
+        self._first += start
+        self._clear()
+        self._paths, self._sources = paths[start:], sources[start:]
+        self._kinds, self._infos = kinds[start:], infos[start:]
+        for name, column in extras.items():
+            self._extras[name] = {number - start: value for number, value in column.items() if number >= start}
+        self._heap = sum(len(value) for column in self._extras.values() for value in column.values())
+
+    def _batch(self, start: int, end: int) -> Batch:
+        count = end - start
+        rows = np.zeros(count, OBJECT_DTYPE)
+        rows["row"] = np.arange(self._first + start, self._first + end)
+        rows["kind"], rows["source"] = self._kinds[start:end], self._sources[start:end]
+        infos = self._infos[start:end]
+        for column, name in _STAT_COLUMNS:
+            rows[column] = [getattr(info, name) for info in infos]
+        rows["size"][rows["kind"] != _FILE] = 0
+        heap = HeapBuilder()
+        rows["path_at"], rows["path_len"] = heap.add_all(self._paths[start:end])
+        for name, values in self._extras.items():
+            if values:
+                some = [values.get(number, b"") for number in range(start, end)]
+                rows[f"{name}_at"], rows[f"{name}_len"] = heap.add_all(some)
+        return Batch(rows, heap.getvalue())
 
 
 def scan(
@@ -115,160 +187,254 @@ def scan(
 ) -> Iterator[Batch]:
     """OBJECT_DTYPE batches of all that lies below `sources`, or of what `listed` names there, numbered in order. What
     can't be looked at is a row with its error. `listed` is sorted by source, then by the parts of the path."""
-    pending: list[_Entry] = []
-    heap = first = 0
-    for entry in _entries(sources, chooser) if listed is None else _listed_entries(sources, chooser, listed):
-        pending.append(entry)
-        heap += len(entry.path) + len(entry.target) + len(entry.error)
-        if len(pending) >= BATCH_ROWS or heap >= BATCH_HEAP:
-            yield _to_batch(pending, first)
-            first += len(pending)
-            pending, heap = [], 0
-    if pending:
-        yield _to_batch(pending, first)
-
-
-def _to_batch(entries: list[_Entry], first: int) -> Batch:
-    rows = np.zeros(len(entries), OBJECT_DTYPE)
-    rows["row"] = np.arange(first, first + len(entries))
-    rows["kind"] = [entry.kind for entry in entries]
-    rows["source"] = [entry.source for entry in entries]
-    places = [number for number, entry in enumerate(entries) if entry.info is not None]
-    infos = [entry.info for entry in entries if entry.info is not None]
-    if infos:
-        rows["mode"][places] = [info.st_mode for info in infos]
-        rows["uid"][places] = [info.st_uid for info in infos]
-        rows["gid"][places] = [info.st_gid for info in infos]
-        rows["links"][places] = [info.st_nlink for info in infos]
-        rows["mtime_ns"][places] = [info.st_mtime_ns for info in infos]
-        rows["ctime_ns"][places] = [info.st_ctime_ns for info in infos]
-        rows["device"][places] = [info.st_dev for info in infos]
-        rows["inode"][places] = [info.st_ino for info in infos]
-        rows["rdev"][places] = [info.st_rdev for info in infos]
-        rows["size"][places] = [info.st_size if stat.S_ISREG(info.st_mode) else 0 for info in infos]
-    heap = HeapBuilder()
-    for name in ("path", "target", "error"):
-        rows[f"{name}_at"], rows[f"{name}_len"] = heap.add_all([getattr(entry, name) for entry in entries])
-    return Batch(rows, heap.getvalue())
+    rows = _Rows()
+    for _ in _all(sources, chooser, rows) if listed is None else _listed(sources, chooser, listed, rows):
+        yield from rows.batches()
+    yield from rows.batches(everything=True)
 
 
 def _reason(error: OSError) -> bytes:
     return (error.strerror or str(error)).encode()
 
 
-def _entries(sources: Sequence[Source], chooser: Chooser | None) -> Iterator[_Entry]:
+def _all(sources: Sequence[Source], chooser: Chooser | None, rows: _Rows) -> Iterator[None]:
     for number, source in enumerate(sources):
         if source.stream:
-            yield _Entry(source.name, number, KIND["stream"])
+            rows.add(source.name, number, KIND["stream"])
             continue
         try:
             info = os.lstat(source.path)
         except OSError as error:
-            yield _Entry(source.name, number, KIND["unknown"], error=_reason(error))
+            rows.add(source.name, number, KIND["unknown"], error=_reason(error))
             continue
-        yield from _one(source.name, number, info, source.path, None)
+        walk = _Walk(number, source, chooser, rows)
         if stat.S_ISDIR(info.st_mode):
-            yield from _walk(source.path, None, source.name, _Walk(number, source, chooser))
+            yield from walk.directory(source.name, info, source.path, None)
+        else:
+            walk.object(source.name, info, source.path, None)
+        yield
 
 
-def _one(path: bytes, source: int, info: os.stat_result, name: bytes, folder: int | None) -> Iterator[_Entry]:
-    kind = _BY_TYPE.get(stat.S_IFMT(info.st_mode), KIND["unknown"])
-    target = error = b""
-    if kind == KIND["symlink"]:
+class _Folder:
+    """A directory that is being walked. `fd` is −1 while it is closed to save descriptors."""
+
+    def __init__(self, path: bytes, fd: int, identity: tuple[int, int]) -> None:
+        self.path = path
+        self.fd = fd
+        self.identity = identity
+        self.folders: list[tuple[bytes, os.stat_result]] = []
+        self._listing: Iterator[os.DirEntry[str]] | None = None
+        self._ended = False
+
+    def listing(self) -> list[os.DirEntry[str]]:
+        """The next entries, LISTING at most; none at the end. Raises OSError."""
+        if self._ended:
+            return []
+        if self._listing is None:
+            self._listing = os.scandir(self.fd)
+        some = list(islice(self._listing, LISTING))
+        if len(some) < LISTING:
+            self.end_listing()
+        return some
+
+    def end_listing(self) -> None:
+        self._ended = True
+        if self._listing is not None:
+            self._listing.close()  # type: ignore[attr-defined]
+
+    def suspend(self) -> None:
+        os.close(self.fd)
+        self.fd = -1
+
+    def resume(self, child: int) -> bool:
+        """Open it again from a directory in it. False where that has moved meanwhile."""
+        self.fd = os.open(b"..", _OPEN_FOLDER, dir_fd=child)
+        info = os.fstat(self.fd)
+        return (info.st_dev, info.st_ino) == self.identity
+
+    def close(self) -> None:
+        self.end_listing()
+        if self.fd >= 0:
+            self.suspend()
+
+
+class _Walk:
+    """The walk of one source, which adds to `rows`. `above`: device and inode of the directories that it is in, the
+    outermost first, by which a directory that is mounted below itself is known again; `device`: where it began."""
+
+    def __init__(self, number: int, source: Source, chooser: Chooser | None, rows: _Rows) -> None:
+        self.source = number
+        self.chooser = chooser
+        self.limit = NO_LIMIT if chooser is None or chooser.limit is None else chooser.limit
+        self.device = -1
+        self.above: list[tuple[int, int]] = []
+        self.rows = rows
+        self.refusal = b""
+        self._skip = len(source.name) + 1
+
+    def below(self, path: bytes) -> bytes:
+        """The path from the source of the object `path`, empty for the source itself."""
+        return path[self._skip :]
+
+    def object(self, path: bytes, info: os.stat_result, name: bytes, folder: int | None) -> None:
+        """Add what is no directory, and lies as `name` in `folder`."""
+        kind = _BY_TYPE.get(stat.S_IFMT(info.st_mode), KIND["unknown"])
+        target = error = xattrs = b""
         try:
-            target = os.readlink(name, dir_fd=folder)
+            if kind == KIND["symlink"]:
+                target = os.readlink(name, dir_fd=folder)
+            if kind == KIND["socket"]:
+                error = b"sockets are not archived"
+            elif kind == KIND["unknown"]:
+                error = b"not a kind of file that can be archived"
+            elif kind != _FILE:  # whoever reads a file reads its attributes, too
+                xattrs = read_xattrs(name if folder is None else b"/proc/self/fd/%d/%s" % (folder, name))
         except OSError as trouble:
             error = _reason(trouble)
-    elif kind in (KIND["socket"], KIND["unknown"]):
-        error = b"sockets are not archived" if kind == KIND["socket"] else b"not a kind of file that can be archived"
-    yield _Entry(path, source, kind, info, target, error)
+        self.rows.add(path, self.source, kind, info, target=target, error=error, xattrs=xattrs)
 
-
-def _walk(name: bytes, folder: int | None, path: bytes, walk: _Walk) -> Iterator[_Entry]:
-    try:
-        fd = os.open(name, _OPEN_FOLDER, dir_fd=folder)
-    except OSError as error:
-        yield _Entry(path, walk.source, KIND["unknown"], error=b"listing it failed: " + _reason(error))
-        return
-    try:
-        if not walk.enter(fd):
-            yield _Entry(path, walk.source, KIND["unknown"], error=_LOOPS)
-            return
-        yield from _entered(fd, path, walk)
-        walk.leave()
-    finally:
-        os.close(fd)
-
-
-def _entered(fd: int, path: bytes, walk: _Walk) -> Iterator[_Entry]:
-    """What lies in the directory `fd`."""
-    source, chooser = walk.source, walk.chooser
-    tag = None if chooser is None else chooser.cache_tag(path, fd)
-    if tag is not None:
-        yield from _named(path + b"/" + tag, source, tag, fd)
-        return
-    with os.scandir(fd) as listing:
-        while True:
-            try:
-                some = list(islice(listing, LISTING))
-            except OSError as error:
-                yield _Entry(path, source, KIND["unknown"], error=b"listing it failed: " + _reason(error))
-                return
-            items = sorted(((os.fsencode(item.name), item) for item in some), key=lambda pair: pair[0])
-            if chooser is not None:
-                items = chooser.keep(path, walk.below(path), items)
-            yield from _listing(items, fd, path, walk)
-            if len(some) < LISTING:
-                return
-
-
-def _named(path: bytes, source: int, name: bytes, folder: int | None) -> Iterator[_Entry]:
-    """An object by its name; nothing below it."""
-    try:
-        info = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except OSError as error:
-        yield _Entry(path, source, KIND["unknown"], error=_reason(error))
-        return
-    yield from _one(path, source, info, name, folder)
-
-
-def _listing(items: list[tuple[bytes, os.DirEntry[str]]], fd: int, path: bytes, walk: _Walk) -> Iterator[_Entry]:
-    source, chooser, limit = walk.source, walk.chooser, walk.limit
-    folders: list[tuple[bytes, os.stat_result]] = []
-    for name, item in items:
-        below = path + b"/" + name
+    def bare_directory(self, path: bytes, info: os.stat_result, fd: int, error: bytes = b"") -> None:
+        """Add an open directory, and nothing that lies in it."""
+        xattrs = b""
         try:
-            info = item.stat(follow_symlinks=False)
+            xattrs = read_xattrs(fd)
+        except OSError as trouble:
+            error = error or b"reading its extended attributes failed: " + _reason(trouble)
+        self.rows.add(path, self.source, KIND["directory"], info, error=error, xattrs=xattrs)
+
+    def enter(self, path: bytes, info: os.stat_result, name: bytes, folder: int | None) -> _Folder | None:
+        """Add a directory and open it for a walk; None where nothing in it goes in, and then `refusal` is why, or
+        empty where that was wanted."""
+        self.refusal = b""
+        try:
+            fd = os.open(name, _OPEN_FOLDER, dir_fd=folder)
         except OSError as error:
-            yield _Entry(below, source, KIND["unknown"], error=_reason(error))
-            continue
-        if stat.S_ISDIR(info.st_mode):
-            folders.append((name, info))
-        elif info.st_size <= limit or chooser is None or not chooser.too_large(below, info):
-            yield from _one(below, source, info, name, fd)
-    for name, info in folders:
-        below = path + b"/" + name
-        yield from _one(below, source, info, name, fd)
-        if chooser is None or not chooser.crosses(below, walk.device, info):
-            yield from _walk(name, fd, below, walk)
+            self.refusal = b"listing it failed: " + _reason(error)
+            self.rows.add(path, self.source, KIND["directory"], info, error=self.refusal)
+            return None
+        now = os.fstat(fd)
+        here = _Folder(path, fd, (now.st_dev, now.st_ino))
+        if self.chooser is not None and self.above and self.chooser.crosses(path, self.device, now):
+            self.bare_directory(path, info, fd)
+        elif here.identity in self.above:
+            self.refusal = _LOOPS
+            self.bare_directory(path, info, fd, _LOOPS)
+        else:
+            self.bare_directory(path, info, fd)
+            if not self.above:
+                self.device = now.st_dev
+            self.above.append(here.identity)
+            tag = None if self.chooser is None else self.chooser.cache_tag(path, fd)
+            if tag is None:
+                return here
+            self.named(path + b"/" + tag, tag, fd)
+            self.above.pop()
+        here.close()
+        return None
+
+    def named(self, path: bytes, name: bytes, folder: int | None) -> None:
+        """Add an object by its name; nothing below it."""
+        try:
+            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except OSError as error:
+            self.rows.add(path, self.source, KIND["unknown"], error=_reason(error))
+            return
+        self.object(path, info, name, folder)
+
+    def directory(self, path: bytes, info: os.stat_result, name: bytes, folder: int | None) -> Iterator[None]:
+        """Add a directory and all below it."""
+        top = self.enter(path, info, name, folder)
+        stack = [] if top is None else [top]
+        try:
+            while stack:
+                here = stack[-1]
+                if here.folders:
+                    name, info = here.folders.pop()
+                    child = self.enter(here.path + b"/" + name, info, name, here.fd)
+                    if child is not None:
+                        stack.append(child)
+                        if len(stack) > OPEN_FOLDERS:
+                            stack[-1 - OPEN_FOLDERS].suspend()
+                elif not self._list(here):
+                    self._leave(stack)
+                yield
+        finally:
+            for here in stack:
+                here.close()
+
+    def _leave(self, stack: list[_Folder]) -> None:
+        here = stack.pop()
+        self.above.pop()
+        if stack and stack[-1].fd < 0:
+            try:
+                moved = not stack[-1].resume(here.fd)
+            except OSError:
+                moved = True
+            if moved:
+                for name, info in reversed(stack[-1].folders):
+                    path = stack[-1].path + b"/" + name
+                    self.rows.add(path, self.source, KIND["directory"], info, error=_MOVED)
+                stack[-1].folders.clear()
+                stack[-1].end_listing()
+        here.close()
+
+    def _list(self, here: _Folder) -> bool:
+        """Add what comes next in a directory, and note its subdirectories; False at its end."""
+        try:
+            some = here.listing()
+        except OSError as error:
+            self.rows.add(here.path, self.source, KIND["unknown"], error=b"listing it failed: " + _reason(error))
+            here.end_listing()
+            return False
+        items = sorted([(item.name.encode(_ENCODING, "surrogateescape"), item) for item in some], key=itemgetter(0))
+        if self.chooser is not None:
+            items = self.chooser.keep(here.path, self.below(here.path), items)
+        prefix, fd, limit, chooser = here.path + b"/", here.fd, self.limit, self.chooser
+        paths: list[bytes] = []
+        infos: list[os.stat_result] = []
+        for name, item in items:
+            try:
+                info = item.stat(follow_symlinks=False)
+            except OSError as error:
+                self.rows.add(prefix + name, self.source, KIND["unknown"], error=_reason(error))
+                continue
+            form = info.st_mode & _FORM
+            if form == stat.S_IFDIR:
+                here.folders.append((name, info))
+            elif info.st_size > limit and chooser is not None and chooser.too_large(prefix + name, info):
+                continue
+            elif form == stat.S_IFREG:
+                paths.append(prefix + name)
+                infos.append(info)
+            else:
+                self.rows.add_files(paths, self.source, infos)
+                paths, infos = [], []
+                self.object(prefix + name, info, name, fd)
+        self.rows.add_files(paths, self.source, infos)
+        here.folders.reverse()
+        return bool(some)
 
 
 # --- lists of paths --------------------------------------------------------------------------------------------------
 
 
-def _listed_entries(sources: Sequence[Source], chooser: Chooser | None, listed: Iterable[Listed]) -> Iterator[_Entry]:
+def _listed(
+    sources: Sequence[Source], chooser: Chooser | None, listed: Iterable[Listed], rows: _Rows
+) -> Iterator[None]:
     for number, entries in groupby(listed, key=lambda entry: entry.source):
         if number < 0:
             for _, path in entries:
-                yield _Entry(path, 0, KIND["unknown"], error=_OUTSIDE)
+                rows.add(path, 0, KIND["unknown"], error=_OUTSIDE)
+                yield
             continue
         source = sources[number]
-        folders = _OpenFolders(source, _Walk(number, source, chooser))
+        folders = _OpenFolders(source, _Walk(number, source, chooser, rows))
         try:
             last: bytes | None = None
             for _, path in entries:
                 if path != last:
                     yield from folders.entry(path)
+                    yield
                 last = path
         finally:
             folders.close()
@@ -281,83 +447,76 @@ class _OpenFolders:
     def __init__(self, source: Source, walk: _Walk) -> None:
         self._source = source
         self._walk = walk
-        self._open: list[tuple[bytes, int]] = []  # path from the source and descriptor, the source's own first
+        self._open: list[tuple[bytes, _Folder]] = []  # path from the source, the source itself first
         #: At and below this path nothing is left to do: all is in already, or left out, or there is this error.
         self._closed: tuple[bytes, bytes] | None = None
 
-    def entry(self, path: bytes) -> Iterator[_Entry]:
-        """The object at `path`, all below it, and the directories on the way that are new."""
+    def entry(self, path: bytes) -> Iterator[None]:
+        """Add the object at `path`, all below it, and the directories on the way that are new."""
         if self._closed is not None and _is_below(path, self._closed[0]):
             if self._closed[1]:
-                yield self._failed(path, self._closed[1])
+                self._failed(path, self._closed[1])
             return
         while self._open and not _is_below(path, self._open[-1][0]):
             self._leave()
         parts = path.split(b"/") if path else []
         for depth in range(len(self._open), len(parts)):
             at = b"/".join(parts[:depth])
-            error = yield from self._enter(at, parts[depth - 1] if depth else self._source.path)
+            error = self._enter(at, parts[depth - 1] if depth else self._source.path)
             if error is not None:
                 self._closed = at, error
                 if error:
-                    yield self._failed(path, error)
+                    self._failed(path, error)
                 return
         yield from self._last(path, parts[-1] if parts else self._source.path)
 
-    def _enter(self, at: bytes, name: bytes) -> Generator[_Entry, None, bytes | None]:
+    def _enter(self, at: bytes, name: bytes) -> bytes | None:
         """Open a directory on the way; returns None, or why nothing in it can go in, empty where that is no error."""
         walk, chooser, path = self._walk, self._walk.chooser, self._object(at)
         try:
             info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
-            if not stat.S_ISDIR(info.st_mode):
-                return b"a part of its path is no directory"
-            if at and chooser is not None and chooser.matches(path, at, True):
-                return b""
-            fd = os.open(name, _OPEN_FOLDER, dir_fd=self._folder)
         except OSError as error:
             return _reason(error)
-        self._open.append((at, fd))
-        yield from _one(path, walk.source, info, name, None)
-        if not walk.enter(fd):
-            os.close(self._open.pop()[1])
-            return _LOOPS
-        tag = None if chooser is None else chooser.cache_tag(path, fd)
-        if tag is None:
-            return None
-        yield from _named(path + b"/" + tag, walk.source, tag, fd)
-        return b""
+        if not stat.S_ISDIR(info.st_mode):
+            return b"a part of its path is no directory"
+        if at and chooser is not None and chooser.matches(path, at, True):
+            return b""
+        folder = walk.enter(path, info, name, self._folder)
+        if folder is None:
+            return walk.refusal
+        self._open.append((at, folder))
+        return None
 
-    def _last(self, path: bytes, name: bytes) -> Iterator[_Entry]:
+    def _last(self, path: bytes, name: bytes) -> Iterator[None]:
         walk, chooser, whole = self._walk, self._walk.chooser, self._object(path)
         try:
             info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
         except OSError as error:
-            yield self._failed(path, _reason(error))
+            self._failed(path, _reason(error))
             return
         is_folder = stat.S_ISDIR(info.st_mode)
         if path and chooser is not None and chooser.matches(whole, path, is_folder):
             self._closed = path, b""
         elif is_folder:
-            yield from _one(whole, walk.source, info, name, self._folder)
             walk.device = info.st_dev
-            yield from _walk(name, self._folder, whole, walk)
+            yield from walk.directory(whole, info, name, self._folder)
             self._closed = path, b""
         elif info.st_size <= walk.limit or chooser is None or not chooser.too_large(whole, info):
-            yield from _one(whole, walk.source, info, name, self._folder)
+            walk.object(whole, info, name, self._folder)
 
     @property
     def _folder(self) -> int | None:
-        return self._open[-1][1] if self._open else None
+        return self._open[-1][1].fd if self._open else None
 
     def _object(self, at: bytes) -> bytes:
         return self._source.name + b"/" + at if at else self._source.name
 
-    def _failed(self, path: bytes, error: bytes) -> _Entry:
-        return _Entry(self._object(path), self._walk.source, KIND["unknown"], error=error)
+    def _failed(self, path: bytes, error: bytes) -> None:
+        self._walk.rows.add(self._object(path), self._walk.source, KIND["unknown"], error=error)
 
     def _leave(self) -> None:
-        os.close(self._open.pop()[1])
-        self._walk.leave()
+        self._open.pop()[1].close()
+        self._walk.above.pop()
 
     def close(self) -> None:
         while self._open:

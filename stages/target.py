@@ -6,13 +6,17 @@ touched: each part of a path is opened without following symlinks.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import stat
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from manifests.xattrs import set_xattrs
 from stages.errors import StageError
 
 STAGING_MARK = ".drystone-restore-"
@@ -20,17 +24,24 @@ STAGING_MARK = ".drystone-restore-"
 _KEPT_OPEN = 64
 #: Name of an object in the making, in the staging directory of the process that makes it.
 _NEW = "new"
+#: A link that could not be made for one of these reasons becomes a copy.
+_NO_LINKS = (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.EOPNOTSUPP)
+_COPY_PIECE = 1 << 20
+_FALLOC_PUNCH_HOLE = 0x02 | 0x01  # with FALLOC_FL_KEEP_SIZE
+_LIBC = ctypes.CDLL(None)
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Attributes(NamedTuple):
-    """What is set on an object besides its content. Times in ns. (A named tuple, for one is made for each file.)"""
+    """What is set on an object besides its content. Times in ns, `xattrs` packed (manifests/xattrs.py). (A named tuple,
+    for one is made for each file.)"""
 
     mode: int
     uid: int
     gid: int
     mtime_ns: int
     size: int = 0
+    xattrs: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -94,11 +105,11 @@ class Target:
 
     def _parent(self, path: bytes) -> tuple[int, bytes]:
         """Descriptor of the directory that `path` goes into, and its name there."""
-        above, _, name = path[self._options.strip :].rpartition(b"/")
+        above, slash, name = path[self._options.strip :].rpartition(b"/")
         if above != self._folder_path:
             self._enter(split_path(above) if above else [])
             self._folder_path = above
-        if name in (b"", b".", b"..") or b"\0" in name:
+        if name in (b"", b".", b"..") or b"\0" in name or (slash and not above):
             raise UnsafePath.of(path)
         return (self._open[-1][1] if self._open else self._root), name
 
@@ -136,12 +147,12 @@ class Target:
             if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
                 raise
 
-    def finish_folder(self, path: bytes, attributes: Attributes) -> None:
-        """Set a directory's attributes, after all below it is written."""
+    def finish_folder(self, path: bytes, attributes: Attributes) -> str:
+        """Set a directory's attributes, after all below it is written. Returns what could not be set."""
         folder, name = self._parent(path)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         try:
-            self._set_attributes(fd, attributes)
+            return self._set_attributes(fd, attributes)
         finally:
             os.close(fd)
 
@@ -154,34 +165,38 @@ class Target:
             info = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return True
-        equal = (
-            stat.S_IFMT(info.st_mode) == stat.S_IFMT(attributes.mode)
-            and info.st_mtime_ns == attributes.mtime_ns
-            and (info.st_size == attributes.size or not stat.S_ISREG(info.st_mode))
-        )
-        if equal:
+        if _equal(info, attributes):
             return False
         if self._options.overwrite == "if-changed":
             return True
         raise Kept("something else is in place and was kept; see --overwrite")
 
-    def write_whole(self, path: bytes, pieces: list[bytes | memoryview], attributes: Attributes) -> None:
-        """A file of which all bytes are at hand."""
+    def write_whole(self, path: bytes, pieces: Iterable[bytes | memoryview], attributes: Attributes) -> str:
+        """A file of which all bytes are at hand; what its end lacks is a hole. Returns what could not be set."""
         mode = attributes.mode & 0o777 & ~self._umask
         fd = self._create(mode)
         try:
+            written = 0
             for piece in pieces:
                 view = memoryview(piece)
+                written += len(view)
                 while view:
                     view = view[os.write(fd, view) :]
-            if self._options.owner and (attributes.uid, attributes.gid) != (self._uid, self._gid):
-                os.fchown(fd, attributes.uid, attributes.gid)
-            if stat.S_IMODE(attributes.mode) != mode:
-                os.fchmod(fd, stat.S_IMODE(attributes.mode))
-            os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
+            if written < attributes.size:
+                os.ftruncate(fd, attributes.size)
+            if (
+                stat.S_IMODE(attributes.mode) == mode
+                and not attributes.xattrs
+                and (not self._options.owner or (attributes.uid, attributes.gid) == (self._uid, self._gid))
+            ):
+                trouble = ""
+                os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
+            else:
+                trouble = self._set_attributes(fd, attributes)
         finally:
             os.close(fd)
         self._place(self._own, _NEW, path)
+        return trouble
 
     def _create(self, mode: int) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -205,54 +220,117 @@ class Target:
         finally:
             os.close(fd)
 
-    def finish_parts(self, temp: str, path: bytes, attributes: Attributes) -> None:
-        """Give a file of which all parts are written its attributes and its name."""
+    def finish_parts(self, temp: str, path: bytes, attributes: Attributes, holes: bytes) -> str:
+        """Give a file of which all parts are written its holes, its attributes and its name. `holes`: offset u64 and
+        length u64 of each. Returns what could not be set."""
         fd = self.open_part(temp)
         try:
             os.ftruncate(fd, attributes.size)
-            self._set_attributes(fd, attributes)
+            for offset, length in struct.iter_unpack("<QQ", holes[: len(holes) // 16 * 16]):
+                if offset + length <= attributes.size:
+                    _punch(fd, offset, length)
+            trouble = self._set_attributes(fd, attributes)
         finally:
             os.close(fd)
         self._place(self._staging, temp, path)
+        return trouble
 
     def drop_parts(self, temp: str) -> None:
         """Remove a file that can't be completed."""
         with suppress(FileNotFoundError):
             os.unlink(temp, dir_fd=self._staging)
 
-    def make_symlink(self, path: bytes, target: bytes, attributes: Attributes) -> None:
+    def make_symlink(self, path: bytes, target: bytes, attributes: Attributes) -> str:
+        """A symlink. Returns what could not be set. Raises OSError."""
         self._drop_new()
         os.symlink(target, os.fsencode(_NEW), dir_fd=self._own)
-        if self._options.owner:
-            os.chown(_NEW, attributes.uid, attributes.gid, dir_fd=self._own, follow_symlinks=False)
-        times = (attributes.mtime_ns, attributes.mtime_ns)
-        os.utime(_NEW, ns=times, dir_fd=self._own, follow_symlinks=False)
-        self._place(self._own, _NEW, path)
+        return self._name_new(path, attributes, mode=False)
 
     def _drop_new(self) -> None:
         with suppress(FileNotFoundError):
             os.unlink(_NEW, dir_fd=self._own)
 
-    def make_node(self, path: bytes, attributes: Attributes, device: int) -> None:
-        """A FIFO or a device node, as `attributes.mode` says. Raises OSError, as for who may not make devices."""
+    def make_node(self, path: bytes, attributes: Attributes, device: int) -> str:
+        """A FIFO or a device node, as `attributes.mode` says. Returns what could not be set. Raises OSError, as for who
+        may not make devices."""
         self._drop_new()
         os.mknod(_NEW, stat.S_IFMT(attributes.mode) | 0o600, device, dir_fd=self._own)
-        if self._options.owner:
-            os.chown(_NEW, attributes.uid, attributes.gid, dir_fd=self._own, follow_symlinks=False)
-        os.chmod(_NEW, stat.S_IMODE(attributes.mode), dir_fd=self._own)
-        os.utime(_NEW, ns=(attributes.mtime_ns, attributes.mtime_ns), dir_fd=self._own, follow_symlinks=False)
-        self._place(self._own, _NEW, path)
+        return self._name_new(path, attributes, mode=True)
 
-    def _set_attributes(self, fd: int, attributes: Attributes) -> None:
-        # chown clears setuid, so it comes before chmod.
+    def _name_new(self, path: bytes, attributes: Attributes, mode: bool) -> str:
+        """Give the object in the making its attributes and its name; for what can't be opened to do so."""
+        trouble = ""
         if self._options.owner:
-            os.fchown(fd, attributes.uid, attributes.gid)
-        os.fchmod(fd, stat.S_IMODE(attributes.mode))
+            try:
+                os.chown(_NEW, attributes.uid, attributes.gid, dir_fd=self._own, follow_symlinks=False)
+            except OSError as error:
+                trouble = f"its owner could not be set: {error.strerror}"
+        if mode:
+            os.chmod(_NEW, stat.S_IMODE(attributes.mode), dir_fd=self._own)
+        if attributes.xattrs:
+            name = b"/proc/self/fd/%d/%s" % (self._own, os.fsencode(_NEW))
+            trouble = trouble or set_xattrs(name, attributes.xattrs, self._options.owner)
+        times = (attributes.mtime_ns, attributes.mtime_ns)
+        os.utime(_NEW, ns=times, dir_fd=self._own, follow_symlinks=False)
+        self._place(self._own, _NEW, path)
+        return trouble
+
+    def make_link(self, path: bytes, first: bytes, attributes: Attributes) -> str:
+        """Another name of the object that was restored as `first`; a copy where the file system takes no more names.
+        Returns what could not be set. Raises Kept where `first` is not that object, and OSError."""
+        folder, name = self._parent(first)
+        there = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            if not _equal(os.fstat(there), attributes):
+                raise Kept(f"its other name {os.fsdecode(first)!r} is not the archived object")
+            self._drop_new()
+            try:
+                os.link(name, _NEW, src_dir_fd=folder, dst_dir_fd=self._own, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in _NO_LINKS or not stat.S_ISREG(attributes.mode):
+                    raise
+                with open(f"/proc/self/fd/{there}", "rb") as source:
+                    return self.write_whole(path, iter(lambda: source.read(_COPY_PIECE), b""), attributes)
+        finally:
+            os.close(there)
+        self._place(self._own, _NEW, path)
+        self._drop_new()  # renaming to another name of the same object does nothing
+        return ""
+
+    def _set_attributes(self, fd: int, attributes: Attributes) -> str:
+        """Set all attributes of an open file or directory. Returns what could not be set."""
+        mode, trouble = stat.S_IMODE(attributes.mode), ""
+        if self._options.owner:
+            try:
+                os.fchown(fd, attributes.uid, attributes.gid)
+            except OSError as error:
+                # Nobody else's file may become one that runs as whoever owns it now.
+                mode &= ~(stat.S_ISUID | stat.S_ISGID)
+                trouble = f"its owner could not be set: {error.strerror}"
+        # chown clears setuid and capabilities, and chmod changes an ACL's mask, so they come in this order.
+        os.fchmod(fd, mode)
+        if attributes.xattrs:
+            trouble = trouble or set_xattrs(fd, attributes.xattrs, self._options.owner)
         os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
+        return trouble
 
     def _place(self, staging: int, temp: str, path: bytes) -> None:
         folder, name = self._parent(path)
         os.rename(temp, name, src_dir_fd=staging, dst_dir_fd=folder)
+
+
+def _equal(info: os.stat_result, attributes: Attributes) -> bool:
+    """Whether what is in place passes for the archived object, by kind, size and modification time."""
+    return (
+        stat.S_IFMT(info.st_mode) == stat.S_IFMT(attributes.mode)
+        and info.st_mtime_ns == attributes.mtime_ns
+        and (info.st_size == attributes.size or not stat.S_ISREG(info.st_mode))
+    )
+
+
+def _punch(fd: int, offset: int, length: int) -> None:
+    """Make a hole where zeros are; a file system that knows none keeps the zeros."""
+    _LIBC.fallocate(fd, _FALLOC_PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length))
 
 
 def _open_folder(folder: int, name: bytes) -> int:

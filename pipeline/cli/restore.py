@@ -24,6 +24,7 @@ from stages.assemble import ByteRange
 
 if TYPE_CHECKING:
     from pipeline.filestore import FileStore
+    from pipeline.restore.run import RestoreRequest
 
 RANGE = Parsed("A-B", ByteRange.parse)
 
@@ -40,6 +41,9 @@ RANGE = Parsed("A-B", ByteRange.parse)
     help="What happens to files that are in the way.",
 )
 @click.option("--range", "byte_range", type=RANGE, help="Only these bytes of one object: 0-99, 100- or -500.")
+@click.option(
+    "--numeric-ids", is_flag=True, help="Owners by number, though their names have other numbers on this machine."
+)
 @resource_options
 @format_options
 @quiet_option
@@ -51,6 +55,7 @@ def restore_command(
     to: str,
     overwrite: str,
     byte_range: ByteRange | None,
+    numeric_ids: bool,
     workers: int | None,
     memory: int,
     output: str,
@@ -67,25 +72,18 @@ def restore_command(
 
     Like `restic restore` and `borg extract`.
     """
+    from pipeline.restore.run import RestoreRequest
+
     with open_store(context, store, workers=byte_range is None) as opened:
         if byte_range is not None:
             return _restore_range(opened, selection, byte_range, to, output)
-        return _restore(opened, selection, to, overwrite, workers, memory, output, quiet)
+        request = RestoreRequest(to, overwrite, workers, memory, numeric_ids=numeric_ids)
+        return _restore(opened, selection, request, output, quiet)
 
 
-def _restore(
-    opened: FileStore,
-    selection: str,
-    to: str,
-    overwrite: str,
-    workers: int | None,
-    memory: int,
-    output: str,
-    quiet: bool,
-) -> int:
+def _restore(opened: FileStore, selection: str, request: RestoreRequest, output: str, quiet: bool) -> int:
     from manifests.plan import PlanTotals
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
-    from pipeline.restore.run import RestoreRequest
     from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, RESTORE_STAGES, VERIFY
 
     totals: list[PlanTotals] = []
@@ -95,13 +93,16 @@ def _restore(
         held_by = bottleneck(counters, RESTORE_STAGES, (FETCH, DECOMPRESS, VERIFY, ASSEMBLE))
         return Snapshot(int(done[0]), int(done[1]), totals[0].bytes if totals else 0, held_by)
 
-    request = RestoreRequest(to, overwrite, workers, memory)
     with Progress.choose("restore", read, quiet=quiet, output=output) as progress:
-        result = opened.restore(selection, to, request=request, on_plan=totals.append, on_tick=progress.tick)
+        result = opened.restore(selection, request.to, request=request, on_plan=totals.append, on_tick=progress.tick)
     for path, reason in result.failures:
-        click.echo(f"not restored: {show_path(path)}: {reason}", err=True)
+        click.echo(f"not restored whole: {show_path(path)}: {reason}", err=True)
     if result.failed > len(result.failures):
         click.echo(f"… and {result.failed - len(result.failures)} more", err=True)
+    if result.left_to_root:
+        click.echo(
+            f"owners were passed over: only root can give {result.left_to_root:,} objects what they had", err=True
+        )
     if output != "table":
         for path, reason in result.failures if output == "jsonl" else ():
             emit_json({"type": "item", **path_fields(path), "error": reason})
@@ -113,6 +114,7 @@ def _restore(
                 "failed": result.failed,
                 "healed_cells": result.healed_cells,
                 "healed_records": result.healed_records,
+                "left_to_root": result.left_to_root,
                 "seconds": round(result.seconds, 3),
                 "exit_code": result.exit_code,
             }

@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from manifests import format as fmt
-from manifests.columns import OBJECT_DTYPE, ROW_EXTENT_DTYPE, Batch, HeapBuilder
+from manifests.columns import OBJECT_DTYPE, ROW_EXTENT_DTYPE, Batch, cut_batch, with_fields
 from manifests.config import ChunkerSpec
+from manifests.xattrs import read_xattrs
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.station import Acquire, Context, Station, Steps, Take, Want
@@ -29,12 +30,24 @@ from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES
 from pipeline.worker import FdHandle
 from stages.chunk import Chunker, ContentHasher, chunk_id
 from stages.digest import Digester, digest_all
-from stages.read import QUIET_NS, FolderCache, changed, fill, growth_limit, kernel_makes
+from stages.read import (
+    QUIET_NS,
+    FolderCache,
+    changed,
+    data_between,
+    fill,
+    find_holes,
+    growth_limit,
+    kernel_makes,
+)
 from stages.scan import KIND, NO_LIMIT, Source
 
 #: A chunk in a data slot: place, length, id.
 CHUNK_REF = np.dtype([("offset", "<u4"), ("length", "<u4"), ("id", "u1", (32,))])
 NOT_REGULAR = "it is no regular file any more"
+#: Extended attributes and holes of the rows in one message, about, in bytes.
+EXTRA_BYTES = 512 << 10
+_ZEROS = memoryview(bytes(1 << 20))
 _EMPTY_DIGEST = np.frombuffer(blake3(b"").digest(), np.uint8)
 
 
@@ -71,6 +84,26 @@ class ChunkTable:
         return refs
 
 
+@dataclass
+class OpenContent:
+    """The content of row `number` that is being read into several slots; `offset`: where its next byte belongs."""
+
+    number: int
+    more: Digester
+    hasher: ContentHasher = field(default_factory=ContentHasher)
+    offset: int = 0
+    chunks: int = 0
+    first_id: bytes = b""
+
+    def add_zeros(self, count: int) -> None:
+        """A hole counts for the digests as the zeros that it is."""
+        while count > 0:
+            piece = _ZEROS[:count]
+            self.hasher.add_bytes(piece)
+            self.more.update(piece)
+            count -= len(piece)
+
+
 class Reader:
     """State of one reader station. Owns the slot that it fills until it sends it."""
 
@@ -91,6 +124,9 @@ class Reader:
         self._rows: npt.NDArray[np.void] = np.empty(0, OBJECT_DTYPE)
         self._errors: dict[int, str] = {}
         self._digests: dict[int, bytes] = {}
+        self._xattrs: dict[int, bytes] = {}
+        self._holes: dict[int, bytes] = {}
+        self._extra_bytes = 0
         self._stats: dict[int, os.stat_result] = {}
         self._sizes: dict[int, int] = {}
         self._began_ns = 0
@@ -129,9 +165,18 @@ class Reader:
     # --- objects -----------------------------------------------------------------------------------------------------
 
     def objects(self, batch: Batch, paths: list[bytes]) -> Steps:
-        """Read the files of a batch (rows writable, owned by the reader) and send its rows."""
+        """Read the files of a batch (rows writable, owned by the reader) and send its rows: all at once, unless
+        extended attributes and holes make them too long for a slot."""
+        while paths:
+            done = yield from self._some_objects(batch, paths)
+            batch, paths = cut_batch(batch, done, len(paths)), paths[done:]
+
+    def _some_objects(self, batch: Batch, paths: list[bytes]) -> Generator[Want, Any, int]:
+        """Read the files of the first rows of a batch, and send these rows; returns how many."""
         self._rows, self._errors, self._digests = batch.rows, {}, {}
+        self._xattrs, self._holes, self._extra_bytes = {}, {}, 0
         self._stats, self._sizes = {}, {}
+        done = len(paths)
         self._began_ns = time.time_ns()
         self._context.clock.switch(READ)
         wanted = np.isin(batch.rows["kind"], (KIND["file"], KIND["stream"])) & (batch.rows["error_len"] == 0)
@@ -150,13 +195,17 @@ class Reader:
                 yield from self._file(number, path)
             else:
                 read, size = read + 1, size + length
+            if self._extra_bytes > EXTRA_BYTES:
+                done = number + 1
+                break
         self._context.clock.count(READ, read, size)
         self._cut_segments()
         self._note_stats()
         if self._errors:
             self._size_what_failed()
         yield from self._send_extents(everything=True)
-        yield from self._send_objects(batch)
+        yield from self._send_objects(batch, done)
+        return done
 
     def _small_file(self, number: int, path: bytes, expected: int, mtime: int, mode: int, ctime: int) -> int | None:
         """Read a file that fits into the open slot, with as few system calls as the kernel allows: its stat from the
@@ -171,7 +220,10 @@ class Reader:
             return None
         try:
             length = os.readv(fd, [self._view[start:payload]])
+            xattrs = read_xattrs(fd)
             info = os.fstat(fd)
+            if info.st_blocks * 512 < length and find_holes(fd, info):
+                return None
         except OSError:
             return None
         finally:
@@ -179,10 +231,16 @@ class Reader:
         found = (length, info.st_size, info.st_mtime_ns, info.st_mode, info.st_ctime_ns)
         if found != (expected, expected, mtime, mode, ctime) or not expected:
             return None
+        if xattrs:
+            self._note_xattrs(number, xattrs)
         self._stats[number] = info
         self._segments.append((number, start, length))
         self._fill = start + length
         return length
+
+    def _note_xattrs(self, number: int, packed: bytes) -> None:
+        self._xattrs[number] = packed
+        self._extra_bytes += len(packed)
 
     def _note_stats(self) -> None:
         """Put what stat said behind the reading into the rows; clean are those that were quiet before it, too."""
@@ -225,9 +283,15 @@ class Reader:
                 self._errors[number] = NOT_REGULAR
                 return
             made_up = kernel_makes(fd, before)
-            size = yield from self._content(fd, number, before.st_size, path, growth_limit(before, made_up))
+            holes = [] if made_up else find_holes(fd, before)
+            if holes:
+                self._context.at(os.fsdecode(path))
+                size = yield from self._sparse_content(fd, number, before.st_size, holes)
+            else:
+                size = yield from self._content(fd, number, before.st_size, path, growth_limit(before, made_up))
+            trouble = self._long_xattrs(fd, number)
             after = os.fstat(fd)
-            trouble = changed(before, after, size, made_up)
+            trouble = changed(before, after, size, made_up) or trouble
             if trouble:
                 self._errors[number] = trouble
             self._stats[number] = after
@@ -237,6 +301,16 @@ class Reader:
             self._rows[number]["content_kind"] = fmt.CONTENT_NONE
         finally:
             os.close(fd)
+
+    def _long_xattrs(self, fd: int, number: int) -> str:
+        """Note the extended attributes of a file; returns why that failed, or an empty string."""
+        try:
+            packed = read_xattrs(fd)
+        except OSError as error:
+            return f"reading its extended attributes failed: {error.strerror}"
+        if packed:
+            self._note_xattrs(number, packed)
+        return ""
 
     def _stream(self, number: int) -> Steps:
         if self._options.stream is None:
@@ -280,20 +354,65 @@ class Reader:
     def _long_content(self, fd: int, number: int, start: int, limit: int) -> Generator[Want, Any, int]:
         """The rest of a content that does not end in the slot where it begins at `start`."""
         self._cut_segments()
-        clock, payload, hasher = self._context.clock, self._options.payload, ContentHasher()
-        more = Digester(self._options.digests)
-        offset, end, ended, count, first_id = 0, payload, False, 0, b""
+        content = OpenContent(number, Digester(self._options.digests))
+        size = yield from self._read_on(fd, content, start, self._options.payload, False, limit)
+        # A file that grew at the end of a slot may still be one chunk, and is then recorded as one.
+        whole = content.chunks == 1
+        self._finish(number, content.first_id if whole else content.hasher.content_id(size), not whole, content.hasher)
+        self._finish_digests(content)
+        return size
+
+    def _sparse_content(
+        self, fd: int, number: int, size: int, holes: list[tuple[int, int]]
+    ) -> Generator[Want, Any, int]:
+        """Read what lies between the larger holes of a content; returns its length, which is `size` unless it ends
+        early. A content that is one hole has no chunks."""
+        self.close_slot()
+        yield from self._open_slot()
+        content = OpenContent(number, Digester(self._options.digests))
+        reached = 0
+        for start, end in data_between(holes, size):
+            content.add_zeros(start - reached)
+            content.offset = start
+            os.lseek(fd, start, os.SEEK_SET)
+            self._context.clock.switch(READ)
+            room = self._view[self._fill : min(self._options.payload, self._fill + end - start)]
+            length, ended = fill(fd, room)
+            first, filled = self._fill, self._fill + length
+            ended = ended or length == end - start
+            reached = yield from self._read_on(fd, content, first, filled, ended, end)
+            if reached < end:
+                break
+        else:
+            content.add_zeros(size - reached)
+            reached = size
+        if content.chunks:
+            self._finish(number, content.hasher.content_id(reached), True, content.hasher)
+        else:
+            self._note_digest(number, content.hasher)
+        self._finish_digests(content)
+        inside = [(offset, min(length, reached - offset)) for offset, length in holes if offset < reached]
+        self._holes[number] = np.array(inside, "<u8").tobytes()
+        self._extra_bytes += len(self._holes[number])
+        return reached
+
+    def _read_on(
+        self, fd: int, content: OpenContent, start: int, end: int, ended: bool, limit: int
+    ) -> Generator[Want, Any, int]:
+        """Cut what lies from `start` to `end` in the slot, and read and cut on until the file ends, or `limit` bytes of
+        the content are there; `ended`: that is so already. Returns how far the content was read."""
+        clock, payload = self._context.clock, self._options.payload
         while True:
             clock.switch(CHUNK)
             lengths = self._chunker.cut(self._view[start:end], ended)
             covered = sum(lengths)
-            extents = self._name_chunks(number, start, offset, lengths, hasher)
-            more.update(self._view[start : start + covered])
+            extents = self._name_chunks(content.number, start, content.offset, lengths, content.hasher)
+            content.more.update(self._view[start : start + covered])
             yield from self._send_extents(everything=False)
-            offset += covered
-            count += len(lengths)
-            if lengths and not first_id:
-                first_id = extents["id"][0].tobytes()
+            content.offset += covered
+            content.chunks += len(lengths)
+            if lengths and not content.first_id:
+                content.first_id = extents["id"][0].tobytes()
             if ended:
                 break
             self._fill = start + covered
@@ -303,23 +422,28 @@ class Reader:
                 yield from self._open_slot()
             self._view[: len(tail)] = tail
             clock.switch(READ)
-            length, ended = fill(fd, self._view[len(tail) : payload])
+            most = limit - content.offset
+            length, ended = fill(fd, self._view[len(tail) : min(payload, most)])
             clock.count(READ, 0, length)
             start, end = 0, len(tail) + length
-            ended = ended or offset + end >= limit
+            ended = ended or content.offset + end >= limit
         self._fill = end
-        # A file that grew at the end of a slot may still be one chunk, and is then recorded as one.
-        self._finish(number, first_id if count == 1 else hasher.content_id(offset), count > 1, hasher)
-        if self._options.digests:
-            self._digests[number] = b"".join(more.digests())
-        return offset
+        return content.offset
 
     def _finish(self, number: int, content_id: bytes, has_extents: bool, hasher: ContentHasher) -> None:
         row = self._rows[number]
         row["content_kind"] = fmt.CONTENT_EXTENTS if has_extents else fmt.CONTENT_CHUNK
         row["content_id"] = np.frombuffer(content_id, np.uint8)
+        self._note_digest(number, hasher)
+
+    def _note_digest(self, number: int, hasher: ContentHasher) -> None:
+        row = self._rows[number]
         row["digest"] = np.frombuffer(hasher.digest(), np.uint8)
         row["has_digest"] = 1
+
+    def _finish_digests(self, content: OpenContent) -> None:
+        if self._options.digests:
+            self._digests[content.number] = b"".join(content.more.digests())
 
     # --- chunks ------------------------------------------------------------------------------------------------------
 
@@ -409,15 +533,13 @@ class Reader:
                 view[: now.nbytes] = now.tobytes()
             self._send_rows(messages.EXTENTS, slot, len(now))
 
-    def _send_objects(self, batch: Batch) -> Steps:
-        if self._errors or self._digests:
-            heap = HeapBuilder()
-            heap.add(bytes(batch.heap))
-            at, length = heap.add_all(list(self._digests.values()))
-            batch.rows["digests_at"][list(self._digests)], batch.rows["digests_len"][list(self._digests)] = at, length
-            for number, text in self._errors.items():
-                batch.rows["error_at"][number], batch.rows["error_len"][number] = heap.add(text.encode())
-            batch = Batch(batch.rows, heap.getvalue())
+    def _send_objects(self, batch: Batch, count: int) -> Steps:
+        """Send the first `count` rows of a batch."""
+        batch = batch if count == len(batch.rows) else cut_batch(batch, 0, count)
+        errors = {number: text.encode() for number, text in self._errors.items()}
+        fields = {"error": errors, "digests": self._digests, "xattrs": self._xattrs, "holes": self._holes}
+        if any(fields.values()):
+            batch = with_fields(batch, fields)
         slot = yield Acquire(self._rows_pool)
         with self._context.slot(self._rows_pool, slot) as view:
             batch.store(view)

@@ -63,7 +63,7 @@ class RestoreHome:
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     def plan_station(self, context: Context) -> Station:
-        """Sends ITEMS and PLAN on plan/<worker>, to the worker with the least to do."""
+        """Sends ITEMS and PLAN, then LINKS, on plan/<worker>, to the worker with the least to do."""
         context.clock.switch(PLAN)
         self.plan, problems = self._make_plan()
         for row, reason in problems:
@@ -82,6 +82,9 @@ class RestoreHome:
         yield Until(self._fan.idle)
         while self._ready:
             yield from self._finish_ready(context)
+        yield Until(self._fan.idle)
+        for batch in self.plan.other_names():
+            yield from self._send_all(context, messages.LINKS, batch)
         self._fan.end(context)
 
     def _finish_ready(self, context: Context) -> Steps:
@@ -132,7 +135,7 @@ def _tasks(batch: Batch) -> Iterator[Batch]:
     starts = np.flatnonzero(new).tolist()
     ends = [*starts[1:], len(rows)]
     raw = np.cumsum(rows["raw"][starts].astype(np.int64)).tolist()
-    size = np.cumsum(rows["path_len"] + rows["fixity_len"] + rows.dtype.itemsize).tolist()
+    size = np.cumsum(rows["path_len"] + rows["fixity_len"] + rows["xattrs_len"] + rows.dtype.itemsize).tolist()
     first = taken = used = 0
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         if start > first and (raw[number] - taken > TASK_RAW or size[end - 1] - used > TASK_BYTES):

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from manifests.catalog import Catalog
 from manifests.columns import Batch
-from manifests.errors import BackendError, NotFound, UsageError
+from manifests.errors import BackendError, DrystoneError, NotFound, UsageError
+from manifests.owners import renumbered
 from manifests.plan import PlanTotals, RestorePlan
 from manifests.store import Members
 from pipeline.fan import fan_workers
@@ -29,6 +30,7 @@ from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
 from pipeline.runner import run_stations
 from pipeline.supervisor import SignalWatch
 from pipeline.topology import DEFAULT_MEMORY, RESTORE_STAGES, fan_shape
+from stages.errors import StageError
 from stages.target import STAGING_MARK, Attributes, Target, TargetOptions
 
 #: Fetched blocks, a decoder's buffer and pieces of rows under decoding.
@@ -38,19 +40,22 @@ OVERWRITE = ("never", "if-changed", "always")
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """What to restore and how. `workers`: None for one a core; `memory`: bytes of all processes together."""
+    """What to restore and how. `workers`: None for one a core; `memory`: bytes of all processes together;
+    `numeric_ids`: owners by number, where the names of owners would have other numbers on this machine."""
 
     to: str
     overwrite: str = "never"
     workers: int | None = None
     memory: int = DEFAULT_MEMORY
     inline: bool = False
+    numeric_ids: bool = False
 
 
 @dataclass(frozen=True)
 class RestoreResult:
     """What a restore did. `failures`: (path, reason) of objects that are not restored whole, the first of them;
-    `healed_records`: records, tables of checksums and manifests that armour or another copy gave back."""
+    `healed_records`: records, tables of checksums and manifests that armour or another copy gave back;
+    `left_to_root`: objects whose owner, or attributes that only root may set, were passed over."""
 
     files: int
     bytes: int
@@ -58,6 +63,7 @@ class RestoreResult:
     failures: list[NamedError]
     healed_cells: int
     healed_records: int
+    left_to_root: int
     seconds: float
     stages: list[StageFigures]
 
@@ -103,7 +109,7 @@ def restore(
             try:
                 # DuckDB plans in a thread while the fork server starts the workers, which is waiting for the most part.
                 with ThreadPoolExecutor(1, "plan") as planner:
-                    planned = planner.submit(_planned, catalog, run, path, target, on_plan)
+                    planned = planner.submit(_planned, catalog, run, path, target, request, on_plan)
                     home = RestoreHome(shape.count, planned.result)
                     places = backend_places(members)
                     counters = run_stations(
@@ -120,6 +126,7 @@ def restore(
                     home.tally.fail(missing["row"], "the manifests place some of its chunks nowhere")
                 for row, reason in _finish_folders(plan, target):
                     home.tally.fail(row, reason)
+                left_to_root = 0 if options.owner else plan.needs_root(os.geteuid(), os.getegid())
             finally:
                 target.close()
         finally:
@@ -134,18 +141,26 @@ def restore(
         failures,
         sum(home.tally.healed_cells.values()),
         sum(home.tally.healed_records.values()) + members.healed + catalog.replicas.healed,
+        left_to_root,
         seconds,
         stage_figures(counters, RESTORE_STAGES, seconds),
     )
 
 
 def _planned(
-    catalog: Catalog, run: uuid.UUID, path: bytes, target: Target, on_plan: Callable[[PlanTotals], None] | None
+    catalog: Catalog,
+    run: uuid.UUID,
+    path: bytes,
+    target: Target,
+    request: RestoreRequest,
+    on_plan: Callable[[PlanTotals], None] | None,
 ) -> tuple[RestorePlan, list[tuple[int, str]]]:
     """The plan, with its directories made, and those that could not be made. Raises NotFound."""
     plan = RestorePlan(catalog, run, path)
     if not plan.count:
         raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls")
+    if os.geteuid() == 0 and not request.numeric_ids and (elsewhere := renumbered(plan.owners())):
+        plan.renumber(elsewhere)
     if on_plan is not None:
         on_plan(plan.totals())
     return plan, _make_folders(plan, target)
@@ -169,9 +184,11 @@ def _each_folder(plan: RestorePlan, backwards: bool) -> Any:
 
 
 def _rows(batch: Batch) -> Any:
-    columns = [batch.rows[name].tolist() for name in ("row", "mode", "uid", "gid", "mtime_ns")]
-    for (row, *attributes), path in zip(zip(*columns, strict=True), batch.all_bytes("path"), strict=True):
-        yield row, path, Attributes(*attributes)
+    columns = [batch.rows[name].tolist() for name in ("row", "mode", "uid", "gid", "mtime_ns", "size")]
+    for (row, mode, uid, gid, mtime, size), path, xattrs in zip(
+        zip(*columns, strict=True), batch.all_bytes("path"), batch.all_bytes("xattrs"), strict=True
+    ):
+        yield row, path, Attributes(mode, uid, gid, mtime, size, xattrs)
 
 
 def _make_folders(plan: RestorePlan, target: Target) -> list[tuple[int, str]]:
@@ -181,6 +198,8 @@ def _make_folders(plan: RestorePlan, target: Target) -> list[tuple[int, str]]:
             target.make_folder(path)
         except OSError as error:
             problems.append((row, f"making it failed: {error.strerror}"))
+        except StageError as error:
+            problems.append((row, str(error)))
     return problems
 
 
@@ -189,7 +208,11 @@ def _finish_folders(plan: RestorePlan, target: Target) -> list[tuple[int, str]]:
     problems = []
     for row, path, attributes in _each_folder(plan, backwards=True):
         try:
-            target.finish_folder(path, attributes)
+            trouble = target.finish_folder(path, attributes)
         except OSError as error:
-            problems.append((row, f"setting its attributes failed: {error.strerror}"))
+            trouble = f"setting its attributes failed: {error.strerror}"
+        except DrystoneError as error:
+            trouble = str(error)
+        if trouble:
+            problems.append((row, trouble))
     return problems

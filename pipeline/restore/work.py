@@ -8,12 +8,13 @@ larger one goes to its staged file.
 from __future__ import annotations
 
 import os
+import struct
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +50,9 @@ OUTCOME_DTYPE = np.dtype(
 FETCH_AT_ONCE = 8 << 20
 _NODES = (KIND["fifo"], KIND["chardev"], KIND["blockdev"])
 OPEN_PARTS = 64
-#: Path and fixity of a planned chunk's object.
-Texts = tuple[bytes, bytes]
+_ZEROS = memoryview(bytes(1 << 20))
+#: Path, fixity and extended attributes of a planned chunk's object.
+Texts = tuple[bytes, bytes, bytes]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,20 @@ class RestoreOptions:
     index: int
     backends: BackendPlaces
     target: TargetOptions
+
+
+class Item(NamedTuple):
+    """A row of ITEM_DTYPE. `target`: of a symlink, or the first name of a hardlinked object."""
+
+    kind: int
+    row: int
+    multi: int
+    device: int
+    attributes: Attributes
+    path: bytes
+    target: bytes
+    fixity: bytes
+    holes: bytes
 
 
 class PartFiles:
@@ -151,7 +167,7 @@ class Restorer:
     def restore(self, batch: Batch, outcomes: Outcomes) -> None:
         """Fetch the blocks of a PLAN_DTYPE batch and write what they hold."""
         rows = batch.rows
-        texts = list(zip(batch.all_bytes("path"), batch.all_bytes("fixity"), strict=True))
+        texts = list(zip(*(batch.all_bytes(name) for name in ("path", "fixity", "xattrs")), strict=True))
         same = (rows["pack_id"][1:] == rows["pack_id"][:-1]).all(axis=1) & (rows["block"][1:] == rows["block"][:-1])
         starts = [0, *(np.flatnonzero(~same) + 1).tolist(), len(rows)]
         blocks = list(pairwise(starts))
@@ -280,13 +296,16 @@ class Restorer:
     def _write_file(
         self, row: int, texts: Texts, pieces: list[Any], attributes: Attributes, outcomes: Outcomes
     ) -> None:
-        path, fixity = texts
+        path, fixity, xattrs = texts
+        attributes = attributes._replace(xattrs=xattrs) if xattrs else attributes
         try:
             if sum(map(len, pieces)) != attributes.size:
                 raise Unreadable("its chunks do not add up to its size")
             if self._target.wanted(path, attributes):
                 _require_fixity(fixity, pieces)
-                self._target.write_whole(path, pieces, attributes)
+                trouble = self._target.write_whole(path, pieces, attributes)
+                if trouble:
+                    outcomes.failed(row, -1, trouble)
             outcomes.files += 1
             outcomes.bytes += attributes.size
         except OSError as error:
@@ -296,62 +315,80 @@ class Restorer:
 
     # --- items -------------------------------------------------------------------------------------------------------
 
-    def make_items(self, batch: Batch, outcomes: Outcomes) -> None:
-        """Make the objects of an ITEM_DTYPE batch: links and empty files, and files whose parts are all written."""
+    def make_items(self, kind: int, batch: Batch, outcomes: Outcomes) -> None:
+        """Make the objects of an ITEM_DTYPE batch. ITEMS: links and empty files, and files whose parts are all written;
+        LINKS: other names of objects that are there."""
         self._context.clock.switch(ASSEMBLE)
-        texts = [batch.all_bytes(name) for name in ("path", "target", "fixity")]
-        names = ("kind", "row", "multi", "rdev", "mode", "uid", "gid", "mtime_ns", "size")
-        for (kind, row, multi, device, *attributes), path, target, fixity in zip(
-            zip(*(batch.rows[name].tolist() for name in names), strict=True), *texts, strict=True
-        ):
+        make = self._make_link if kind == messages.LINKS else self._make_item
+        for item in _items(batch):
             try:
-                self._make_item(kind, row, multi, device, Attributes(*attributes), path, target, fixity)
-                outcomes.files += kind in (KIND["file"], KIND["stream"])
+                trouble = make(item)
+                outcomes.files += item.kind in (KIND["file"], KIND["stream"])
             except OSError as error:
-                outcomes.failed(row, multi, f"writing it failed: {error.strerror}")
+                trouble = f"writing it failed: {error.strerror}"
             except DrystoneError as error:
-                outcomes.failed(row, multi, str(error))
+                trouble = str(error)
+            if trouble:
+                outcomes.failed(item.row, item.multi, trouble)
 
-    def _make_item(
-        self,
-        kind: int,
-        row: int,
-        multi: int,
-        device: int,
-        attributes: Attributes,
-        path: bytes,
-        link: bytes,
-        fixity: bytes,
-    ) -> None:
-        if multi >= 0:
-            self._parts.close(row)
-        if not self._target.wanted(path, attributes):
-            self._target.drop_parts(part_name(row))
-        elif multi >= 0:
-            self._finish_parts(row, path, attributes, fixity)
-        elif kind == KIND["symlink"]:
-            self._target.make_symlink(path, link, attributes)
-        elif kind in _NODES:
-            self._target.make_node(path, attributes, device)
-        else:
-            _require_fixity(fixity, [])
-            self._target.write_whole(path, [], attributes)
+    def _make_link(self, item: Item) -> str:
+        if not self._target.wanted(item.path, item.attributes):
+            return ""
+        return self._target.make_link(item.path, item.target, item.attributes)
 
-    def _finish_parts(self, row: int, path: bytes, attributes: Attributes, fixity: bytes) -> None:
-        """Name a staged file, once it is read back and is what was archived."""
+    def _make_item(self, item: Item) -> str:
+        """Make an object; returns what of it could not be set."""
+        target, path, attributes = self._target, item.path, item.attributes
+        if item.multi >= 0:
+            self._parts.close(item.row)
+        if not target.wanted(path, attributes):
+            target.drop_parts(part_name(item.row))
+            return ""
+        if item.multi >= 0:
+            return self._finish_parts(item)
+        if item.kind == KIND["symlink"]:
+            return target.make_symlink(path, item.target, attributes)
+        if item.kind in _NODES:
+            return target.make_node(path, attributes, item.device)
+        if attributes.size and item.holes != struct.pack("<QQ", 0, attributes.size):
+            raise Unreadable("the manifests give it a size and nothing that it consists of")
+        _require_fixity(item.fixity, _zeros(attributes.size))
+        return target.write_whole(path, (), attributes)
+
+    def _finish_parts(self, item: Item) -> str:
+        """Name a staged file, once it is read back and is what was archived. Returns what could not be set."""
+        name = part_name(item.row)
         try:
-            with self._target.staged(part_name(row), attributes.size) as fd:
-                if fixity:
-                    self._context.at(os.fsdecode(path))
+            with self._target.staged(name, item.attributes.size) as fd:
+                if item.fixity:
+                    self._context.at(os.fsdecode(item.path))
                     self._context.clock.switch(VERIFY)
-                    check = FixityCheck(fixity)
+                    check = FixityCheck(item.fixity)
                     check.read(fd)
                     _require(check.trouble())
                     self._context.clock.switch(ASSEMBLE)
         except Unreadable:
-            self._target.drop_parts(part_name(row))
+            self._target.drop_parts(name)
             raise
-        self._target.finish_parts(part_name(row), path, attributes)
+        return self._target.finish_parts(name, item.path, item.attributes, item.holes)
+
+
+def _items(batch: Batch) -> Iterator[Item]:
+    names = ("kind", "row", "multi", "rdev", "mode", "uid", "gid", "mtime_ns", "size")
+    numbers = zip(*(batch.rows[name].tolist() for name in names), strict=True)
+    texts = zip(*(batch.all_bytes(name) for name in ("path", "target", "fixity", "holes", "xattrs")), strict=True)
+    for (kind, row, multi, device, mode, uid, gid, mtime, size), (path, target, fixity, holes, xattrs) in zip(
+        numbers, texts, strict=True
+    ):
+        attributes = Attributes(mode, uid, gid, mtime, size, xattrs)
+        yield Item(kind, row, multi, device, attributes, path, target, fixity, holes)
+
+
+def _zeros(count: int) -> Iterator[memoryview]:
+    while count:
+        piece = _ZEROS[:count]
+        yield piece
+        count -= len(piece)
 
 
 def _require_fixity(fixity: bytes, pieces: Iterable[bytes | memoryview]) -> None:
@@ -379,7 +416,7 @@ def pack_place(row: np.void) -> PackPlace:
 
 
 def restore_station(context: Context, options: RestoreOptions) -> Station:
-    """Takes PLAN and ITEMS, answers with OUTCOME_DTYPE reports."""
+    """Takes PLAN, ITEMS and LINKS, answers with OUTCOME_DTYPE reports."""
     context.clock.switch(FETCH)
     restorer = Restorer(context, options)
     size = len(context.slot(f"reports/{options.index}", 0))
@@ -389,7 +426,7 @@ def restore_station(context: Context, options: RestoreOptions) -> Station:
         if kind == messages.PLAN:
             restorer.restore(Batch.load(view, PLAN_DTYPE).copy(), outcomes)
         else:
-            restorer.make_items(Batch.load(view, ITEM_DTYPE).copy(), outcomes)
+            restorer.make_items(kind, Batch.load(view, ITEM_DTYPE).copy(), outcomes)
         context.clock.count(ASSEMBLE, outcomes.files, outcomes.bytes)
         return outcomes.batches(size)
 

@@ -16,6 +16,7 @@ from pipeline.packreader import PackReaders
 from pipeline.restore.work import BackendPlaces, pack_place
 from pipeline.station import Context
 from pipeline.topology import DECOMPRESS, FETCH, VERIFY
+from pipeline.trial import block_judge, search
 from stages.chunk import ContentHasher
 from stages.compress import Decoder
 from stages.digest import PIECE, FixityCheck
@@ -47,12 +48,15 @@ class _OpenContent:
 
     number: int
     check: FixityCheck
+    has_holes: bool
     extents: ContentHasher = field(default_factory=ContentHasher)
     offset: int = 0
     trouble: str = ""
 
     def skip_to(self, offset: int) -> None:
-        """Gaps between extents are holes: zeros."""
+        """Gaps between extents are holes: zeros. Raises Unreadable where the content has none."""
+        if offset > self.offset and not self.has_holes:
+            raise Unreadable("its extents leave gaps")
         while self.offset < offset:
             count = min(offset - self.offset, len(_ZEROS))
             self.check.update(_ZEROS[:count])
@@ -106,12 +110,25 @@ class BlockWindow:
                 last -= 1
                 break
         start, end = int(starts[first]), int(starts[last] + lengths[last])
-        data = memoryview(self._readers.get(pack_place(head)).read(start, end - start))
+        try:
+            data = memoryview(self._readers.get(pack_place(head)).read(start, end - start))
+        except Unreadable:
+            last = first
+            start, end = int(starts[first]), int(starts[first] + lengths[first])
+            data = memoryview(self._searched(ahead[ahead["block"] == head["block"]], start, end - start))
         for number in range(first, last + 1):
             offset = int(starts[number]) - start
             key = (head["pack_id"].tobytes(), int(blocks[number]["block"]))
             self._stored[key] = data[offset : offset + int(lengths[number])]
         self._clock.count(FETCH, last + 1 - first, end - start)
+
+    def _searched(self, pieces: np.ndarray, offset: int, length: int) -> bytes:
+        """The stored bytes of the block of some pieces, of which too few cells are sure: its chunks judge."""
+        head = pieces[0]
+        columns = zip(*(pieces[name].tolist() for name in ("chunk_offset", "length")), strict=True)
+        chunks = [(row.tobytes(), at, size) for row, (at, size) in zip(pieces["chunk_id"], columns, strict=True)]
+        judge = block_judge(self._decoder, int(head["codec"]), int(head["raw"]), chunks)
+        return search(self._readers.get(pack_place(head)), offset, length, judge)
 
 
 class ContentVerifier:
@@ -136,7 +153,9 @@ class ContentVerifier:
         rows, content = batch.rows, self._open
         number, last = int(rows[first]["content"]), rows[end - 1]
         if content is None or content.number != number:
-            content = self._open = _OpenContent(number, FixityCheck(batch.bytes_of(last, "fixity")))
+            content = self._open = _OpenContent(
+                number, FixityCheck(batch.bytes_of(last, "fixity")), bool(last["has_holes"])
+            )
         try:
             if not content.trouble:
                 self._read(content, rows, first, end)
@@ -158,8 +177,8 @@ class ContentVerifier:
             extents[name] = rows[column][first:end]
         content.extents.add_extents(extents)
         for at, (offset, length) in enumerate(zip(*(extents[n].tolist() for n in ("offset", "length")), strict=True)):
-            if not length and not offset and not rows[first + at]["size"]:
-                continue  # an empty content
+            if not length:
+                continue  # no chunk at all: an empty content, or one hole
             if offset < content.offset:
                 raise Unreadable("its extents overlap")
             content.skip_to(offset)
