@@ -32,8 +32,11 @@ _DEVICE_KINDS = [fmt.KINDS.index("chardev"), fmt.KINDS.index("blockdev")]
 
 def _names(ids: npt.NDArray[np.uint32], lookup: Any) -> Any:
     unique, inverse = np.unique(ids, return_inverse=True)
-    names = pa.array([lookup(int(identity)) for identity in unique], pa.string())
-    return pa.DictionaryArray.from_arrays(pa.array(inverse.astype(np.int32)), names)
+    names = [lookup(int(identity)) for identity in unique]
+    # Parquet takes null places, but no null in the dictionary itself.
+    nameless = np.array([name is None for name in names])[inverse]
+    places = pa.array(inverse.astype(np.int32), mask=nameless)
+    return pa.DictionaryArray.from_arrays(places, pa.array([name or "" for name in names], pa.string()))
 
 
 def fixed_column(values: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ ALGORITHMS: dict[str, Callable[[], Any]] = {
 #: Files are hashed in pieces of this size: from a reused buffer that stays in the cache BLAKE3 takes 4.5 GB/s, from a
 #: map of the file 3.2.
 PIECE = 1 << 20
+_ZEROS = memoryview(bytes(PIECE))
 #: A restored file of this length is hashed by all cores at once: it is often the last thing that a restore does.
 SPREAD = 64 << 20
 
@@ -92,8 +94,10 @@ class FixityCheck:
         self._digester.update(data)
 
     def read(self, fd: int) -> None:
-        """Take a whole file, which must not be cut short meanwhile: a large one is mapped. Raises OSError."""
-        if os.fstat(fd).st_size >= SPREAD:
+        """Take a whole file, which must not be cut short meanwhile: a large one without holes is mapped. Raises
+        OSError."""
+        info = os.fstat(fd)
+        if SPREAD <= info.st_size <= info.st_blocks * 512:
             self._digester.map_blake3(fd)
         if not self._digester.is_complete:
             for piece in read_pieces(fd):
@@ -111,8 +115,25 @@ class FixityCheck:
 
 
 def read_pieces(fd: int) -> Iterator[memoryview]:
-    """A file from its beginning to its end; each piece is valid until the next is asked for. Raises OSError."""
-    buffer, at = memoryview(bytearray(max(4096, min(PIECE, os.fstat(fd).st_size + 1)))), 0
-    while count := os.preadv(fd, [buffer], at):
-        yield buffer[:count]
-        at += count
+    """A file from its beginning to its end; each piece is valid until the next is asked for. Holes are not read: that
+    would fill memory with their zeros. Raises OSError."""
+    size, at = os.fstat(fd).st_size, 0
+    buffer = memoryview(bytearray(max(4096, min(PIECE, size + 1))))
+    while at < size:
+        try:
+            data = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # no data from there on
+                raise
+            data = size
+        while at < data:
+            piece = _ZEROS[: data - at]
+            yield piece
+            at += len(piece)
+        end = os.lseek(fd, at, os.SEEK_HOLE) if at < size else size
+        while at < end:
+            count = os.preadv(fd, [buffer[: end - at]], at)
+            if not count:
+                return
+            yield buffer[:count]
+            at += count

@@ -20,7 +20,7 @@ from manifests.xattrs import set_xattrs
 from stages.errors import StageError
 
 STAGING_MARK = ".drystone-restore-"
-#: Directories on the way to the current one that are kept open; below them, paths are walked anew.
+#: Directories on the way to the current one that are kept open: the first ones, and below them one of as many.
 _KEPT_OPEN = 64
 #: Name of an object in the making, in the staging directory of the process that makes it.
 _NEW = "new"
@@ -115,7 +115,8 @@ class Target:
 
     def _enter(self, parts: list[bytes]) -> None:
         """Open the directory `parts`, made where it is missing; what it shares with the last one is open already."""
-        steps = [[part] for part in parts[:_KEPT_OPEN]] + ([parts[_KEPT_OPEN:]] if len(parts) > _KEPT_OPEN else [])
+        deeper = range(_KEPT_OPEN, len(parts), _KEPT_OPEN)
+        steps = [[part] for part in parts[:_KEPT_OPEN]] + [parts[at : at + _KEPT_OPEN] for at in deeper]
         shared = 0
         for (step, _), wanted in zip(self._open, steps, strict=False):
             if step != wanted:
