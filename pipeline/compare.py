@@ -124,9 +124,10 @@ def _sources(catalog: Catalog, run: Run, directory: str) -> list[Source]:
     """What a directory is, compared with a whole run. This is the rule: where the run has one source and the directory
     is the place that it was archived from, it is this source. Else, where it holds the base of each source, it is what
     `restore --to` it would have made. Else, with one source, it is this source."""
-    names = [info.path for info in list_objects(catalog, run.run_id, b"", recursive=False)]
+    bases = list(list_objects(catalog, run.run_id, b"", recursive=False))
+    names = [info.path for info in bases]
     inside = [Source(os.path.join(_absolute(directory), name), name) for name in names]
-    if len(names) != 1:
+    if len(bases) != 1 or (bases[0].kind != "directory" and os.path.isdir(directory)):
         return inside
     was = run.summary.get("sources", [""])[0]
     is_origin = was == _absolute(directory).decode(errors="backslashreplace")

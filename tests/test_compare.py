@@ -158,6 +158,17 @@ def test_the_directory_from_which_a_run_was_made_is_never_taken_for_its_parent(
     assert differences(store, "", tree)[b"data/new"] == ("extra",)
 
 
+def test_a_run_of_one_file_is_looked_for_in_the_directory(make_store: MakeStore, tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "file").write_text("content")
+    store = make_store()
+    store.ingest([str(tmp_path / "from" / "file")], options=INLINE)
+    assert differences(store, "", tmp_path / "from", data=True) == {}
+    assert differences(store, "", tmp_path / "from" / "file", data=True) == {}
+    (tmp_path / "from" / "file").rename(tmp_path / "from" / "other")
+    assert differences(store, "", tmp_path / "from") == {b"file": ("missing",), b"other": ("extra",)}
+
+
 def test_what_is_not_there_is_said(archived: tuple[FileStore, Path], tmp_path: Path) -> None:
     store, tree = archived
     with pytest.raises(NotFound, match="no directory"):

@@ -1,8 +1,8 @@
 """Verifying whole contents: each is read in order, and compared with the digests that were recorded of it.
 
 Home hands out the pieces of contents. Small contents are several to a task, for whichever worker has the least to do;
-the tasks of a large one go to one worker after the other, and as many large ones as there are workers are under way at
-a time. A worker keeps the state of the content that did not end in its last task.
+the tasks of a large one go to one and the same worker in their order, and several large ones are under way at a time,
+one a worker. A worker keeps the state of the content that did not end in its last task.
 """
 
 from __future__ import annotations
