@@ -103,16 +103,15 @@ def _zstd_compressor(level: int, **chosen: int) -> zstandard.ZstdCompressor:
 
 
 def _zstd(codec: CodecSpec) -> Squeeze:
-    usual = hopeless = rewarding = _zstd_compressor(codec.level)
+    usual = hopeless = _zstd_compressor(codec.level)
     if codec.level == 3:
-        # The default spends its time where bytes are to be gained: with tables that fit the processor's cache, a
-        # shorter search where there is nothing to find, and a cheaper one where nearly everything is found anyway.
+        # The default spends its time where bytes are to be gained: with tables that fit the processor's cache, and a
+        # shorter search where there is nothing to find.
         usual = _zstd_compressor(3, hash_log=16, chain_log=15)
         hopeless = _zstd_compressor(2)
-        rewarding = _zstd_compressor(3, hash_log=16, chain_log=14, min_match=6)
 
     def squeeze(raw: memoryview, target: memoryview, expected: float) -> tuple[int, int]:
-        compressor = hopeless if expected < 1.2 else rewarding if expected > 3.5 else usual
+        compressor = hopeless if expected < 1.2 else usual
         # One call and a copy of what comes out is faster than a stream into the slot, which copies what goes in.
         packed = compressor.compress(raw)
         if len(packed) >= len(raw):
