@@ -31,7 +31,7 @@ class BlockShaper:
     compression has more to find, while no more than about BLOCK_TARGET bytes are stored. Owned by one compressor."""
 
     def __init__(self) -> None:
-        self.ratio = 1.0
+        self.ratio = 2.0
 
     @property
     def target(self) -> int:
@@ -111,9 +111,10 @@ def _zstd(codec: CodecSpec) -> Squeeze:
         hopeless = _zstd_compressor(2)
 
     def squeeze(raw: memoryview, target: memoryview, expected: float) -> tuple[int, int]:
-        compressor = hopeless if expected < 1.2 else usual
         # One call and a copy of what comes out is faster than a stream into the slot, which copies what goes in.
-        packed = compressor.compress(raw)
+        packed = (hopeless if expected < 1.2 else usual).compress(raw)
+        if expected < 1.2 and len(packed) * 3 < len(raw) * 2:
+            packed = usual.compress(raw)  # there was something to find, after all
         if len(packed) >= len(raw):
             return fmt.CODEC_NONE, len(raw)
         target[: len(packed)] = packed

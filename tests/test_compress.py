@@ -214,7 +214,7 @@ def test_a_frame_that_wants_a_huge_window_is_refused() -> None:
 
 def test_blocks_grow_where_data_shrinks_and_stay_small_where_it_does_not() -> None:
     shaper = BlockShaper()
-    assert shaper.target == BLOCK_TARGET
+    assert BLOCK_TARGET < shaper.target < 2 * BLOCK_TARGET
     assert not shaper.note(BLOCK_TARGET, BLOCK_TARGET // 3)
     assert abs(shaper.target - 2 * BLOCK_TARGET) < 10
     assert not shaper.note(2 * BLOCK_TARGET, BLOCK_TARGET // 10)
@@ -231,3 +231,11 @@ def test_whatever_was_expected_the_block_comes_back(expected: float) -> None:
         target = bytearray(len(raw))
         codec, length = encoder.encode(memoryview(raw), memoryview(target), expected)
         assert bytes(DECODER.decode(codec, bytes(target[:length]), len(raw))) == raw
+
+
+def test_numbers_behind_noise_shrink_as_if_there_had_been_none() -> None:
+    numbers = "".join(f"{number}\n" for number in range(100_000)).encode()
+    encoder, target = Encoder(CodecSpec()), bytearray(len(numbers))
+    hopeful = encoder.encode(memoryview(numbers), memoryview(target), 2.0)
+    assert encoder.encode(memoryview(numbers), memoryview(target), 1.0) == hopeful
+    assert hopeful[1] < len(numbers) // 8
