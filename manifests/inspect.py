@@ -15,7 +15,7 @@ from manifests.catalog import Catalog
 from manifests.columns import PLAN_DTYPE, Batch
 from manifests.errors import BackendError, CorruptRecord
 from manifests.log import Log, State
-from manifests.plan import BLOCK_AND_PACK, SOUND, to_batch
+from manifests.plan import BLOCK_AND_PACK, SOUND, sound_rows, to_batch
 from manifests.store import BACKEND_KEY, STORE_KEY, Member, Members
 
 
@@ -91,11 +91,11 @@ def chunks_of_pack(catalog: Catalog, pack_id: bytes) -> Iterator[Batch]:
         WITH places AS (
             SELECT DISTINCT chunk_id, pack_id, block, "offset" AS chunk_offset, length FROM chunks WHERE pack_id = ?)
         SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
-               b.raw, b.codec, pl.chunk_offset, pl.length, pl.chunk_id
-        FROM places pl {BLOCK_AND_PACK} WHERE {SOUND} ORDER BY pl.block, pl.chunk_offset
+               b.raw, b.codec, pl.chunk_offset, pl.length, pl.chunk_id, {SOUND} AS sound
+        FROM places pl {BLOCK_AND_PACK} ORDER BY pl.block, pl.chunk_offset
     """
     for batch in catalog.batches(query, [pack_id]):
-        yield to_batch(batch, PLAN_DTYPE, {})
+        yield to_batch(sound_rows(batch), PLAN_DTYPE, {})
 
 
 def affected_objects(

@@ -12,7 +12,7 @@ from manifests.catalog import Catalog, path_filter
 from manifests.columns import PLAN_DTYPE, Batch
 from manifests.errors import NotFound, UsageError
 from manifests.fixity import digest_column
-from manifests.plan import BLOCK_AND_PACK, SOUND, to_batch
+from manifests.plan import BLOCK_AND_PACK, SOUND, sound_rows, to_batch
 
 _COLUMNS = (
     "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, "
@@ -105,10 +105,9 @@ def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int
                 {{pack_id: pack_id, block: block, chunk_offset: "offset", length: length}}, pack_id))
             FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM pieces) GROUP BY chunk_id)
         SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
-               b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset
+               b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset, {SOUND} AS sound
         FROM pieces pc JOIN places pl USING (chunk_id) {BLOCK_AND_PACK}
-        WHERE {SOUND}
         ORDER BY pc.file_offset
     """
     for batch in catalog.batches(query, parameters):
-        yield to_batch(batch, PLAN_DTYPE, {})
+        yield to_batch(sound_rows(batch), PLAN_DTYPE, {})

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
@@ -25,25 +26,20 @@ from manifests.fixity import FIXITY
 CROWDED_BYTES = 400_000
 
 #: Condition on a chunk's place (pl), its block (b) and its pack (pk): nothing lies outside of what holds it, or is
-#: longer than the format allows. A place that is not sound counts as none.
+#: longer than the format allows. A place that is not sound counts as none. Queries over many rows select it as a
+#: column, `sound`, for `sound_rows`: in a WHERE clause, DuckDB would take a comparison of two tables for a reason to
+#: join these two first, in a nested loop.
 SOUND = f"""
-    pl.length BETWEEN 1 AND {fmt.CHUNK_MAX} AND b.raw BETWEEN pl.length AND {fmt.BLOCK_MAX}
-    AND pl.chunk_offset <= b.raw - pl.length AND b.stored BETWEEN 1 AND b.raw
-    AND pk.payload BETWEEN b.stored AND {fmt.PACK_MAX} AND b."offset" <= pk.payload - b.stored
+    (pl.length BETWEEN 1 AND {fmt.CHUNK_MAX} AND b.raw BETWEEN 1 AND {fmt.BLOCK_MAX}
+     AND pl.chunk_offset::BIGINT + pl.length <= b.raw AND b.stored BETWEEN 1 AND b.raw
+     AND pk.payload <= {fmt.PACK_MAX} AND b."offset"::HUGEINT + b.stored <= pk.payload)
 """
-#: The block (b) and the pack (pk) of places (pl); blocks of other packs are not looked at.
+#: The block (b) and the pack (pk) of places (pl), null where there is none; blocks of other packs are not looked at.
 BLOCK_AND_PACK = """
-    JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks
-          WHERE pack_id IN (SELECT pack_id FROM places)) b ON b.pack_id = pl.pack_id AND b.block = pl.block
-    JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
+    LEFT JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks
+               WHERE pack_id IN (SELECT pack_id FROM places)) b ON b.pack_id = pl.pack_id AND b.block = pl.block
+    LEFT JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
 """
-#: Planned pieces (pc) with their places and objects (w), those that are sound.
-_PLACED = f"""
-    FROM pieces pc JOIN places pl USING (chunk_id) JOIN wanted w USING (row) {BLOCK_AND_PACK}
-    LEFT JOIN multis mu USING (row)
-    WHERE {SOUND} AND w.size >= pl.length AND pc.file_offset <= w.size - pl.length
-"""
-_SOUND_PIECES = f"SELECT row, pc.file_offset {_PLACED}"
 
 _PLAN_VARIABLE = {name: name for name in ("path", "fixity", "xattrs")}
 _ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target, fixity, xattrs, holes"
@@ -71,7 +67,7 @@ class RestorePlan:
 
     def __init__(self, catalog: Catalog, run: uuid.UUID, path: bytes) -> None:
         self._catalog = catalog
-        self._planned = 0
+        catalog.replace("unsound", pa.schema([("row", pa.uint64())]))
         condition, parameters = path_filter(path)
         catalog.use("objects", "extents", "chunks", "blocks", "packs")
         execute = catalog.execute
@@ -201,12 +197,10 @@ class RestorePlan:
     def missing(self) -> Iterator[dict[str, Any]]:
         """Objects (row, path) with extents that no manifest places soundly: nothing can give them back. Complete when
         `blocks` has ended."""
-        whole = self._planned == self._catalog.one("SELECT count(*) AS n FROM pieces")["n"]
-        unsound = f"SELECT row FROM (SELECT row, file_offset FROM pieces EXCEPT {_SOUND_PIECES}) UNION ALL"
         return self._catalog.rows(
             f"""
             SELECT row, path FROM wanted WHERE row IN (
-                {"" if whole else unsound}
+                SELECT row FROM unsound UNION ALL
                 SELECT row FROM wanted
                 WHERE content_kind = {fmt.CONTENT_EXTENTS} AND row NOT IN (SELECT row FROM pieces)
             ) ORDER BY row
@@ -252,14 +246,22 @@ class RestorePlan:
                    b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset, pc.row,
                    coalesce(mu.multi, -1) AS multi, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
                    CASE WHEN mu.multi IS NULL THEN w.fixity ELSE ''::BLOB END AS fixity,
-                   CASE WHEN mu.multi IS NULL THEN w.xattrs END AS xattrs
-            {_PLACED}
+                   CASE WHEN mu.multi IS NULL THEN w.xattrs END AS xattrs,
+                   {SOUND} AND pc.file_offset::HUGEINT + pl.length <= w.size AS sound
+            FROM pieces pc JOIN wanted w USING (row) LEFT JOIN places pl USING (chunk_id) {BLOCK_AND_PACK}
+            LEFT JOIN multis mu USING (row)
             ORDER BY pl.pack_id, pl.block, pl.chunk_offset, pc.row, pc.file_offset
         """
         for batch in self._catalog.batches(query):
-            if batch.num_rows:
-                self._planned += batch.num_rows
-                yield to_batch(batch, PLAN_DTYPE, _PLAN_VARIABLE)
+            whole = sound_rows(batch)
+            if whole.num_rows < batch.num_rows:
+                self._note_unsound(batch)
+            if whole.num_rows:
+                yield to_batch(whole, PLAN_DTYPE, _PLAN_VARIABLE)
+
+    def _note_unsound(self, batch: Any) -> None:
+        sound = pc.fill_null(batch.column("sound"), False)
+        self._catalog.append("unsound", pa.table({"row": batch.column("row").filter(pc.invert(sound))}))
 
     def items(
         self, kinds: tuple[str, ...], with_content: bool | None = None, backwards: bool = False
@@ -286,6 +288,13 @@ class RestorePlan:
         """
         for batch in self._catalog.batches(query, [numbers]):
             yield to_batch(batch, ITEM_DTYPE, _ITEM_VARIABLE)
+
+
+def sound_rows(batch: Any) -> Any:
+    """The rows of an Arrow record batch whose column `sound` is true, without that column."""
+    sound = batch.column("sound")
+    whole = batch if pc.all(sound, skip_nulls=False).as_py() else batch.filter(sound)
+    return whole.drop_columns(["sound"])
 
 
 def to_batch(batch: Any, dtype: np.dtype[np.void], variable: dict[str, str]) -> Batch:
