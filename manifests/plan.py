@@ -45,6 +45,11 @@ _PLACED = f"""
 """
 _SOUND_PIECES = f"SELECT row, pc.file_offset {_PLACED}"
 
+#: Names of one hardlinked object, among the rows of a run: those that this condition holds for, and that have these
+#: columns in common. What was changed between the readings of two names is two objects. This is the rule.
+LINKED = "links > 1 AND kind <> 'directory' AND error IS NULL"
+ONE_OBJECT = "device, inode, kind, content_id, size, mtime_ns, rdev, target"
+
 _PLAN_VARIABLE = {name: name for name in ("path", "fixity", "xattrs")}
 _ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target, fixity, xattrs, holes"
 _ITEM_VARIABLE = {name: name for name in ("path", "target", "fixity", "xattrs", "holes")}
@@ -124,15 +129,12 @@ class RestorePlan:
         self.count: int = catalog.one("SELECT count(*) AS n FROM wanted")["n"]
 
     def _part_links(self) -> None:
-        """Move all names but the first of each hardlinked object from `wanted` to `other_names`. Names of one object
-        have its device and inode; what was changed between the readings of two names is two objects."""
+        """Move all names but the first of each hardlinked object from `wanted` to `other_names`."""
         self._catalog.execute(
-            """
+            f"""
             CREATE OR REPLACE TABLE links AS
             SELECT row, first FROM (
-                SELECT row, min(row) OVER (
-                    PARTITION BY device, inode, kind, content_id, size, mtime_ns, rdev, target) AS first
-                FROM wanted WHERE links > 1 AND kind <> 'directory' AND error IS NULL)
+                SELECT row, min(row) OVER (PARTITION BY {ONE_OBJECT}) AS first FROM wanted WHERE {LINKED})
             WHERE row <> first
             """
         )
