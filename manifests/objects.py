@@ -10,7 +10,7 @@ from typing import Any
 from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import PLAN_DTYPE, Batch
-from manifests.errors import NotFound, UsageError
+from manifests.errors import NotFound, Unreadable, UsageError
 from manifests.fixity import digest_column
 from manifests.plan import BLOCK_AND_PACK, SOUND, sound_rows, to_batch
 
@@ -79,11 +79,16 @@ def find_object(catalog: Catalog, run: uuid.UUID, path: bytes) -> ObjectInfo:
 
 
 def require_content(info: ObjectInfo) -> None:
-    """Raise UsageError unless bytes can be read from the object."""
+    """Raise UsageError, NotFound or Unreadable unless bytes can be read from the object."""
     if info.kind not in ("file", "stream"):
         raise UsageError(f"{info.path.decode(errors='replace')!r} is a {info.kind}; only files have bytes to read")
     if info.content_kind == fmt.CONTENT_NONE and info.digest is None and info.error is not None:
         raise NotFound(f"{info.path.decode(errors='replace')!r} was not archived: {info.error}")
+    if info.content_kind not in fmt.CONTENT_KINDS:
+        name = info.path.decode(errors="replace")
+        raise Unreadable(
+            f"the manifests give {name!r} the content_kind {info.content_kind}, which this version does not know"
+        )
 
 
 def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int) -> Iterator[Batch]:

@@ -41,6 +41,33 @@ BLOCK_AND_PACK = """
     LEFT JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
 """
 
+#: Objects that consist of bytes; whatever the others say of a content is passed over.
+HAS_BYTES = "kind IN ('file', 'stream')"
+#: The number `size` as 16 hexadecimal digits, the lowest byte first.
+_SIZE_HEX = r"regexp_replace(printf('%016X', size), '(..)(..)(..)(..)(..)(..)(..)(..)', '\8\7\6\5\4\3\2\1')"
+#: Why an object can't be made whatever its chunks hold, or null: only manifests that lie, or are newer, say such
+#: things. This is the rule, for who restores and for who verifies.
+NONSENSE = f"""
+    CASE WHEN kind IS NULL OR kind NOT IN ({", ".join(f"'{kind}'" for kind in fmt.KINDS)})
+         THEN 'the manifests give it the kind ' || coalesce(kind, 'null') || ', which this version does not know'
+         WHEN kind IN ('socket', 'unknown') AND error IS NULL
+         THEN 'the manifests give it the kind ' || kind || ', which is never archived, and no error'
+         WHEN NOT {HAS_BYTES} OR error IS NOT NULL AND digest IS NULL THEN NULL
+         WHEN content_kind IS NULL OR content_kind NOT IN {fmt.CONTENT_KINDS}
+         THEN 'the manifests give it the content_kind ' || coalesce(content_kind::VARCHAR, 'null')
+              || ', which this version does not know'
+         WHEN content_kind <> {fmt.CONTENT_NONE} AND coalesce(octet_length(content_id), 0) <> 32
+         THEN 'the manifests give it a content id that is not 32 bytes long'
+         WHEN content_kind = {fmt.CONTENT_NONE} AND size > 0
+              AND holes IS DISTINCT FROM unhex('{"00" * 8}' || {_SIZE_HEX})
+         THEN 'the manifests give it a size and nothing that it consists of'
+    END
+"""
+#: Names of one hardlinked object, among the rows of a run: those that this condition holds for, and that have these
+#: columns in common. What was changed between the readings of two names is two objects. This is the rule.
+LINKED = "links > 1 AND kind <> 'directory' AND error IS NULL"
+ONE_OBJECT = "device, inode, kind, content_id, size, mtime_ns, rdev, target"
+
 _PLAN_VARIABLE = {name: name for name in ("path", "fixity", "xattrs")}
 _ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target, fixity, xattrs, holes"
 _ITEM_VARIABLE = {name: name for name in ("path", "target", "fixity", "xattrs", "holes")}
@@ -74,20 +101,25 @@ class RestorePlan:
         execute(
             f"""
             CREATE OR REPLACE TABLE wanted AS
-            SELECT *, {FIXITY} AS fixity FROM objects WHERE run = ? AND {condition}
+            SELECT *, {FIXITY} AS fixity, {NONSENSE} AS nonsense FROM objects WHERE run = ? AND {condition}
             """,
             [run.bytes, *parameters],
         )
+        self.count: int = catalog.one("SELECT count(*) AS n FROM wanted")["n"]
+        execute(
+            "CREATE OR REPLACE TABLE senseless AS SELECT row, path, nonsense FROM wanted WHERE nonsense IS NOT NULL"
+        )
+        execute("DELETE FROM wanted WHERE nonsense IS NOT NULL")
         self._part_links()
         execute(
             f"""
             CREATE OR REPLACE TABLE pieces AS
             SELECT row, 0::UBIGINT AS file_offset, content_id AS chunk_id
-            FROM wanted WHERE content_kind = {fmt.CONTENT_CHUNK}
+            FROM wanted WHERE content_kind = {fmt.CONTENT_CHUNK} AND {HAS_BYTES}
             UNION ALL
             SELECT DISTINCT w.row, e."offset", e.chunk_id
             FROM wanted w JOIN extents e ON e.content_id = w.content_id
-            WHERE w.content_kind = {fmt.CONTENT_EXTENTS}
+            WHERE w.content_kind = {fmt.CONTENT_EXTENTS} AND {HAS_BYTES}
             """
         )
         execute(
@@ -117,18 +149,13 @@ class RestorePlan:
             {"row_bytes": PLAN_DTYPE.itemsize, "crowd": CROWDED_BYTES},
         )
 
-        self.count: int = catalog.one("SELECT count(*) AS n FROM wanted")["n"]
-
     def _part_links(self) -> None:
-        """Move all names but the first of each hardlinked object from `wanted` to `other_names`. Names of one object
-        have its device and inode; what was changed between the readings of two names is two objects."""
+        """Move all names but the first of each hardlinked object from `wanted` to `other_names`."""
         self._catalog.execute(
-            """
+            f"""
             CREATE OR REPLACE TABLE links AS
             SELECT row, first FROM (
-                SELECT row, min(row) OVER (
-                    PARTITION BY device, inode, kind, content_id, size, mtime_ns, rdev, target) AS first
-                FROM wanted WHERE links > 1 AND kind <> 'directory' AND error IS NULL)
+                SELECT row, min(row) OVER (PARTITION BY {ONE_OBJECT}) AS first FROM wanted WHERE {LINKED})
             WHERE row <> first
             """
         )
@@ -189,20 +216,23 @@ class RestorePlan:
     def paths(self, rows: list[int]) -> dict[int, bytes]:
         """Paths of some objects by row."""
         query = """
-            SELECT row, path FROM (SELECT row, path FROM wanted UNION ALL SELECT row, path FROM other_names)
+            SELECT row, path FROM (
+                SELECT row, path FROM wanted UNION ALL SELECT row, path FROM other_names
+                UNION ALL SELECT row, path FROM senseless)
             WHERE row IN (SELECT unnest(?::UBIGINT[]))
         """
         return {row["row"]: row["path"] for row in self._catalog.rows(query, [rows])}
 
     def missing(self) -> Iterator[dict[str, Any]]:
-        """Objects (row, path) with extents that no manifest places soundly: nothing can give them back. Complete when
-        `blocks` has ended."""
+        """Objects (row, reason) that nothing can give back: those of which the manifests make no sense, and those with
+        extents that no manifest places soundly. Complete when `blocks` has ended."""
         return self._catalog.rows(
             f"""
-            SELECT row, path FROM wanted WHERE row IN (
+            SELECT row, nonsense AS reason FROM senseless UNION ALL
+            SELECT row, 'the manifests place some of its chunks nowhere' FROM wanted WHERE row IN (
                 SELECT row FROM unsound UNION ALL
-                SELECT row FROM wanted
-                WHERE content_kind = {fmt.CONTENT_EXTENTS} AND row NOT IN (SELECT row FROM pieces)
+                SELECT row FROM wanted WHERE content_kind = {fmt.CONTENT_EXTENTS} AND {HAS_BYTES}
+                    AND row NOT IN (SELECT row FROM pieces)
             ) ORDER BY row
             """
         )

@@ -17,7 +17,7 @@ _HEAD = struct.Struct("<HI")
 #: Packed attributes of one object beyond this are not archived: rows travel in slots of bounded size.
 XATTRS_MOST = 256 << 10
 #: What a user may set on files of their own; all else is root's.
-_FOR_EVERYBODY = (b"user.", b"system.posix_acl_")
+FOR_EVERYBODY = (b"user.", b"system.posix_acl_")
 
 
 def pack_xattrs(attributes: Mapping[bytes, bytes]) -> bytes:
@@ -70,7 +70,7 @@ def set_xattrs(of: int | bytes, packed: bytes, privileged: bool) -> str:
     only where `privileged`. Returns what could not be set and why, or an empty string. Raises CorruptRecord."""
     troubles = []
     for name, value in unpack_xattrs(packed).items():
-        if not privileged and not name.startswith(_FOR_EVERYBODY):
+        if not privileged and not name.startswith(FOR_EVERYBODY):
             continue
         try:
             os.setxattr(of, name, value, follow_symlinks=isinstance(of, int))

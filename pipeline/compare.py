@@ -1,7 +1,8 @@
 """Comparing a run with a directory: what is missing, changed, or extra there. Reads only.
 
-The directory is walked as for an ingest, so both sides are described by the same code; the bytes of files are compared
-by their digests, in threads, which hash outside the interpreter's lock.
+The directory is walked as for an ingest, so both sides are described by the same code; extended attributes of files,
+which an ingest reads with their bytes, are read beside. The bytes of files are compared by their digests, in threads,
+which hash outside the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 from blake3 import blake3
 
 from manifests.catalog import Catalog
+from manifests.columns import Batch, with_fields
 from manifests.compare import SideBySide
-from manifests.errors import NotFound
+from manifests.errors import CorruptRecord, NotFound
 from manifests.log import Run
 from manifests.objects import list_objects
+from manifests.xattrs import FOR_EVERYBODY, read_xattrs, unpack_xattrs
 from stages.digest import read_pieces
-from stages.read import open_below
-from stages.scan import Source, scan
+from stages.read import FolderCache, open_below
+from stages.scan import KIND, Source, scan
 
 #: Files that one thread hashes in one go: up to so many, of so many bytes.
 LOT_FILES, LOT_BYTES = 64, 64 << 20
@@ -42,7 +48,8 @@ class Difference:
 @dataclass
 class Comparison:
     """A comparison under way: iterate over it once for the differences, by path; the counts are whole then. `place`:
-    what the directory was compared with, a path of the archive, empty for the whole run. Sizes in bytes."""
+    what the directory was compared with, a path of the archive, empty for the whole run; `owner`: whether owners, and
+    attributes that only root sees and sets, are compared. Sizes in bytes."""
 
     side: SideBySide
     place: bytes
@@ -54,8 +61,11 @@ class Comparison:
 
     def __iter__(self) -> Iterator[Difference]:
         for row in self.side.differences(self.owner):
+            what = tuple(_what(row, self.owner))
+            if row["verdict"] == "changed" and not what:
+                continue  # attributes differ that only root sees
             self.counts[row["verdict"]] += 1
-            yield Difference(row["path"], row["verdict"], tuple(_what(row, self.owner)))
+            yield Difference(row["path"], row["verdict"], what)
 
     @property
     def equal(self) -> bool:
@@ -71,7 +81,7 @@ class Comparison:
         return 0 if self.equal else 3
 
 
-def _what(row: dict[str, object], owner: bool) -> Iterator[str]:
+def _what(row: dict[str, Any], owner: bool) -> Iterator[str]:
     if row["reason"]:
         yield str(row["reason"])
     if row["found_kind"] is None or row["kind"] is None:
@@ -93,6 +103,23 @@ def _what(row: dict[str, object], owner: bool) -> Iterator[str]:
         yield f"target {row['target']!r} → {row['found_target']!r}"
     if row["kind"] in ("chardev", "blockdev") and row["rdev"] != row["found_rdev"]:
         yield f"device {row['rdev']} → {row['found_rdev']}"
+    if row["verdict"] == "changed" and row["xattrs"] != row["found_xattrs"]:
+        yield from _xattrs(row["xattrs"] or b"", row["found_xattrs"] or b"", owner)
+    if row["link"] != row["found_link"]:
+        yield f"hardlinks {row['link'] or 'none'} → {row['found_link'] or 'none'}"
+
+
+def _xattrs(archived: bytes, found: bytes, owner: bool) -> Iterator[str]:
+    """What differs between packed extended attributes."""
+    try:
+        was, now = unpack_xattrs(archived), unpack_xattrs(found)
+    except CorruptRecord as error:
+        yield f"extended attributes in the archive: {error}"
+        return
+    for name in sorted(was.keys() | now.keys()):
+        if was.get(name) != now.get(name) and (owner or name.startswith(FOR_EVERYBODY)):
+            how = "is missing" if name not in now else "is extra" if name not in was else "differs"
+            yield f"extended attribute {name.decode(errors='backslashreplace')} {how}"
 
 
 def compare(catalog: Catalog, run: Run, path: bytes, directory: str, *, data: bool = False) -> Comparison:
@@ -108,9 +135,11 @@ def compare(catalog: Catalog, run: Run, path: bytes, directory: str, *, data: bo
     if not place:
         _add_strays(side, {source.name for source in sources}, directory)
     comparison = Comparison(side, place, data, os.geteuid() == 0)
-    for batch in scan([source for source in sources if os.path.lexists(source.path)]):
-        side.add_found(batch)
-        comparison.objects += len(batch.rows)
+    walked = [source for source in sources if os.path.lexists(source.path)]
+    with closing(FolderCache()) as folders:
+        for batch in scan(walked):
+            side.add_found(_with_xattrs(batch, walked, folders))
+            comparison.objects += len(batch.rows)
     if data:
         _compare_data(comparison, {source.name: source.path for source in sources})
     return comparison
@@ -137,10 +166,29 @@ def _sources(catalog: Catalog, run: Run, directory: str) -> list[Source]:
 
 
 def _add_strays(side: SideBySide, names: set[bytes], directory: str) -> None:
-    with os.scandir(_absolute(directory)) as entries:
-        for entry in entries:
-            if entry.name not in names:
-                side.add_stray(entry.name)
+    try:
+        with os.scandir(_absolute(directory)) as entries:
+            for entry in entries:
+                if entry.name not in names:
+                    side.add_stray(entry.name)
+    except OSError as error:
+        raise NotFound(f"listing {directory}: {error.strerror}; give a directory that can be read") from error
+
+
+def _with_xattrs(batch: Batch, sources: list[Source], folders: FolderCache) -> Batch:
+    """Scanned objects (OBJECT_DTYPE) with the extended attributes of files, too; no file is opened for them."""
+    found, errors = dict[int, bytes](), dict[int, bytes]()
+    paths, origins = batch.all_bytes("path"), batch.rows["source"].tolist()
+    for number in np.flatnonzero(batch.rows["kind"] == KIND["file"]).tolist():
+        source = sources[origins[number]]
+        try:
+            packed = read_xattrs(folders.short(source.path + paths[number][len(source.name) :]))
+        except OSError as error:
+            errors[number] = f"reading its extended attributes failed: {error.strerror}".encode()
+        else:
+            if packed:
+                found[number] = packed
+    return with_fields(batch, {"xattrs": found, "error": errors}) if found or errors else batch
 
 
 def _compare_data(comparison: Comparison, places: dict[bytes, bytes]) -> None:
@@ -150,9 +198,9 @@ def _compare_data(comparison: Comparison, places: dict[bytes, bytes]) -> None:
         name = next(name for name in places if path == name or path.startswith(name + b"/"))
         return places[name] + path[len(name) :]
 
-    def check(lot: list[tuple[bytes, int, bytes | None]]) -> list[tuple[bytes, str]]:
-        troubles = ((path, _trouble(place(path), digest)) for path, _, digest in lot)
-        return [(path, trouble) for path, trouble in troubles if trouble]
+    def check(lot: list[tuple[bytes, int, bytes | None]]) -> list[tuple[bytes, str, str]]:
+        troubles = ((path, *_trouble(place(path), digest)) for path, _, digest in lot)
+        return [(path, verdict, reason) for path, verdict, reason in troubles if verdict]
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "hash") as threads:
         for files in comparison.side.files():
@@ -171,9 +219,10 @@ def _lots(files: list[tuple[bytes, int, bytes | None]]) -> Iterator[list[tuple[b
     yield files[first:]
 
 
-def _trouble(path: bytes, digest: bytes | None) -> str:
+def _trouble(path: bytes, digest: bytes | None) -> tuple[str, str]:
+    """Verdict and reason, empty where the bytes of a file are those of the archive."""
     if digest is None:
-        return "the archive has no digest of it"
+        return "changed", "the archive has no digest of it"
     try:
         fd = open_below(path, flags=os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
@@ -183,5 +232,5 @@ def _trouble(path: bytes, digest: bytes | None) -> str:
         finally:
             os.close(fd)
     except OSError as error:
-        return f"reading it failed: {error.strerror}"
-    return "" if hasher.digest() == digest else "its bytes differ"
+        return "unreadable", f"reading it failed: {error.strerror}"
+    return ("", "") if hasher.digest() == digest else ("changed", "its bytes differ")

@@ -44,12 +44,22 @@ class FolderCache:
 
     def open(self, path: bytes) -> int:
         """A descriptor of the file `path`, which must not be a symlink; a FIFO does not block. Raises OSError."""
+        name = self._enter(path)
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._fd)
+
+    def short(self, path: bytes) -> bytes:
+        """A short path that leads to `path` until the next call, for calls that take no descriptor of a directory.
+        Raises OSError."""
+        name = self._enter(path)
+        return b"/proc/self/fd/%d/%s" % (self._fd, name)
+
+    def _enter(self, path: bytes) -> bytes:
         folder, _, name = path.rpartition(b"/")
         if folder != self._path or self._fd < 0:
             self.close()
             self._fd = open_below(folder or b"/", flags=os.O_PATH | os.O_DIRECTORY)
             self._path = folder
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._fd)
+        return name
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from pipeline.compare import VERDICTS
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
+from tests.test_metadata import make_links
 from tests.trees import make_tree
 
 MakeStore = Callable[..., FileStore]
@@ -116,6 +119,182 @@ def test_owners_are_compared_as_root(archived: tuple[FileStore, Path]) -> None:
     store, tree = archived
     os.chown(tree / "words", 12, 34)
     assert differences(store, "", tree) == {b"tree/words": ("changed", "uid 0 → 12", "gid 0 → 34")}
+
+
+def give_attributes(tree: Path) -> None:
+    for name in ("file0", "empty", ".", "words"):
+        os.setxattr(tree / name, "user.note", name.encode())
+    if ROOT:
+        for name in ("file0", "link", "pipe"):
+            os.setxattr(tree / name, "trusted.note", b"root's", follow_symlinks=False)
+
+
+@pytest.fixture
+def rich(make_store: MakeStore, tmp_path: Path) -> tuple[FileStore, Path]:
+    """A store and the tree that it holds: with attributes, hardlinks, holes, and owners and devices as root."""
+    tree = make_tree(tmp_path / "tree", 6, 20)
+    (tree / "words").write_text("some words")
+    make_links(tree / "empty")
+    with open(tree / "sparse", "wb") as file:
+        file.seek(5 << 20)
+        file.write(b"end")
+    if ROOT:
+        os.chown(tree / "words", 1234, 4321)
+        os.mknod(tree / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    give_attributes(tree)
+    store = make_store()
+    assert store.ingest([str(tree)], options=INLINE).exit_code == 0
+    return store, tree
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_a_tree_with_everything_equals_its_archive_and_its_restore(
+    rich: tuple[FileStore, Path], tmp_path: Path, data: bool
+) -> None:
+    store, tree = rich
+    assert differences(store, "", tree, data=data) == {}
+    assert store.restore("", tmp_path / "out", request=RestoreRequest("", inline=True)).exit_code == 0
+    assert differences(store, "", tmp_path / "out", data=data) == {}
+    assert differences(store, ":tree/empty/b", tmp_path / "out" / "tree" / "empty" / "b", data=data) == {}
+
+
+@pytest.mark.parametrize("name", ["file0", "empty", ".", "words"])
+def test_each_change_of_an_attribute_is_seen(rich: tuple[FileStore, Path], name: str) -> None:
+    store, tree = rich
+    path = os.path.normpath(f"tree/{name}").encode()
+    for value, how in ((b"else", "differs"), (None, "is missing")):
+        if value is None:
+            os.removexattr(tree / name, "user.note")
+        else:
+            os.setxattr(tree / name, "user.note", value)
+        assert differences(store, "", tree) == {path: ("changed", f"extended attribute user.note {how}")}
+    os.setxattr(tree / name, "user.note", os.path.basename(name).encode())
+    os.setxattr(tree / name, "user.more", b"")
+    assert differences(store, "", tree) == {path: ("changed", "extended attribute user.more is extra")}
+
+
+@pytest.mark.skipif(not ROOT, reason="only root may set these attributes")
+@pytest.mark.parametrize("name", ["file0", "link", "pipe"])
+def test_attributes_of_what_is_not_followed_or_opened(rich: tuple[FileStore, Path], name: str) -> None:
+    store, tree = rich
+    os.setxattr(tree / name, "trusted.note", b"else", follow_symlinks=False)
+    expected = {f"tree/{name}".encode(): ("changed", "extended attribute trusted.note differs")}
+    assert differences(store, "", tree) == expected
+
+
+def same_time(path: Path, change: Callable[[], object]) -> None:
+    """Let `change` happen in a directory without its time changing."""
+    info = path.stat()
+    change()
+    os.utime(path, ns=(1, info.st_mtime_ns))
+
+
+def test_names_that_are_no_longer_names_of_one_file(rich: tuple[FileStore, Path]) -> None:
+    store, tree = rich
+    third = tree / "empty" / "b" / "third"
+
+    def part() -> None:
+        shutil.copy2(third, third.with_name("copy"))
+        third.with_name("copy").rename(third)
+
+    same_time(third.parent, part)
+    first = b"tree/empty/a/deep/second"
+    assert differences(store, "", tree) == {b"tree/empty/b/third": ("changed", f"hardlinks {first!r} → none")}
+    # A name that is not there is missing, and nothing else; the names of one part alone are equal to it.
+    same_time(third.parent, third.unlink)
+    assert differences(store, "", tree) == {b"tree/empty/b/third": ("missing",)}
+    assert differences(store, ":tree/empty/a", tree / "empty" / "a") == {}
+
+
+def test_names_that_became_names_of_one_file(rich: tuple[FileStore, Path]) -> None:
+    store, tree = rich
+    for name in ("one", "two"):
+        (tree / name).write_text("twins")
+        os.utime(tree / name, ns=(1, 10**18))
+    store.ingest([str(tree)], options=INLINE)
+    assert differences(store, "", tree) == {}
+    same_time(tree, lambda: ((tree / "two").unlink(), os.link(tree / "one", tree / "two")))
+    assert differences(store, "", tree) == {b"tree/two": ("changed", "hardlinks none → b'tree/one'")}
+
+
+def as_somebody(place: Path, check: Callable[[], object]) -> None:
+    """Let a process do `check` that has no rights of root's, having given them up where it must. It has all modules
+    loaded already."""
+    for path in (place, *place.parents, *(place / "store").rglob("*")):
+        if ROOT:
+            path.chmod(path.stat().st_mode | 0o755)
+    child = os.fork()
+    if child == 0:
+        try:
+            if ROOT:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            check()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def opened_anew(store: FileStore, cache: Path) -> Callable[[], FileStore]:
+    """For a process of its own: DuckDB's threads do not survive a fork."""
+    store.close()
+    cache.mkdir()
+    cache.chmod(0o777)
+    location = Path(next(iter(store.members.present.values())).storage.location).parent
+    return lambda: FileStore.open(location, cache=cache)
+
+
+def test_what_can_not_be_read_is_said_and_never_missing(archived: tuple[FileStore, Path], tmp_path: Path) -> None:
+    store, tree = archived
+    (tree / "closed").mkdir()
+    (tree / "closed" / "inner").write_text("inner")
+    for name in ("closed0", "words"):  # `closed0` sorts beside what lies in `closed`
+        (tree / name).write_text("words")
+    store.ingest([str(tree)], options=INLINE)
+    (tree / "closed0").unlink()
+    (tree / "words").chmod(0o000)
+    (tree / "closed").chmod(0o000)
+    reopened = opened_anew(store, tmp_path / "own-cache")
+
+    def check() -> None:
+        with reopened() as anew:
+            found = differences(anew, "", tree, data=True)
+            assert found[b"tree/closed"][:2] == ("unreadable", "listing it failed: Permission denied")
+            assert found[b"tree/words"][:2] == ("unreadable", "reading it failed: Permission denied")
+            assert found[b"tree/closed0"] == ("missing",)
+            assert b"tree/closed/inner" not in found
+
+    try:
+        as_somebody(tmp_path, check)
+    finally:
+        (tree / "closed").chmod(0o755)
+
+
+def test_owners_and_roots_attributes_are_compared_as_root_only(rich: tuple[FileStore, Path], tmp_path: Path) -> None:
+    store, tree = rich
+    for path in tree.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | 0o555)
+    store.ingest([str(tree)], options=INLINE)
+    if ROOT:
+        os.chown(tree / "words", 12, 34)
+        os.setxattr(tree / "file0", "trusted.note", b"else")
+        os.removexattr(tree / "link", "trusted.note", follow_symlinks=False)
+    reopened = opened_anew(store, tmp_path / "own-cache")
+
+    def check() -> None:
+        with reopened() as anew:
+            assert differences(anew, "", tree, data=True) == {}
+            os.makedirs(tmp_path / "own-cache" / "out")
+            result = anew.restore("", tmp_path / "own-cache" / "out", request=RestoreRequest("", inline=True))
+            found = differences(anew, "", tmp_path / "own-cache" / "out", data=True)
+            assert found.keys() == {path for path, _ in result.failures}, found
+
+    as_somebody(tmp_path, check)
 
 
 def test_what_is_not_archived_whole_differs(make_store: MakeStore, tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ def compare_command(
 
     RUN:PATH compares the object PATH with DIR itself. RUN alone compares DIR with the run's only source where DIR is
     the place that it was archived from; else with what restore --to DIR would make, where DIR holds that; else with
-    the run's only source. Without --data, files are taken for equal whose kind, length, time, mode and (as root) owner
-    are.
+    the run's only source. Without --data, files are taken for equal whose kind, length, time, mode, extended
+    attributes, hardlinks and (as root) owner are.
 
     missing: not in DIR. extra: in DIR only. changed: differs. incomplete: not archived whole. unreadable: not to be
     read in DIR. Exit 3 where anything differs.

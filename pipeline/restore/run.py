@@ -123,7 +123,7 @@ def restore(
                     )
                 plan = home.plan
                 for missing in plan.missing():
-                    home.tally.fail(missing["row"], "the manifests place some of its chunks nowhere")
+                    home.tally.fail(missing["row"], missing["reason"])
                 for row, reason in _finish_folders(plan, target):
                     home.tally.fail(row, reason)
                 left_to_root = 0 if options.owner else plan.needs_root(os.geteuid(), os.getegid())
