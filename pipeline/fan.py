@@ -32,6 +32,9 @@ class FanHome:
         """How many tasks a worker has that it has not reported on."""
         return self._under_way[worker]
 
+    def least_load(self) -> int:
+        return min(self._under_way)
+
     def send(self, context: Context, kind: int, task: Batch, worker: int | None = None) -> Steps:
         """Send a task, which must fit into a slot of the pool plan, to `worker`, or to the one with the least to do."""
         slot = yield Acquire("plan")

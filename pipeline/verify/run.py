@@ -28,7 +28,7 @@ from pipeline.runner import run_stations
 from pipeline.station import Context, Station, Until
 from pipeline.supervisor import SignalWatch
 from pipeline.topology import DEFAULT_MEMORY, PLAN, RESTORE_STAGES, SMALL_SLOT, fan_shape
-from pipeline.verify.contents import ContentsHome
+from pipeline.verify.contents import AHEAD, ContentsHome
 from pipeline.verify.work import (
     BAD_CELLS,
     CHECKED,
@@ -98,23 +98,39 @@ class VerifyHome:
         self._fan = FanHome(workers)
         self._result = result
         self._unlisted: list[bytes] = []
+        self._senders = 2
         self.contents = ContentsHome(catalog, workers)
         self.lost_chunks: list[tuple[bytes, bytes]] = []
         self.lost_packs: list[bytes] = []
 
-    def plan_station(self, context: Context) -> Station:
-        """Sends TASK, a pack each, then PLAN for those whose directory can't be read, then CONTENTS."""
+    def packs_station(self, context: Context) -> Station:
+        """Sends TASK, a pack each, then PLAN for those whose directory can't be read. No worker gets many at a time, so
+        that those who read large contents, one after the other, do so from the beginning."""
         context.clock.switch(PLAN)
+        sent = 0
         for batch in packs(self._catalog, PACK_TASK_DTYPE):
             for number in range(len(batch.rows)):
+                yield Until(lambda: self._fan.least_load() < AHEAD)
                 yield from self._fan.send(context, messages.TASK, Batch(batch.rows[number : number + 1], b""))
-        yield Until(self._fan.idle)
+                sent += 1
+        yield Until(lambda: self._result.checked_packs == sent)
         for pack_id in self._unlisted:
             for batch in chunks_of_pack(self._catalog, pack_id):
                 for start in range(0, len(batch.rows), PLAN_ROWS):
                     yield from self._fan.send(context, messages.PLAN, Batch(batch.rows[start : start + PLAN_ROWS], b""))
+        self._end(context)
+
+    def contents_station(self, context: Context) -> Station:
+        """Sends CONTENTS."""
+        context.clock.switch(PLAN)
         yield from self.contents.send_all(context, self._fan)
-        self._fan.end(context)
+        self._end(context)
+
+    def _end(self, context: Context) -> None:
+        """One of the two that send tasks has no more."""
+        self._senders -= 1
+        if not self._senders:
+            self._fan.end(context)
 
     def reports_station(self, context: Context) -> Station:
         """Takes DONE from the workers."""
@@ -202,7 +218,7 @@ def _verify_data(
     run_stations(
         shape.layout(),
         specs,
-        {"plan": home.plan_station, "reports": home.reports_station},
+        {"packs": home.packs_station, "contents": home.contents_station, "reports": home.reports_station},
         inline=inline,
         signals=signals,
         cleanup=(str(catalog.temp_directory),),
