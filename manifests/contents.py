@@ -7,7 +7,7 @@ digests than BLAKE3. Each distinct content once, in the order in which packs lie
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +16,31 @@ from manifests import format as fmt
 from manifests.catalog import Catalog
 from manifests.columns import PIECE_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY, digest_column
-from manifests.plan import to_batch
+from manifests.plan import HAS_BYTES, NONSENSE, to_batch
 
 #: A content of more chunks than this is read by a task after the other; the others are several to a task.
 LARGE = 2048
 
-_WRONG = pa.schema([("content_id", pa.binary()), ("name", pa.string()), ("digest", pa.binary())])
+_WRONG = pa.schema(
+    [
+        ("content_id", pa.binary()),
+        ("content_kind", pa.uint8()),
+        ("size", pa.uint64()),
+        ("name", pa.string()),
+        ("digest", pa.binary()),
+    ]
+)
+
+
+class WrongContent(NamedTuple):
+    """A content that has not the digest `name`, `digest`; all objects that have it are meant where the name is empty.
+    Contents of the same id that objects tell of differently are several."""
+
+    content_id: bytes | None
+    content_kind: int
+    size: int
+    name: str
+    digest: bytes
 
 
 class ContentsPlan:
@@ -37,7 +56,9 @@ class ContentsPlan:
             CREATE OR REPLACE TABLE fixities AS
             WITH found AS (
                 SELECT content_id, content_kind, size, {FIXITY} AS fixity, bool_or(holes IS NOT NULL) AS has_holes
-                FROM objects WHERE content_kind = {fmt.CONTENT_EXTENTS} OR digest IS NOT NULL
+                FROM objects
+                WHERE {HAS_BYTES} AND {NONSENSE} IS NULL
+                  AND (content_kind = {fmt.CONTENT_EXTENTS} OR digest IS NOT NULL)
                 GROUP BY content_id, content_kind, size, fixity),
             longest AS (
                 SELECT content_id, content_kind, size, max(fixity) AS most, bool_or(has_holes) AS has_holes
@@ -51,10 +72,10 @@ class ContentsPlan:
         execute(
             f"""
             CREATE OR REPLACE TABLE content_pieces AS
-            SELECT DISTINCT content_id, 0::UBIGINT AS file_offset, content_id AS chunk_id
+            SELECT DISTINCT content_id, content_kind, 0::UBIGINT AS file_offset, content_id AS chunk_id
             FROM fixities WHERE content_kind = {fmt.CONTENT_CHUNK}
             UNION ALL
-            SELECT DISTINCT content_id, "offset", chunk_id FROM extents
+            SELECT DISTINCT content_id, {fmt.CONTENT_EXTENTS}::UTINYINT, "offset", chunk_id FROM extents
             WHERE content_id IN (SELECT content_id FROM fixities WHERE content_kind = {fmt.CONTENT_EXTENTS})
             """
         )
@@ -70,12 +91,12 @@ class ContentsPlan:
             """
             CREATE OR REPLACE TABLE contents AS
             WITH sums AS (
-                SELECT content_id, count(*) AS parts, max(file_offset) AS last_offset,
+                SELECT content_id, content_kind, count(*) AS parts, max(file_offset) AS last_offset,
                        arg_min(chunk_id, file_offset) AS first_chunk
-                FROM content_pieces GROUP BY content_id)
+                FROM content_pieces GROUP BY content_id, content_kind)
             SELECT row_number() OVER (ORDER BY pack_id, block, chunk_offset, content_id, fixity) AS content,
                    f.*, coalesce(parts, 0) AS parts, coalesce(last_offset, 0) AS last_offset
-            FROM fixities f LEFT JOIN sums USING (content_id)
+            FROM fixities f LEFT JOIN sums USING (content_id, content_kind)
             LEFT JOIN content_places p ON p.chunk_id = first_chunk
             """
         )
@@ -101,10 +122,10 @@ class ContentsPlan:
         query = f"""
             WITH c AS (SELECT * FROM contents WHERE {condition})
             SELECT c.content, c.content_kind, {_or_zeros("c.content_id", 32)}, c.size,
-                   coalesce(pc.file_offset, 0) = c.last_offset AS is_last, {_or_zeros("pl.pack_id", 16)}, pk.k, pk.m,
+                   coalesce(pc.file_offset, 0) = c.last_offset AS is_last, {_or_zeros("pk.pack_id", 16)}, pk.k, pk.m,
                    pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored, b.raw, b.codec,
                    pl.chunk_offset, pl.length, {_or_zeros("pc.chunk_id", 32)}, pc.file_offset, c.has_holes, c.fixity
-            FROM c LEFT JOIN content_pieces pc USING (content_id)
+            FROM c LEFT JOIN content_pieces pc USING (content_id, content_kind)
             LEFT JOIN content_places pl USING (chunk_id)
             LEFT JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks
                        WHERE pack_id IN (SELECT pack_id FROM content_places)) b
@@ -122,24 +143,32 @@ def _or_zeros(column: str, size: int) -> str:
     return f"coalesce({column}, unhex('{'00' * size}')) AS {column.partition('.')[2]}"
 
 
-def objects_of(
-    catalog: Catalog, wrong: Sequence[tuple[bytes | None, str, bytes]], limit: int
-) -> tuple[int, list[dict[str, Any]]]:
-    """Objects of which a digest is wrong: (content id, name of the digest, the wrong digest), with an empty name where
-    all objects of the content are meant. How many, without those that are lost already, and the first `limit` of them
-    as run and path."""
+def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> tuple[int, list[dict[str, Any]]]:
+    """Objects that are not what the manifests say: those of wrong contents, those of another size than their one chunk,
+    and those of which the manifests make no sense. How many, without those that are lost already, and the first `limit`
+    of them as run and path."""
+    catalog.use("objects", "chunks")
     catalog.replace("wrong_contents", _WRONG)
-    rows = [{"content_id": content, "name": name, "digest": digest} for content, name, digest in wrong]
-    catalog.append("wrong_contents", pa.Table.from_pylist(rows, schema=_WRONG))
-    columns = " ".join(f"WHEN '{name}' THEN {digest_column(name)}" for name in fmt.DIGESTS)
-    catalog.connection.execute("CREATE TABLE IF NOT EXISTS lost_objects (run BLOB, path BLOB)")
-    catalog.connection.execute(
+    catalog.append("wrong_contents", pa.Table.from_pylist([each._asdict() for each in wrong], schema=_WRONG))
+    columns = " ".join(f"WHEN '{name}' THEN o.{digest_column(name)}" for name in fmt.DIGESTS)
+    catalog.execute("CREATE TABLE IF NOT EXISTS lost_objects (run BLOB, path BLOB)")
+    catalog.execute(
         f"""
         CREATE OR REPLACE TABLE wrong_objects AS
-        SELECT DISTINCT o.run, o.path FROM (SELECT * FROM objects WHERE digest IS NOT NULL) o JOIN wrong_contents w
-          ON w.content_id IS NOT DISTINCT FROM o.content_id
-         AND (w.name = '' OR CASE w.name {columns.replace("THEN ", "THEN o.")} END = w.digest)
-        ANTI JOIN lost_objects l ON l.run = o.run AND l.path = o.path
+        WITH sound AS (SELECT * FROM objects WHERE {HAS_BYTES} AND {NONSENSE} IS NULL),
+        lengths AS (
+            SELECT chunk_id, arg_min(length, pack_id) AS length FROM chunks
+            WHERE chunk_id IN (SELECT content_id FROM sound WHERE content_kind = {fmt.CONTENT_CHUNK})
+            GROUP BY chunk_id)
+        SELECT DISTINCT o.run, o.path FROM (
+            SELECT run, path FROM sound o JOIN wrong_contents w
+              ON w.content_id IS NOT DISTINCT FROM o.content_id AND w.content_kind = o.content_kind AND w.size = o.size
+             AND (w.name = '' OR CASE w.name {columns} END = w.digest)
+            UNION ALL
+            SELECT run, path FROM sound JOIN lengths ON content_id = chunk_id
+            WHERE content_kind = {fmt.CONTENT_CHUNK} AND size <> length
+            UNION ALL SELECT run, path FROM objects WHERE {NONSENSE} IS NOT NULL
+        ) o ANTI JOIN lost_objects l ON l.run = o.run AND l.path = o.path
         """
     )
     count = catalog.one("SELECT count(*) AS n FROM wrong_objects")["n"]

@@ -65,7 +65,6 @@ CHUNK_DTYPE = np.dtype([("id", "u1", (32,)), ("block", "<u4"), ("offset", "<u4")
 CONTENT_NONE = 0  # no content: a directory, a link, an empty file, an object that was not read
 CONTENT_CHUNK = 1  # one chunk at offset 0: the content id is the chunk id, and there are no extents rows
 CONTENT_EXTENTS = 2  # rows of the extents table
-CONTENT_KINDS = (CONTENT_NONE, CONTENT_CHUNK, CONTENT_EXTENTS)
 CONTENT_DOMAIN = b"drystone content v1\x00"
 #: per extent: offset, length, chunk id
 EXTENT_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("id", "u1", (32,))])

@@ -13,9 +13,10 @@ from manifests import format as fmt
 from manifests.armour import is_intact, open_json, seal_json
 from manifests.catalog import Catalog
 from manifests.columns import PLAN_DTYPE, Batch
+from manifests.directories import SUMS
 from manifests.errors import BackendError, CorruptRecord
 from manifests.log import Log, State
-from manifests.plan import BLOCK_AND_PACK, SOUND, sound_rows, to_batch
+from manifests.plan import BLOCK_AND_PACK, HAS_BYTES, SOUND, sound_rows, to_batch
 from manifests.store import BACKEND_KEY, STORE_KEY, Member, Members
 
 
@@ -66,10 +67,11 @@ def _check_record(member: Member, key: str, expected: dict[str, Any], whole: byt
 
 
 def packs(catalog: Catalog, dtype: np.dtype[np.void]) -> Iterator[Batch]:
-    """All packs, with the columns of `dtype`."""
-    catalog.use("packs")
-    names = ", ".join(dtype.names or ())
-    query = f"SELECT {names} FROM (SELECT DISTINCT ON (pack_id) * FROM packs) ORDER BY pack_id"
+    """All packs, with the columns of `dtype`: those of the table, and sums over what lies in them (directories.py)."""
+    catalog.use("packs", "blocks", "chunks")
+    columns = dtype.names or ()
+    sums = f"LEFT JOIN ({SUMS}) USING (pack_id)" if "chunk_sum" in columns else ""
+    query = f"SELECT {', '.join(columns)} FROM (SELECT DISTINCT ON (pack_id) * FROM packs) {sums} ORDER BY pack_id"
     for batch in catalog.batches(query):
         yield to_batch(batch, dtype, {})
 
@@ -147,9 +149,10 @@ def affected_objects(
     catalog.execute(
         f"""
         CREATE OR REPLACE TABLE lost_objects AS SELECT run, path FROM objects
-        WHERE content_kind = {fmt.CONTENT_CHUNK} AND content_id IN (SELECT chunk_id FROM lost_chunks)
-        OR content_kind = {fmt.CONTENT_EXTENTS} AND content_id IN (
-            SELECT content_id FROM extents WHERE chunk_id IN (SELECT chunk_id FROM lost_chunks))
+        WHERE {HAS_BYTES} AND (
+            content_kind = {fmt.CONTENT_CHUNK} AND content_id IN (SELECT chunk_id FROM lost_chunks)
+            OR content_kind = {fmt.CONTENT_EXTENTS} AND content_id IN (
+                SELECT content_id FROM extents WHERE chunk_id IN (SELECT chunk_id FROM lost_chunks)))
         """
     )
     count = catalog.one("SELECT count(*) AS n FROM lost_objects")["n"]

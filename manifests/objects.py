@@ -12,7 +12,7 @@ from manifests.catalog import Catalog, path_filter
 from manifests.columns import PLAN_DTYPE, Batch
 from manifests.errors import NotFound, Unreadable, UsageError
 from manifests.fixity import digest_column
-from manifests.plan import BLOCK_AND_PACK, SOUND, sound_rows, to_batch
+from manifests.plan import BLOCK_AND_PACK, CONTENT_KINDS, SOUND, sound_rows, to_batch
 
 _COLUMNS = (
     "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, "
@@ -84,7 +84,7 @@ def require_content(info: ObjectInfo) -> None:
         raise UsageError(f"{info.path.decode(errors='replace')!r} is a {info.kind}; only files have bytes to read")
     if info.content_kind == fmt.CONTENT_NONE and info.digest is None and info.error is not None:
         raise NotFound(f"{info.path.decode(errors='replace')!r} was not archived: {info.error}")
-    if info.content_kind not in fmt.CONTENT_KINDS:
+    if info.content_kind not in CONTENT_KINDS:
         name = info.path.decode(errors="replace")
         raise Unreadable(
             f"the manifests give {name!r} the content_kind {info.content_kind}, which this version does not know"

@@ -41,19 +41,20 @@ BLOCK_AND_PACK = """
     LEFT JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
 """
 
+CONTENT_KINDS = (fmt.CONTENT_NONE, fmt.CONTENT_CHUNK, fmt.CONTENT_EXTENTS)
 #: Objects that consist of bytes; whatever the others say of a content is passed over.
 HAS_BYTES = "kind IN ('file', 'stream')"
 #: The number `size` as 16 hexadecimal digits, the lowest byte first.
 _SIZE_HEX = r"regexp_replace(printf('%016X', size), '(..)(..)(..)(..)(..)(..)(..)(..)', '\8\7\6\5\4\3\2\1')"
-#: Why an object can't be made whatever its chunks hold, or null: only manifests that lie, or are newer, say such
-#: things. This is the rule, for who restores and for who verifies.
+#: Why an object can't be made, whatever its chunks hold, or null. Only manifests that lie or are newer say such things.
+#: This is the rule, for who restores and for who verifies.
 NONSENSE = f"""
     CASE WHEN kind IS NULL OR kind NOT IN ({", ".join(f"'{kind}'" for kind in fmt.KINDS)})
          THEN 'the manifests give it the kind ' || coalesce(kind, 'null') || ', which this version does not know'
          WHEN kind IN ('socket', 'unknown') AND error IS NULL
          THEN 'the manifests give it the kind ' || kind || ', which is never archived, and no error'
          WHEN NOT {HAS_BYTES} OR error IS NOT NULL AND digest IS NULL THEN NULL
-         WHEN content_kind IS NULL OR content_kind NOT IN {fmt.CONTENT_KINDS}
+         WHEN content_kind IS NULL OR content_kind NOT IN {CONTENT_KINDS}
          THEN 'the manifests give it the content_kind ' || coalesce(content_kind::VARCHAR, 'null')
               || ', which this version does not know'
          WHEN content_kind <> {fmt.CONTENT_NONE} AND coalesce(octet_length(content_id), 0) <> 32

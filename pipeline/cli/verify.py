@@ -91,6 +91,7 @@ def verify_command(
                 "missing_shards": result.missing_shards,
                 "flawed_shards": result.flawed_shards,
                 "lost_directories": result.lost_directories,
+                "mislisted_packs": result.mislisted_packs,
                 "bad_copies": len(result.bad_copies),
                 "absent_backends": result.absent_backends,
                 "lost_chunks": result.lost_chunks,
@@ -121,6 +122,8 @@ def _verdict(result: VerifyResult) -> str:
         damage += f", {result.flawed_shards:,} shards with bad records or tables"
     if result.lost_directories:
         damage += f", {result.lost_directories:,} packs without their directory"
+    if result.mislisted_packs:
+        damage += f", {result.mislisted_packs:,} packs of which the manifests tell something else than their directory"
     if result.exit_code == 4:
         return f"damaged, but nothing is lost: {damage}; everything can still be restored"
     if result.wrong_object_count and not result.lost_object_count:

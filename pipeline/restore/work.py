@@ -12,7 +12,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -278,6 +278,8 @@ class Restorer:
             first = numbers[0]
             pieces = [chunk for number in numbers if (chunk := chunks[number]) is not None]
             size, mode, uid, gid, mtime = (column[first] for column in (columns[2], *columns[4:]))
+            if [columns[3][number] for number in numbers] != list(accumulate(map(len, pieces[:-1]), initial=0)):
+                outcomes.failed(row, -1, "the manifests do not place its chunks side by side")
             if not outcomes.is_failed(row):
                 self._write_file(row, texts[first], pieces, Attributes(mode, uid, gid, mtime, size), outcomes)
 

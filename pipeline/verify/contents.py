@@ -14,7 +14,7 @@ import numpy as np
 
 from manifests.catalog import Catalog
 from manifests.columns import Batch, cut_batch
-from manifests.contents import LARGE, ContentsPlan, objects_of
+from manifests.contents import LARGE, ContentsPlan, WrongContent, objects_of
 from pipeline import messages
 from pipeline.fan import FanHome
 from pipeline.station import Context, Steps, Until
@@ -35,7 +35,7 @@ class ContentsHome:
     def __init__(self, catalog: Catalog, workers: int) -> None:
         self._catalog = catalog
         self._workers = workers
-        self._wrong: list[tuple[bytes | None, str, bytes]] = []
+        self._wrong: list[WrongContent] = []
         self.count = 0
 
     def send_all(self, context: Context, fan: FanHome) -> Steps:
@@ -62,14 +62,15 @@ class ContentsHome:
 
     def note(self, content_id: bytes, text: bytes) -> None:
         """Note a finding, as WrongDigest.text makes it."""
-        name, _, digest = text.partition(b" ")
+        kind, size, name, digest = text.decode().split(" ")
         self.count += 1
         if len(self._wrong) < KEPT_WRONG:
-            self._wrong.append((content_id if any(content_id) else None, name.decode(), bytes.fromhex(digest.decode())))
+            named = content_id if any(content_id) else None
+            self._wrong.append(WrongContent(named, int(kind), int(size), name, bytes.fromhex(digest)))
 
     def objects(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """How many objects are not what was recorded of them, besides those that are lost, and the first of them."""
-        return objects_of(self._catalog, self._wrong, limit) if self._wrong else (0, [])
+        return objects_of(self._catalog, self._wrong, limit)
 
 
 def _tasks(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -33,13 +33,15 @@ class WrongDigest:
     """A digest that a content does not have; `name` is empty where the content could not be read or put together."""
 
     content_id: bytes
+    content_kind: int
+    size: int
     name: str
     digest: bytes
 
     @property
     def text(self) -> str:
         """For the way home."""
-        return f"{self.name} {self.digest.hex()}"
+        return f"{self.content_kind} {self.size} {self.name} {self.digest.hex()}"
 
 
 @dataclass
@@ -165,10 +167,11 @@ class ContentVerifier:
             content.trouble = str(error)
         if not last["is_last"]:
             return []
-        self._open, content_id = None, last["content_id"].tobytes()
+        self._open = None
+        which = last["content_id"].tobytes(), int(last["content_kind"]), int(last["size"])
         if content.trouble:
-            return [WrongDigest(content_id, "", b"")]
-        return [WrongDigest(content_id, *wrong) for wrong in content.check.wrong()]
+            return [WrongDigest(*which, "", b"")]
+        return [WrongDigest(*which, *wrong) for wrong in content.check.wrong()]
 
     def _read(self, content: _OpenContent, rows: np.ndarray, first: int, end: int) -> None:
         clock = self._context.clock

@@ -37,6 +37,7 @@ from pipeline.verify.work import (
     LOST_CHUNK,
     LOST_DIRECTORY,
     LOST_PACK,
+    MISLISTED,
     MISSING_SHARD,
     PACK_TASK_DTYPE,
     WRONG_CONTENT,
@@ -49,6 +50,8 @@ VERIFY_WORKER_MEMORY = 48 << 20
 NAMED_OBJECTS = 1000
 #: Ids of lost chunks that are kept to name objects by; beyond, the count goes on.
 KEPT_LOST = 100_000
+#: What tells where a pack's shards lie, and how long they are.
+_PLACE_DTYPE = np.dtype([(name, PACK_TASK_DTYPE[name]) for name in ("pack_id", "k", "m", "payload", "shard_length")])
 #: Planned chunks in a task.
 PLAN_ROWS = SMALL_SLOT // PLAN_DTYPE.itemsize - 1
 
@@ -56,9 +59,10 @@ PLAN_ROWS = SMALL_SLOT // PLAN_DTYPE.itemsize - 1
 @dataclass
 class VerifyResult:
     """What a verification found. `flawed_shards`: shards with damage beside their cells; `lost_directories`: packs of
-    which only the manifests tell what lies in them; `damaged_shards`: lines for people; `lost_objects`: (run, path),
-    the first of them; `wrong_objects` likewise, those whose chunks are whole and whose content is not what was recorded
-    of it; `checked_bytes` and `checked_packs` tell how much data was read."""
+    which only the manifests tell what lies in them; `mislisted_packs`: packs of which they tell something else than the
+    directory; `damaged_shards`: lines for people; `lost_objects`: (run, path), the first of them; `wrong_objects`
+    likewise, those whose chunks are whole and whose content is not what was recorded of it, or makes no sense;
+    `checked_bytes` and `checked_packs` tell how much data was read."""
 
     seconds: float = 0.0
     checked_bytes: int = 0
@@ -68,6 +72,7 @@ class VerifyResult:
     missing_shards: int = 0
     flawed_shards: int = 0
     lost_directories: int = 0
+    mislisted_packs: int = 0
     lost_chunks: int = 0
     lost_object_count: int = 0
     wrong_object_count: int = 0
@@ -79,8 +84,9 @@ class VerifyResult:
 
     @property
     def repairable(self) -> bool:
-        damaged = self.bad_cells or self.missing_shards or self.flawed_shards or self.lost_directories
-        return bool(damaged or self.bad_copies or self.absent_backends)
+        damaged = self.bad_cells or self.missing_shards or self.flawed_shards
+        contradicted = self.lost_directories or self.mislisted_packs
+        return bool(damaged or contradicted or self.bad_copies or self.absent_backends)
 
     @property
     def exit_code(self) -> int:
@@ -104,8 +110,9 @@ class VerifyHome:
         self.lost_packs: list[bytes] = []
 
     def packs_station(self, context: Context) -> Station:
-        """Sends TASK, a pack each, then PLAN for those whose directory can't be read. No worker gets many at a time, so
-        that those who read large contents, one after the other, do so from the beginning."""
+        """Sends TASK, a pack each, then PLAN for those whose directory can't be read, or tells something else than the
+        manifests, by which a restore goes. No worker gets many at a time, so that those who read large contents, one
+        after the other, do so from the beginning."""
         context.clock.switch(PLAN)
         sent = 0
         for batch in packs(self._catalog, PACK_TASK_DTYPE):
@@ -165,6 +172,12 @@ class VerifyHome:
         elif kind == LOST_DIRECTORY:
             result.lost_directories += 1
             result.damaged_shards.append(f"pack {uuid.UUID(bytes=pack_id)}: its directory is lost: {reason}")
+            self._unlisted.append(pack_id)
+        elif kind == MISLISTED:
+            result.mislisted_packs += 1
+            result.damaged_shards.append(
+                f"pack {uuid.UUID(bytes=pack_id)}: the manifests place its chunks elsewhere than its own directory does"
+            )
             self._unlisted.append(pack_id)
         elif kind == LOST_PACK:
             result.damaged_shards.append(reason)
@@ -251,7 +264,7 @@ def _name_lost(
 def _verify_presence(members: Members, catalog: Catalog, result: VerifyResult) -> None:
     """Whether each shard is there, on any backend, with its right length; packs that lack too many are lost."""
     lost: list[LostRange] = []
-    for batch in packs(catalog, PACK_TASK_DTYPE):
+    for batch in packs(catalog, _PLACE_DTYPE):
         for row in batch.rows:
             try:
                 place = pack_place(row)

@@ -10,6 +10,7 @@ import numpy as np
 
 from manifests import format as fmt
 from manifests.columns import PIECE_DTYPE, PLAN_DTYPE, Batch, HeapBuilder
+from manifests.directories import directory_sums
 from manifests.errors import BackendError, DrystoneError, Unreadable
 from manifests.ids import NIL
 from pipeline import messages
@@ -39,12 +40,15 @@ PACK_TASK_DTYPE = np.dtype(
         ("directory_raw", "<u4"),
         ("directory_codec", "u1"),
         ("chunks", "<u4"),
+        ("block_sum", "<u8"),
+        ("chunk_sum", "<u8"),
     ]
 )
-CHECKED, BAD_CELLS, MISSING_SHARD, FLAWED_SHARD, LOST_CHUNK, LOST_DIRECTORY, LOST_PACK, WRONG_CONTENT = range(8)
+CHECKED, BAD_CELLS, MISSING_SHARD, FLAWED_SHARD, LOST_CHUNK, LOST_DIRECTORY, LOST_PACK = range(7)
+MISLISTED, WRONG_CONTENT = 7, 8
 #: A finding on its way home. CHECKED: `count` bytes read; BAD_CELLS: `count` cells of `shard`; LOST_DIRECTORY: only the
-#: manifests tell what lies in the pack; LOST_PACK: the manifests make no sense of it; WRONG_CONTENT: `chunk_id` is the
-#: content's id, the reason says which digest.
+#: manifests tell what lies in the pack; LOST_PACK: the manifests make no sense of it; MISLISTED: they tell of another
+#: content than its directory; WRONG_CONTENT: `chunk_id` is the content's id, the reason says which digest.
 FINDING_DTYPE = np.dtype(
     [
         ("kind", "u1"),
@@ -128,6 +132,8 @@ class PackVerifier:
             except DrystoneError as error:
                 findings.entries.append(Finding(LOST_DIRECTORY, reason=str(error)))
             else:
+                if directory_sums(blocks, chunks) != (int(task["block_sum"]), int(task["chunk_sum"])):
+                    findings.entries.append(Finding(MISLISTED))
                 self._check_chunks(reader, blocks, chunks, findings)
             self._check_rest(reader)
             self._note_shards(reader, findings)
