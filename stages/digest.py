@@ -25,8 +25,9 @@ ALGORITHMS: dict[str, Callable[[], Any]] = {
 #: map of the file 3.2.
 PIECE = 1 << 20
 _ZEROS = memoryview(bytes(PIECE))
-#: A restored file of this length is hashed by all cores at once: it is often the last thing that a restore does.
-SPREAD = 64 << 20
+#: A restored file of this length is hashed by all cores at once, in longer pieces: it is often the last thing that a
+#: restore does. It is not mapped, for then all of it would count as the process's memory.
+SPREAD, SPREAD_PIECE = 64 << 20, 8 << 20
 
 
 def parse_digests(text: str) -> tuple[str, ...]:
@@ -48,32 +49,17 @@ def join_digests(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:
 class Digester:
     """Several digests of one content while it goes by."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._hashers = [ALGORITHMS[name]() for name in names]
-        self._blake3 = names.index("blake3") if "blake3" in names else None
-        self._mapped: bytes | None = None
+    def __init__(self, names: Sequence[str], threads: int = 1) -> None:
+        """`threads`: for BLAKE3, which makes use of them in pieces of SPREAD_PIECE; blake3.AUTO for all cores."""
+        self._hashers = [blake3(max_threads=threads) if name == "blake3" else ALGORITHMS[name]() for name in names]
 
     def update(self, data: bytes | memoryview) -> None:
         for hasher in self._hashers:
             hasher.update(data)
 
-    def map_blake3(self, fd: int) -> None:
-        """Compute BLAKE3, if it is among them, of a whole file by all cores, instead of by `update`."""
-        if self._blake3 is not None:
-            self._mapped = blake3(max_threads=blake3.AUTO).update_mmap(f"/proc/self/fd/{fd}").digest()
-            del self._hashers[self._blake3]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all digests are known without a further byte."""
-        return not self._hashers
-
     def digests(self) -> list[bytes]:
         """In the order of the names."""
-        found = [hasher.digest() for hasher in self._hashers]
-        if self._blake3 is not None and self._mapped is not None:
-            found.insert(self._blake3, self._mapped)
-        return found
+        return [hasher.digest() for hasher in self._hashers]
 
 
 def digest_all(names: Sequence[str], data: bytes | memoryview) -> bytes:
@@ -94,14 +80,12 @@ class FixityCheck:
         self._digester.update(data)
 
     def read(self, fd: int) -> None:
-        """Take a whole file, which must not be cut short meanwhile: a large one without holes is mapped. Raises
-        OSError."""
-        info = os.fstat(fd)
-        if SPREAD <= info.st_size <= info.st_blocks * 512:
-            self._digester.map_blake3(fd)
-        if not self._digester.is_complete:
-            for piece in read_pieces(fd):
-                self._digester.update(piece)
+        """Take a whole file, and nothing before it. Raises OSError."""
+        large = os.fstat(fd).st_size >= SPREAD
+        if large:
+            self._digester = Digester([name for name, _ in self._expected], blake3.AUTO)
+        for piece in read_pieces(fd, SPREAD_PIECE if large else PIECE):
+            self._digester.update(piece)
 
     def wrong(self) -> list[tuple[str, bytes]]:
         """Name and recorded digest of those that differ."""
@@ -114,11 +98,11 @@ class FixityCheck:
         return f"its {' and '.join(wrong)} is not what was recorded when it was archived" if wrong else ""
 
 
-def read_pieces(fd: int) -> Iterator[memoryview]:
-    """A file from its beginning to its end; each piece is valid until the next is asked for. Holes are not read: that
-    would fill memory with their zeros. Raises OSError."""
+def read_pieces(fd: int, longest: int = PIECE) -> Iterator[memoryview]:
+    """A file from its beginning to its end, in pieces of `longest` bytes; each is valid until the next is asked for.
+    Holes are not read: that would fill memory with their zeros. Raises OSError."""
     size, at = os.fstat(fd).st_size, 0
-    buffer = memoryview(bytearray(max(4096, min(PIECE, size + 1))))
+    buffer = memoryview(bytearray(max(4096, min(longest, size + 1))))
     while at < size:
         try:
             data = os.lseek(fd, at, os.SEEK_DATA)
