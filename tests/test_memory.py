@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.topology import DUCKDB_MEMORY
 from tests.test_endings import descendants
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
@@ -84,4 +85,5 @@ def test_peaks_do_not_grow_with_the_input(tmp_path: Path) -> None:
     small, large = run_all(tmp_path / "small", 1 << 10), run_all(tmp_path / "large", 8 << 10)
     assert max(large.values()) <= LIMIT
     for name, peak in large.items():
-        assert peak <= small[name] + (48 << 20), (small, large)
+        # DuckDB's tables grow with the chunks until they spill; beyond its limit nothing may.
+        assert peak <= small[name] + DUCKDB_MEMORY, (small, large)
