@@ -52,6 +52,10 @@ class Catalog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def limit_memory(self, size: int) -> None:
+        """Let DuckDB have `size` bytes; beyond, it spills."""
+        self.execute(f"SET memory_limit = '{size // 1024}KiB'")
+
     def close(self) -> None:
         self.connection.close()
 

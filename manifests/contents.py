@@ -7,6 +7,7 @@ digests than BLAKE3. Each distinct content once, in the order in which packs lie
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ from manifests.plan import HAS_BYTES, NONSENSE, to_batch
 
 #: A content of more chunks than this is read by a task after the other; the others are several to a task.
 LARGE = 2048
+#: Pieces of smaller contents that are sorted at a time, about.
+GROUP_ROWS = 32 << 10
 
 _WRONG = pa.schema(
     [
@@ -104,7 +107,7 @@ class ContentsPlan:
     def small(self) -> Iterator[Batch]:
         """PIECE_DTYPE batches of whole contents, of at most LARGE pieces each."""
         held: Batch | None = None
-        for batch in self._pieces("parts <= ?", LARGE):
+        for batch in chain.from_iterable(self._pieces(*group) for group in self._groups()):
             whole = batch if held is None else join_batches(held, batch)
             start = int(np.argmax(whole.rows["content"] == whole.rows["content"][-1]))
             if start:
@@ -116,11 +119,26 @@ class ContentsPlan:
     def large(self) -> Iterator[Iterator[Batch]]:
         """For each larger content its PIECE_DTYPE batches, in order."""
         for row in self._catalog.rows("SELECT content FROM contents WHERE parts > ? ORDER BY content", [LARGE]):
-            yield self._pieces("content = ?", row["content"])
+            yield self._pieces(row["content"], row["content"], 0)
 
-    def _pieces(self, condition: str, parameter: int) -> Iterator[Batch]:
+    def _groups(self) -> Iterator[tuple[int, int, int]]:
+        """Runs of smaller contents of about GROUP_ROWS pieces, for `_pieces`: sorting all at once would take memory
+        without a bound."""
+        first, last, count = 0, -1, 0
+        query = "SELECT content, parts FROM contents WHERE parts <= ? ORDER BY content"
+        for row in self._catalog.rows(query, [LARGE]):
+            last, count = row["content"], count + max(1, row["parts"])
+            if count >= GROUP_ROWS:
+                yield first, last, LARGE
+                first, count = last + 1, 0
+        if last >= first:
+            yield first, last, LARGE
+
+    def _pieces(self, first: int, last: int, most: int) -> Iterator[Batch]:
+        """PIECE_DTYPE batches of the contents `first` to `last`, in order; of those with up to `most` pieces, or all
+        where it is 0."""
         query = f"""
-            WITH c AS (SELECT * FROM contents WHERE {condition})
+            WITH c AS (SELECT * FROM contents WHERE content BETWEEN ? AND ? AND (parts <= ? OR ? = 0))
             SELECT c.content, c.content_kind, {_or_zeros("c.content_id", 32)}, c.size,
                    coalesce(pc.file_offset, 0) = c.last_offset AS is_last, {_or_zeros("pk.pack_id", 16)}, pk.k, pk.m,
                    pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored, b.raw, b.codec,
@@ -133,7 +151,7 @@ class ContentsPlan:
             LEFT JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
             ORDER BY c.content, pc.file_offset
         """
-        for batch in self._catalog.batches(query, [parameter]):
+        for batch in self._catalog.batches(query, [first, last, most, most]):
             if batch.num_rows:
                 yield to_batch(batch, PIECE_DTYPE, {"fixity": "fixity"})
 

@@ -24,6 +24,8 @@ from manifests.fixity import FIXITY
 
 #: Plan rows of one block beyond which its tasks are cut up, in bytes: chunks that many objects share.
 CROWDED_BYTES = 400_000
+#: Planned chunks that are sorted at a time, about.
+GROUP_ROWS = 32 << 10
 
 #: Condition on a chunk's place (pl), its block (b) and its pack (pk): nothing lies outside of what holds it, or is
 #: longer than the format allows. A place that is not sound counts as none. Queries over many rows select it as a
@@ -102,7 +104,9 @@ class RestorePlan:
         execute(
             f"""
             CREATE OR REPLACE TABLE wanted AS
-            SELECT *, {FIXITY} AS fixity, {NONSENSE} AS nonsense FROM objects WHERE run = ? AND {condition}
+            SELECT * EXCLUDE (run, ctime_ns, clean, md5, sha1, sha256, sha512),
+                   {FIXITY} AS fixity, {NONSENSE} AS nonsense
+            FROM objects WHERE run = ? AND {condition}
             """,
             [run.bytes, *parameters],
         )
@@ -133,11 +137,18 @@ class RestorePlan:
         )
         execute(
             """
+            CREATE OR REPLACE TABLE located AS
+            SELECT pc.row, pc.file_offset, pc.chunk_id, pl.pack_id, pl.block, pl.chunk_offset, pl.length
+            FROM pieces pc LEFT JOIN places pl USING (chunk_id)
+            """
+        )
+        execute(
+            """
             CREATE OR REPLACE TABLE multis AS
             WITH placed AS (
                 SELECT row, pack_id, block, holes IS NOT NULL AS has_holes,
                        octet_length(path) + octet_length(fixity) + coalesce(octet_length(xattrs), 0) AS heap_bytes
-                FROM pieces JOIN places USING (chunk_id) JOIN wanted USING (row)),
+                FROM located JOIN wanted USING (row) WHERE pack_id IS NOT NULL),
             crowded AS (
                 SELECT pack_id, block, true AS is_crowded FROM placed
                 GROUP BY pack_id, block HAVING sum(heap_bytes + $row_bytes) > $crowd)
@@ -232,6 +243,7 @@ class RestorePlan:
             SELECT row, nonsense AS reason FROM senseless UNION ALL
             SELECT row, 'the manifests place some of its chunks nowhere' FROM wanted WHERE row IN (
                 SELECT row FROM unsound UNION ALL
+                SELECT row FROM located WHERE pack_id IS NULL UNION ALL
                 SELECT row FROM wanted WHERE content_kind = {fmt.CONTENT_EXTENTS} AND {HAS_BYTES}
                     AND row NOT IN (SELECT row FROM pieces)
             ) ORDER BY row
@@ -244,7 +256,7 @@ class RestorePlan:
             SELECT count(*) FILTER (content_kind <> {fmt.CONTENT_NONE}) AS files,
                    coalesce(sum(size) FILTER (content_kind <> {fmt.CONTENT_NONE}), 0)::UBIGINT AS bytes,
                    (SELECT count(*) FROM multis) AS multi,
-                   (SELECT count(*) FROM pieces WHERE chunk_id NOT IN (SELECT chunk_id FROM places)) AS lost
+                   (SELECT count(*) FROM located WHERE pack_id IS NULL) AS lost
             FROM wanted
             """
         )
@@ -272,18 +284,38 @@ class RestorePlan:
             yield held
 
     def _block_rows(self) -> Iterator[Batch]:
+        """Pack by pack, some at a time: sorting what a whole run holds, with its paths, would take memory without a
+        bound."""
+        for first, last in self._pack_groups():
+            yield from self._rows_of_packs(first, last)
+
+    def _pack_groups(self) -> Iterator[tuple[bytes, bytes]]:
+        """Runs of packs of about GROUP_ROWS planned chunks, as first and last id."""
+        query = "SELECT pack_id, count(*) AS n FROM located WHERE pack_id IS NOT NULL GROUP BY pack_id ORDER BY pack_id"
+        first, count, last = None, 0, b""
+        for row in self._catalog.rows(query):
+            first = first or row["pack_id"]
+            last, count = row["pack_id"], count + row["n"]
+            if count >= GROUP_ROWS:
+                yield first, last
+                first, count = None, 0
+        if first is not None:
+            yield first, last
+
+    def _rows_of_packs(self, first: bytes, last: bytes) -> Iterator[Batch]:
         query = f"""
+            WITH places AS (SELECT * FROM located WHERE pack_id BETWEEN ? AND ?)
             SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
-                   b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset, pc.row,
+                   b.raw, b.codec, pl.chunk_offset, pl.length, pl.chunk_id, pl.file_offset, pl.row,
                    coalesce(mu.multi, -1) AS multi, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
                    CASE WHEN mu.multi IS NULL THEN w.fixity ELSE ''::BLOB END AS fixity,
                    CASE WHEN mu.multi IS NULL THEN w.xattrs END AS xattrs,
-                   {SOUND} AND pc.file_offset::HUGEINT + pl.length <= w.size AS sound
-            FROM pieces pc JOIN wanted w USING (row) LEFT JOIN places pl USING (chunk_id) {BLOCK_AND_PACK}
+                   {SOUND} AND pl.file_offset::HUGEINT + pl.length <= w.size AS sound
+            FROM places pl JOIN wanted w USING (row) {BLOCK_AND_PACK}
             LEFT JOIN multis mu USING (row)
-            ORDER BY pl.pack_id, pl.block, pl.chunk_offset, pc.row, pc.file_offset
+            ORDER BY pl.pack_id, pl.block, pl.chunk_offset, pl.row, pl.file_offset
         """
-        for batch in self._catalog.batches(query):
+        for batch in self._catalog.batches(query, [first, last]):
             whole = sound_rows(batch)
             if whole.num_rows < batch.num_rows:
                 self._note_unsound(batch)

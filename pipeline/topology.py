@@ -145,12 +145,18 @@ class FanShape:
     kind: str
     count: int
     stages: int
+    worker_memory: int
     task_slot: int = SMALL_SLOT
     report_slot: int = 256 << 10
 
     @property
     def workers(self) -> tuple[str, ...]:
         return tuple(f"{self.kind}-{i}" for i in range(self.count))
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all processes together, of which DuckDB has DUCKDB_MEMORY."""
+        return HOME_MEMORY + self.count * (WORKER_MEMORY + self.worker_memory) + self.layout().size
 
     def layout(self) -> Layout:
         slots = 2 * self.count + 2
@@ -167,12 +173,11 @@ def fan_shape(kind: str, stages: int, worker_memory: int, cores: int, memory: in
     if count < 1:
         raise UsageError(f"{count} workers: at least 1")
     while True:
-        shape = FanShape(kind, count, stages)
-        needed = HOME_MEMORY + count * (WORKER_MEMORY + worker_memory) + shape.layout().size
-        if needed <= memory:
+        shape = FanShape(kind, count, stages, worker_memory)
+        if shape.memory <= memory:
             return shape
         if workers is not None or count == 1:
-            raise UsageError(f"--memory {format_size(memory)} is too little: at least {format_size(needed)}")
+            raise UsageError(f"--memory {format_size(memory)} is too little: at least {format_size(shape.memory)}")
         count -= 1
 
 

@@ -243,7 +243,7 @@ def home_station(context: Context) -> Station:
 
 
 def test_an_error_in_a_stage_names_stage_item_and_cause() -> None:
-    shape = FanShape("restore", 1, 1)
+    shape = FanShape("restore", 1, 1, 0)
     spec = WorkerSpec(name="mason-0", station=failing_station, options=None, rings=("plan/0",), pools=("plan",))
     with SignalWatch() as signals, pytest.raises(StageFailed, match="mason-0 at the third brick: crooked") as caught:
         Supervisor(shape.layout(), [spec], signals=signals).run({"home": home_station})
@@ -265,7 +265,7 @@ def relay_station(context: Context, options: object) -> Station:
 def test_drained_leaves_every_slot_free() -> None:
     from pipeline.arena import Message
 
-    shape = FanShape("restore", 1, 1)
+    shape = FanShape("restore", 1, 1, 0)
     states: list[bytes] = []
 
     def home(context: Context) -> Station:
@@ -286,13 +286,13 @@ def test_drained_leaves_every_slot_free() -> None:
 
 
 def test_stations_that_wait_for_one_another_are_told_so_inline() -> None:
-    shape = FanShape("restore", 1, 1)
+    shape = FanShape("restore", 1, 1, 0)
     with pytest.raises(PipelineError, match="wait for one another"):
         run_inline(shape.layout(), {"relay": (relay_station, None)})
 
 
 def test_an_arena_gives_its_memory_back() -> None:
-    shape = FanShape("restore", 1, 1)
+    shape = FanShape("restore", 1, 1, 0)
     fd = Arena.create_fd(shape.layout())
     arena = Arena(shape.layout(), fd, populate=True)
     os.close(fd)
