@@ -16,9 +16,12 @@ from blake3 import blake3
 
 from manifests import format as fmt
 from manifests.backends import BackendStorage, LocalDirectory
-from manifests.errors import BackendError, Unreadable
+from manifests.errors import BackendError, KeyNotFound, Unreadable
 from manifests.log import ManifestFile
 from manifests.store import Members
+from manifests.vote import mend_by_vote
+
+_SECTOR = 4096
 
 
 class CheckedFiles:
@@ -123,16 +126,40 @@ class Replicas:
     def _good_slice(self, file: ManifestFile, number: int, offset: int) -> bytes:
         wanted = file.slices[number * fmt.SLICE_DIGEST : (number + 1) * fmt.SLICE_DIGEST]
         length = min(fmt.SLICE_SIZE, file.size - offset)
+
+        def is_right(piece: bytes) -> bool:
+            return blake3(piece).digest(fmt.SLICE_DIGEST) == wanted
+
+        copies = []
         for member in self._members.present.values():
-            try:
-                piece = member.storage.read_range(file.key, offset, length)
-            except BackendError:
-                continue
-            if blake3(piece).digest(fmt.SLICE_DIGEST) == wanted:
+            piece = _readable(member.storage, file.key, offset, length)
+            if is_right(piece):
                 return piece
-        raise Unreadable(
-            f"{file.key}: bytes {offset} to {offset + length} are damaged or missing on every backend that answers"
-        )
+            if piece:
+                copies.append(piece)
+        mended = mend_by_vote(copies, length, is_right)
+        if mended is None:
+            raise Unreadable(
+                f"{file.key}: bytes {offset} to {offset + length} are damaged or missing on every backend that "
+                "answers, and no mixture of the copies is whole"
+            )
+        return mended
+
+
+def _readable(storage: BackendStorage, key: str, offset: int, length: int) -> bytes:
+    """A range of a file with zeros for the sectors that can't be read; empty where nothing can."""
+    try:
+        return storage.read_range(key, offset, length)
+    except KeyNotFound:
+        return b""
+    except BackendError:
+        pieces = []
+        for at in range(offset, offset + length, _SECTOR):
+            try:
+                pieces.append(storage.read_range(key, at, min(_SECTOR, offset + length - at)).ljust(_SECTOR, b"\0"))
+            except BackendError:
+                pieces.append(bytes(_SECTOR))
+        return b"".join(pieces)[:length] if any(map(any, pieces)) else b""
 
 
 def _digest(storage: BackendStorage, key: str) -> bytes:
