@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.errors import DrystoneError
+from manifests.errors import DrystoneError, Unreadable
 from manifests.log import State
 from manifests.replicas import Replicas
 from manifests.schema import CHANGED_TABLES, SCHEMAS
@@ -33,6 +33,7 @@ class Catalog:
         self._state = state
         self.replicas = replicas
         self._made: set[str] = set()
+        self.lost: list[str] = []
         self.temp_directory = temp_directory
         self.connection = duckdb.connect(
             ":memory:",
@@ -59,17 +60,25 @@ class Catalog:
     def close(self) -> None:
         self.connection.close()
 
-    def use(self, *tables: str) -> None:
-        """Make views of these tables, checking the files behind them. Raises Unreadable."""
+    def use(self, *tables: str, spare: bool = False) -> None:
+        """Make views of these tables, checking the files behind them. Raises Unreadable where one of them is lost; with
+        `spare` it is noted in `lost` instead, and the others are used: for who names what then is missing."""
         for table in tables:
             if table in self._made:
                 continue
-            paths = self.replicas.paths(self._state.files(table))
+            paths = []
+            for file in self._state.files(table):
+                try:
+                    paths += self.replicas.paths([file])
+                except Unreadable as error:
+                    self.lost.append(str(error))
             if paths:
                 self.execute(f"CREATE VIEW {table} AS {self._reading(table, paths)}")
             else:
                 self._make_table(table, SCHEMAS[table].empty_table())
             self._made.add(table)
+        if self.lost and not spare:
+            raise Unreadable("; ".join(self.lost))
 
     def _reading(self, table: str, paths: list[str]) -> str:
         """A query for all rows of some files; columns that old ones lack are null. Files of each age are read by

@@ -51,7 +51,7 @@ class ContentsPlan:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        catalog.use("objects", "extents", "chunks", "blocks", "packs")
+        catalog.use("objects", "extents", "chunks", "blocks", "packs", spare=True)
         execute = catalog.connection.execute
         # Runs with and without more digests share contents: the longer fixity begins with the shorter one.
         execute(
@@ -165,7 +165,7 @@ def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> t
     """Objects that are not what the manifests say: those of wrong contents, those of another size than their one chunk,
     and those of which the manifests make no sense. How many, without those that are lost already, and the first `limit`
     of them as run and path."""
-    catalog.use("objects", "chunks")
+    catalog.use("objects", "chunks", spare=True)
     catalog.replace("wrong_contents", _WRONG)
     catalog.append("wrong_contents", pa.Table.from_pylist([each._asdict() for each in wrong], schema=_WRONG))
     columns = " ".join(f"WHEN '{name}' THEN o.{digest_column(name)}" for name in fmt.DIGESTS)

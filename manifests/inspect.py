@@ -68,7 +68,7 @@ def _check_record(member: Member, key: str, expected: dict[str, Any], whole: byt
 
 def packs(catalog: Catalog, dtype: np.dtype[np.void]) -> Iterator[Batch]:
     """All packs, with the columns of `dtype`: those of the table, and sums over what lies in them (directories.py)."""
-    catalog.use("packs", "blocks", "chunks")
+    catalog.use("packs", "blocks", "chunks", spare=True)
     columns = dtype.names or ()
     sums = f"LEFT JOIN ({SUMS}) USING (pack_id)" if "chunk_sum" in columns else ""
     query = f"SELECT {', '.join(columns)} FROM (SELECT DISTINCT ON (pack_id) * FROM packs) {sums} ORDER BY pack_id"
@@ -88,7 +88,7 @@ class LostRange:
 def chunks_of_pack(catalog: Catalog, pack_id: bytes) -> Iterator[Batch]:
     """PLAN_DTYPE batches of the chunks that the manifests place soundly in a pack, by block; what describes objects is
     zero."""
-    catalog.use("chunks", "blocks", "packs")
+    catalog.use("chunks", "blocks", "packs", spare=True)
     query = f"""
         WITH places AS (
             SELECT DISTINCT chunk_id, pack_id, block, "offset" AS chunk_offset, length FROM chunks WHERE pack_id = ?)
@@ -106,7 +106,7 @@ def affected_objects(
     """Objects that need a chunk which is lost where a restore looks for it, in the first pack that has it: those `lost`
     as (pack id, chunk id), and those in blocks that touch `ranges`; with `unplaced`, also chunks that no manifest
     places soundly. How many, and the first `limit` of them as run and path."""
-    catalog.use("objects", "extents", "chunks", "blocks", "packs")
+    catalog.use("objects", "extents", "chunks", "blocks", "packs", spare=True)
     catalog.execute("CREATE OR REPLACE TABLE lost_ranges (pack_id BLOB, range_start UBIGINT, range_end UBIGINT)")
     if ranges:
         catalog.execute(

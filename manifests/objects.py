@@ -72,9 +72,11 @@ def object_digests(catalog: Catalog, run: uuid.UUID, path: bytes, name: str) -> 
 
 def find_object(catalog: Catalog, run: uuid.UUID, path: bytes) -> ObjectInfo:
     """The object called `path`. Raises NotFound."""
-    catalog.use("objects")
+    catalog.use("objects", spare=True)
     for row in catalog.rows(f"SELECT {_COLUMNS} FROM objects WHERE run = ? AND path = ? LIMIT 1", [run.bytes, path]):
         return ObjectInfo(run, **row)
+    if catalog.lost:
+        raise Unreadable("; ".join(catalog.lost))
     raise NotFound(f"the run holds no object {path.decode(errors='replace')!r}; see: drystone ls -R")
 
 
@@ -94,7 +96,7 @@ def require_content(info: ObjectInfo) -> None:
 def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int) -> Iterator[Batch]:
     """PLAN_DTYPE batches of the chunks that overlap a range of an object, by place in the object; the columns that
     describe objects are zero. Streams."""
-    catalog.use("extents", "chunks", "blocks", "packs")
+    catalog.use("extents", "chunks", "blocks", "packs", spare=True)
     pieces = "SELECT 0::UBIGINT AS file_offset, ?::BLOB AS chunk_id"
     parameters: list[Any] = [info.content_id]
     if info.content_kind == fmt.CONTENT_EXTENTS:

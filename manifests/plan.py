@@ -99,7 +99,7 @@ class RestorePlan:
         self._catalog = catalog
         catalog.replace("unsound", pa.schema([("row", pa.uint64())]))
         condition, parameters = path_filter(path)
-        catalog.use("objects", "extents", "chunks", "blocks", "packs")
+        catalog.use("objects", "extents", "chunks", "blocks", "packs", spare=True)
         execute = catalog.execute
         execute(
             f"""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from manifests.errors import Unreadable
 from manifests.vote import mend_by_vote
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
@@ -60,3 +61,26 @@ def test_manifests_with_a_wrong_byte_in_every_copy_serve(tmp_path: Path) -> None
         assert (result.exit_code, result.failures) == (0, [])
         assert result.healed_records >= 5
     assert_equal_trees(tree, tmp_path / "out" / "tree")
+
+
+def test_a_manifest_that_is_lost_costs_what_it_alone_tells(tmp_path: Path) -> None:
+    first, second = make_tree(tmp_path / "first", 1, 10), make_tree(tmp_path / "second", 2, 10)
+    with FileStore.create([tmp_path / "store"], cache=tmp_path / "cache") as store:
+        for tree in (first, second):
+            store.ingest([str(tree)], options=IngestOptions(inline=True, workers=1))
+        lost = store.runs()[1].run_id
+    for path in (tmp_path / "store").glob(f"backend-*/manifests/packs/{lost}-0.parquet"):
+        data = bytearray(path.read_bytes())
+        data[100:300] = bytes(200)
+        path.write_bytes(data)
+    request = RestoreRequest("", inline=True, workers=1)
+    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store:
+        result = store.restore(str(store.runs()[0].run_id), tmp_path / "out", request=request)
+        assert (result.exit_code, result.failed) == (3, 0)
+        assert len(result.lost_manifests) == 1 and str(lost) in result.lost_manifests[0]
+        assert_equal_trees(first, tmp_path / "out" / "first")
+        result = store.restore("latest", tmp_path / "out", request=request)
+        assert result.exit_code == 3 and result.failed > 0
+        assert store.verify(data=True, inline=True, workers=1).exit_code == 3
+        with pytest.raises(Unreadable, match=str(lost)):
+            store.stats()

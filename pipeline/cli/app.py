@@ -97,5 +97,15 @@ def _run(arguments: list[str] | None) -> int:
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has enough: end quietly, as a tool killed by SIGPIPE does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
+    except OSError as error:
+        # What commands write to themselves is reported by them; this is standard output, on a disk that is full, say.
+        print(f"drystone: writing the output failed: {error.strerror}", file=sys.stderr)
+        _drop_output()
+        return 1
+
+
+def _drop_output() -> None:
+    """Let what is still to be flushed at exit go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -84,6 +84,7 @@ def restore_command(
 def _restore(opened: FileStore, selection: str, request: RestoreRequest, output: str, quiet: bool) -> int:
     from manifests.plan import PlanTotals
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
+    from pipeline.restore.run import leftovers
     from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, RESTORE_STAGES, VERIFY
 
     totals: list[PlanTotals] = []
@@ -95,6 +96,10 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
 
     with Progress.choose("restore", read, quiet=quiet, output=output) as progress:
         result = opened.restore(selection, request.to, request=request, on_plan=totals.append, on_tick=progress.tick)
+    for name in leftovers(request.to):
+        click.echo(f"left behind by a restore that was killed, unless one still runs: {request.to}/{name}", err=True)
+    for reason in result.lost_manifests:
+        click.echo(f"lost: {reason}", err=True)
     for path, reason in result.failures:
         click.echo(f"not restored whole: {show_path(path)}: {reason}", err=True)
     if result.failed > len(result.failures):
@@ -114,6 +119,7 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
                 "failed": result.failed,
                 "healed_cells": result.healed_cells,
                 "healed_records": result.healed_records,
+                "lost_manifests": result.lost_manifests,
                 "left_to_root": result.left_to_root,
                 "seconds": round(result.seconds, 3),
                 "exit_code": result.exit_code,

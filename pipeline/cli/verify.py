@@ -70,6 +70,7 @@ def verify_command(
     lines = [f"absent: {location}" for location in result.absent_backends]
     lines += [f"{copy.backend}/{copy.key}: {copy.reason}" for copy in result.bad_copies]
     lines += result.damaged_shards
+    lines += [f"lost: {reason}" for reason in result.lost_manifests]
     lost = [f"lost: {run}:{show_path(path)}" for run, path in result.lost_objects]
     lost += [f"not what was recorded: {run}:{show_path(path)}" for run, path in result.wrong_objects]
     for line in [*(lines if verbose else lines[:NAMED_SHORT]), *lost]:
@@ -95,6 +96,7 @@ def verify_command(
                 "bad_copies": len(result.bad_copies),
                 "absent_backends": result.absent_backends,
                 "lost_chunks": result.lost_chunks,
+                "lost_manifests": result.lost_manifests,
                 "lost_objects": result.lost_object_count,
                 "wrong_objects": result.wrong_object_count,
                 "seconds": round(result.seconds, 3),
@@ -129,4 +131,6 @@ def _verdict(result: VerifyResult) -> str:
     if result.wrong_object_count and not result.lost_object_count:
         wrong = f"{result.wrong_object_count:,} objects are not what was recorded of them when they were archived"
         return f"WRONG: {wrong}; {damage}"
+    if result.lost_manifests and not result.lost_object_count:
+        return f"LOST: {len(result.lost_manifests):,} manifests, and what they alone tell of; {damage}"
     return f"LOST: {result.lost_object_count:,} objects can't be restored whole; {damage}"

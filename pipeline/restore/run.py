@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from manifests.catalog import Catalog
 from manifests.columns import Batch
-from manifests.errors import BackendError, DrystoneError, NotFound, UsageError
+from manifests.errors import BackendError, DrystoneError, NotFound, Unreadable, UsageError
 from manifests.owners import renumbered
 from manifests.plan import PlanTotals, RestorePlan
 from manifests.store import Members
@@ -55,6 +55,7 @@ class RestoreRequest:
 class RestoreResult:
     """What a restore did. `failures`: (path, reason) of objects that are not restored whole, the first of them;
     `healed_records`: records, tables of checksums and manifests that armour or another copy gave back;
+    `lost_manifests`: manifest files of which no copy nor mixture of copies is whole;
     `left_to_root`: objects whose owner, or attributes that only root may set, were passed over."""
 
     files: int
@@ -63,13 +64,14 @@ class RestoreResult:
     failures: list[NamedError]
     healed_cells: int
     healed_records: int
+    lost_manifests: list[str]
     left_to_root: int
     seconds: float
     stages: list[StageFigures]
 
     @property
     def exit_code(self) -> int:
-        return 3 if self.failed else 0
+        return 3 if self.failed or self.lost_manifests else 0
 
 
 def backend_places(members: Members) -> BackendPlaces:
@@ -142,6 +144,7 @@ def restore(
         failures,
         sum(home.tally.healed_cells.values()),
         sum(home.tally.healed_records.values()) + members.healed + catalog.replicas.healed,
+        list(catalog.lost),
         left_to_root,
         seconds,
         stage_figures(counters, RESTORE_STAGES, seconds),
@@ -158,6 +161,8 @@ def _planned(
 ) -> tuple[RestorePlan, list[tuple[int, str]]]:
     """The plan, with its directories made, and those that could not be made. Raises NotFound."""
     plan = RestorePlan(catalog, run, path)
+    if not plan.count and catalog.lost:
+        raise Unreadable("; ".join(catalog.lost))
     if not plan.count:
         raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls")
     if os.geteuid() == 0 and not request.numeric_ids and (elsewhere := renumbered(plan.owners())):
@@ -177,6 +182,11 @@ def _make_places(to: str) -> tuple[Path, bool]:
     except OSError as error:
         raise BackendError(f"making {error.filename}: {error.strerror}") from error
     return staging, fresh
+
+
+def leftovers(to: str | Path) -> list[str]:
+    """Staging directories in `to` of restores that were killed, or still run."""
+    return sorted(name for name in os.listdir(to) if name.startswith(STAGING_MARK))
 
 
 def _each_folder(plan: RestorePlan, backwards: bool) -> Any:

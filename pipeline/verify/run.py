@@ -76,6 +76,7 @@ class VerifyResult:
     lost_chunks: int = 0
     lost_object_count: int = 0
     wrong_object_count: int = 0
+    lost_manifests: list[str] = field(default_factory=list)
     absent_backends: list[str] = field(default_factory=list)
     bad_copies: list[BadCopy] = field(default_factory=list)
     damaged_shards: list[str] = field(default_factory=list)
@@ -91,7 +92,7 @@ class VerifyResult:
     @property
     def exit_code(self) -> int:
         """0 whole, 3 bytes are lost, 4 damage that repair can mend."""
-        if self.lost_chunks or self.lost_object_count or self.wrong_object_count:
+        if self.lost_chunks or self.lost_object_count or self.wrong_object_count or self.lost_manifests:
             return 3
         return 4 if self.repairable else 0
 
@@ -210,6 +211,7 @@ def verify(
             _verify_data(members, catalog, result, workers, memory, inline, signals, on_tick)
         else:
             _verify_presence(members, catalog, result)
+    result.lost_manifests = list(catalog.lost)
     result.seconds = time.monotonic() - started
     return result
 
