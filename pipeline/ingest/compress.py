@@ -12,7 +12,7 @@ from manifests import format as fmt
 from manifests.config import CodecSpec
 from pipeline import messages
 from pipeline.arena import Message
-from pipeline.ingest.read import CHUNK_REF
+from pipeline.ingest.chunktable import CHUNK_REF
 from pipeline.station import Acquire, Context, Station, Take
 from pipeline.topology import COMPRESS
 from stages.compress import BlockShaper, Encoder, split_blocks

@@ -14,7 +14,7 @@ from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, Batch
 from pipeline import messages
 from pipeline.arena import FREE, Message
-from pipeline.ingest.read import CHUNK_REF
+from pipeline.ingest.chunktable import CHUNK_REF
 from pipeline.station import Acquire, Context, Station, Take
 from pipeline.topology import DEDUPE
 from stages.dedupe import MemoryIndex

@@ -3,6 +3,8 @@
 It reads files straight into a data slot, many small ones to a slot, cuts and names their chunks there, and sends the
 slot on. A file longer than a slot goes on in the next one: the bytes behind the last sure boundary are carried to its
 head. Objects and extents travel beside, as rows, when their content ids are known.
+
+It is one long file because it is one state: objects, contents and chunks share the slot's fill and its table.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from manifests.config import ChunkerSpec
 from manifests.xattrs import read_xattrs
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.ingest.chunktable import ChunkTable, OpenContent
 from pipeline.station import Acquire, Context, Station, Steps, Take, Want
 from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES
 from pipeline.worker import FdHandle
@@ -42,12 +45,9 @@ from stages.read import (
 )
 from stages.scan import KIND, NO_LIMIT, Source
 
-#: A chunk in a data slot: place, length, id.
-CHUNK_REF = np.dtype([("offset", "<u4"), ("length", "<u4"), ("id", "u1", (32,))])
 NOT_REGULAR = "it is no regular file any more"
 #: Extended attributes and holes of the rows in one message, about, in bytes.
 EXTRA_BYTES = 512 << 10
-_ZEROS = memoryview(bytes(1 << 20))
 _EMPTY_DIGEST = np.frombuffer(blake3(b"").digest(), np.uint8)
 
 
@@ -62,46 +62,6 @@ class ReadOptions:
     payload: int
     stream: FdHandle | None = None
     digests: tuple[str, ...] = ()
-
-
-class ChunkTable:
-    """Chunks of the slot that is being filled."""
-
-    def __init__(self) -> None:
-        self.offsets: list[int] = []
-        self.lengths: list[int] = []
-        self.ids: list[bytes] = []
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self) -> npt.NDArray[np.void]:
-        """The table as CHUNK_REF rows; empty after it."""
-        refs = np.empty(len(self.ids), CHUNK_REF)
-        refs["offset"], refs["length"] = self.offsets, self.lengths
-        refs["id"] = np.frombuffer(b"".join(self.ids), np.uint8).reshape(-1, 32)
-        self.offsets, self.lengths, self.ids = [], [], []
-        return refs
-
-
-@dataclass
-class OpenContent:
-    """The content of row `number` that is being read into several slots; `offset`: where its next byte belongs."""
-
-    number: int
-    more: Digester
-    hasher: ContentHasher = field(default_factory=ContentHasher)
-    offset: int = 0
-    chunks: int = 0
-    first_id: bytes = b""
-
-    def add_zeros(self, count: int) -> None:
-        """A hole counts for the digests as the zeros that it is."""
-        while count > 0:
-            piece = _ZEROS[:count]
-            self.hasher.add_bytes(piece)
-            self.more.update(piece)
-            count -= len(piece)
 
 
 class Reader:

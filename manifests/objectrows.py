@@ -1,0 +1,118 @@
+"""Objects on their way into OBJECT_DTYPE batches, collected column by column: a call for each directory, not for each
+file, is what a scan of many small files can afford."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+
+import numpy as np
+
+from manifests import format as fmt
+from manifests.columns import OBJECT_DTYPE, Batch, HeapBuilder
+
+BATCH_ROWS = 1024
+BATCH_HEAP = 256 << 10
+_FILE = fmt.KINDS.index("file")
+_STAT_COLUMNS = [
+    ("mode", "st_mode"),
+    ("uid", "st_uid"),
+    ("gid", "st_gid"),
+    ("links", "st_nlink"),
+    ("mtime_ns", "st_mtime_ns"),
+    ("ctime_ns", "st_ctime_ns"),
+    ("device", "st_dev"),
+    ("inode", "st_ino"),
+    ("rdev", "st_rdev"),
+    ("size", "st_size"),
+]
+#: What stands for the stat of an object that has none.
+_NOTHING = os.stat_result((0,) * 10, dict.fromkeys(("st_mtime_ns", "st_ctime_ns", "st_rdev"), 0))
+
+
+class ObjectRows:
+    """Rows on their way into batches. Owned by one process; who fills it takes `batches` now and then."""
+
+    def __init__(self) -> None:
+        self._first = 0
+        self._heap = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._paths: list[bytes] = []
+        self._sources: list[int] = []
+        self._kinds: list[int] = []
+        self._infos: list[os.stat_result] = []
+        self._extras: dict[str, dict[int, bytes]] = {"target": {}, "error": {}, "xattrs": {}}
+
+    def add(self, path: bytes, source: int, kind: int, info: os.stat_result | None = None, **extras: bytes) -> None:
+        """One object, with its variable fields."""
+        number = len(self._paths)
+        for name, value in extras.items():
+            if value:
+                self._extras[name][number] = value
+                self._heap += len(value)
+        self._paths.append(path)
+        self._sources.append(source)
+        self._kinds.append(kind)
+        self._infos.append(_NOTHING if info is None else info)
+
+    def add_files(self, paths: list[bytes], source: int, infos: list[os.stat_result]) -> None:
+        """Regular files of one directory."""
+        self._paths += paths
+        self._infos += infos
+        self._sources += [source] * len(paths)
+        self._kinds += [_FILE] * len(paths)
+
+    def batches(self, everything: bool = False) -> Iterator[Batch]:
+        """What fills batches; with `everything` the rest, too."""
+        if not everything and len(self._paths) < BATCH_ROWS and self._heap < BATCH_HEAP:
+            return
+        start, count = 0, len(self._paths)
+        sizes = list(accumulate(map(len, self._paths), initial=0))
+        extras = sorted((number, len(value)) for column in self._extras.values() for number, value in column.items())
+        while start < count:
+            end = min(start + BATCH_ROWS, bisect_right(sizes, sizes[start] + BATCH_HEAP) - 1)
+            taken = 0
+            for number, size in extras:
+                if start <= number < end:
+                    taken += size
+                    if taken > BATCH_HEAP:
+                        end = number
+                        break
+            end = max(end, start + 1)
+            if end == count and not everything and end - start < BATCH_ROWS // 2:
+                break
+            yield self._batch(start, end)
+            start = end
+        self._keep(start)
+
+    def _keep(self, start: int) -> None:
+        """Forget the rows before `start`."""
+        paths, sources, kinds, infos, extras = self._paths, self._sources, self._kinds, self._infos, self._extras
+        self._first += start
+        self._clear()
+        self._paths, self._sources = paths[start:], sources[start:]
+        self._kinds, self._infos = kinds[start:], infos[start:]
+        for name, column in extras.items():
+            self._extras[name] = {number - start: value for number, value in column.items() if number >= start}
+        self._heap = sum(len(value) for column in self._extras.values() for value in column.values())
+
+    def _batch(self, start: int, end: int) -> Batch:
+        count = end - start
+        rows = np.zeros(count, OBJECT_DTYPE)
+        rows["row"] = np.arange(self._first + start, self._first + end)
+        rows["kind"], rows["source"] = self._kinds[start:end], self._sources[start:end]
+        infos = self._infos[start:end]
+        for column, name in _STAT_COLUMNS:
+            rows[column] = [getattr(info, name) for info in infos]
+        rows["size"][rows["kind"] != _FILE] = 0
+        heap = HeapBuilder()
+        rows["path_at"], rows["path_len"] = heap.add_all(self._paths[start:end])
+        for name, values in self._extras.items():
+            if values:
+                some = [values.get(number, b"") for number in range(start, end)]
+                rows[f"{name}_at"], rows[f"{name}_len"] = heap.add_all(some)
+        return Batch(rows, heap.getvalue())

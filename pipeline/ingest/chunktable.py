@@ -1,0 +1,55 @@
+"""What a reader knows of the slot that it fills, and of the content that it reads into several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.chunk import ContentHasher
+from stages.digest import Digester
+
+#: A chunk in a data slot: place, length, id.
+CHUNK_REF = np.dtype([("offset", "<u4"), ("length", "<u4"), ("id", "u1", (32,))])
+_ZEROS = memoryview(bytes(1 << 20))
+
+
+class ChunkTable:
+    """Chunks of the slot that is being filled."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.lengths: list[int] = []
+        self.ids: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self) -> npt.NDArray[np.void]:
+        """The table as CHUNK_REF rows; empty after it."""
+        refs = np.empty(len(self.ids), CHUNK_REF)
+        refs["offset"], refs["length"] = self.offsets, self.lengths
+        refs["id"] = np.frombuffer(b"".join(self.ids), np.uint8).reshape(-1, 32)
+        self.offsets, self.lengths, self.ids = [], [], []
+        return refs
+
+
+@dataclass
+class OpenContent:
+    """The content of row `number` that is being read into several slots; `offset`: where its next byte belongs."""
+
+    number: int
+    more: Digester
+    hasher: ContentHasher = field(default_factory=ContentHasher)
+    offset: int = 0
+    chunks: int = 0
+    first_id: bytes = b""
+
+    def add_zeros(self, count: int) -> None:
+        """A hole counts for the digests as the zeros that it is."""
+        while count > 0:
+            piece = _ZEROS[:count]
+            self.hasher.add_bytes(piece)
+            self.more.update(piece)
+            count -= len(piece)
