@@ -69,9 +69,10 @@ class Catalog:
             paths = []
             for file in self._state.files(table):
                 try:
-                    paths += self.replicas.paths([file])
+                    paths.append(self.replicas.path(file))
                 except Unreadable as error:
                     self.lost.append(str(error))
+            self.replicas.save()
             if paths:
                 self.execute(f"CREATE VIEW {table} AS {self._reading(table, paths)}")
             else:

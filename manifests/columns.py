@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,24 +58,29 @@ OBJECT_DTYPE = np.dtype(
 #: An extent on its way to the manifest: its content id is known only when its object ends.
 ROW_EXTENT_DTYPE = np.dtype([("row", "<u8"), ("offset", "<u8"), ("length", "<u4"), ("id", "u1", (32,))])
 
+#: Where a chunk lies, and where it belongs in its content.
+_PLACE: list[Any] = [
+    ("pack_id", "u1", (16,)),
+    ("k", "u1"),
+    ("m", "u1"),
+    ("payload", "<u8"),
+    ("shard_length", "<u8"),
+    ("block", "<u4"),
+    ("block_offset", "<u8"),
+    ("stored", "<u4"),
+    ("raw", "<u4"),
+    ("codec", "u1"),
+    ("chunk_offset", "<u4"),
+    ("length", "<u4"),
+    ("chunk_id", "u1", (32,)),
+    ("file_offset", "<u8"),
+]
+
 #: `multi` is −1 for an object that one task writes whole (one chunk, or all in one block that is not crowded), else the
 #: number under which its parts are counted.
 PLAN_DTYPE = np.dtype(
     [
-        ("pack_id", "u1", (16,)),
-        ("k", "u1"),
-        ("m", "u1"),
-        ("payload", "<u8"),
-        ("shard_length", "<u8"),
-        ("block", "<u4"),
-        ("block_offset", "<u8"),
-        ("stored", "<u4"),
-        ("raw", "<u4"),
-        ("codec", "u1"),
-        ("chunk_offset", "<u4"),
-        ("length", "<u4"),
-        ("chunk_id", "u1", (32,)),
-        ("file_offset", "<u8"),
+        *_PLACE,
         ("row", "<u8"),
         ("multi", "<i8"),
         ("size", "<u8"),
@@ -125,20 +131,7 @@ PIECE_DTYPE = np.dtype(
         ("size", "<u8"),
         ("is_last", "u1"),
         ("has_holes", "u1"),
-        ("pack_id", "u1", (16,)),
-        ("k", "u1"),
-        ("m", "u1"),
-        ("payload", "<u8"),
-        ("shard_length", "<u8"),
-        ("block", "<u4"),
-        ("block_offset", "<u8"),
-        ("stored", "<u4"),
-        ("raw", "<u4"),
-        ("codec", "u1"),
-        ("chunk_offset", "<u4"),
-        ("length", "<u4"),
-        ("chunk_id", "u1", (32,)),
-        ("file_offset", "<u8"),
+        *_PLACE,
         ("fixity_at", "<u4"),
         ("fixity_len", "<u4"),
     ]

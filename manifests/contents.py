@@ -17,7 +17,7 @@ from manifests import format as fmt
 from manifests.catalog import Catalog
 from manifests.columns import PIECE_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY, digest_column
-from manifests.plan import HAS_BYTES, NONSENSE, to_batch
+from manifests.plan import HAS_BYTES, NONSENSE, places_of, to_batch
 
 #: A content of more chunks than this is read by a task after the other; the others are several to a task.
 LARGE = 2048
@@ -82,14 +82,7 @@ class ContentsPlan:
             WHERE content_id IN (SELECT content_id FROM fixities WHERE content_kind = {fmt.CONTENT_EXTENTS})
             """
         )
-        execute(
-            """
-            CREATE OR REPLACE TABLE content_places AS
-            SELECT chunk_id, unnest(arg_min(
-                {pack_id: pack_id, block: block, chunk_offset: "offset", length: length}, pack_id))
-            FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM content_pieces) GROUP BY chunk_id
-            """
-        )
+        execute(f"CREATE OR REPLACE TABLE content_places AS {places_of('content_pieces')}")
         execute(
             """
             CREATE OR REPLACE TABLE contents AS

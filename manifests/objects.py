@@ -12,7 +12,7 @@ from manifests.catalog import Catalog, path_filter
 from manifests.columns import PLAN_DTYPE, Batch
 from manifests.errors import NotFound, Unreadable, UsageError
 from manifests.fixity import digest_column
-from manifests.plan import BLOCK_AND_PACK, CONTENT_KINDS, SOUND, sound_rows, to_batch
+from manifests.plan import BLOCK_AND_PACK, CONTENT_KINDS, SOUND, places_of, sound_rows, to_batch
 
 _COLUMNS = (
     "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, "
@@ -107,10 +107,7 @@ def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int
         parameters = [info.content_id, offset + length, offset]
     query = f"""
         WITH pieces AS MATERIALIZED ({pieces}),
-        places AS (
-            SELECT chunk_id, unnest(arg_min(
-                {{pack_id: pack_id, block: block, chunk_offset: "offset", length: length}}, pack_id))
-            FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM pieces) GROUP BY chunk_id)
+        places AS ({places_of("pieces")})
         SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
                b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset, {SOUND} AS sound
         FROM pieces pc JOIN places pl USING (chunk_id) {BLOCK_AND_PACK}

@@ -127,14 +127,7 @@ class RestorePlan:
             WHERE w.content_kind = {fmt.CONTENT_EXTENTS} AND {HAS_BYTES}
             """
         )
-        execute(
-            """
-            CREATE OR REPLACE TABLE places AS
-            SELECT chunk_id, unnest(arg_min(
-                {pack_id: pack_id, block: block, chunk_offset: "offset", length: length}, pack_id))
-            FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM pieces) GROUP BY chunk_id
-            """
-        )
+        execute(f"CREATE OR REPLACE TABLE places AS {places_of('pieces')}")
         execute(
             """
             CREATE OR REPLACE TABLE located AS
@@ -351,6 +344,16 @@ class RestorePlan:
         """
         for batch in self._catalog.batches(query, [numbers]):
             yield to_batch(batch, ITEM_DTYPE, _ITEM_VARIABLE)
+
+
+def places_of(pieces: str) -> str:
+    """SQL for where the chunks of a table lie: of several packs that hold a chunk, in that with the smallest id. This
+    is the rule, for who restores and for who verifies."""
+    return f"""
+        SELECT chunk_id, unnest(arg_min(
+            {{pack_id: pack_id, block: block, chunk_offset: "offset", length: length}}, pack_id))
+        FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM {pieces}) GROUP BY chunk_id
+    """
 
 
 def sound_rows(batch: Any) -> Any:

@@ -78,9 +78,17 @@ class Replicas:
 
     def paths(self, files: list[ManifestFile]) -> list[str]:
         """A checked local path for each file. Raises Unreadable where no copy nor mixture of copies is whole."""
-        found = [str(self._path(file)) for file in files]
-        self._checked.save()
+        found = [self.path(file) for file in files]
+        self.save()
         return found
+
+    def path(self, file: ManifestFile) -> str:
+        """A checked local path for one file; `save` when there are no more. Raises Unreadable."""
+        return str(self._path(file))
+
+    def save(self) -> None:
+        """Remember what was checked."""
+        self._checked.save()
 
     def forget(self, location: str, key: str) -> None:
         """Check a copy again before it is used: somebody saw that it is rotten."""
