@@ -32,6 +32,10 @@ class FanHome:
         """How many tasks a worker has that it has not reported on."""
         return self._under_way[worker]
 
+    def idlest(self) -> int:
+        """The worker with the least to do."""
+        return min(range(len(self._under_way)), key=self.load)
+
     def least_load(self) -> int:
         return min(self._under_way)
 
@@ -42,7 +46,7 @@ class FanHome:
             task.store(view)
         context.seal("plan", slot)
         if worker is None:
-            worker = min(range(len(self._under_way)), key=self.load)
+            worker = self.idlest()
         self._under_way[worker] += 1
         context.send(f"plan/{worker}", Message(kind, slot))
 

@@ -22,3 +22,4 @@ DONE = 18  # worker → home: slot of the worker's reports pool; amount: records
 LINKS = 21  # home → worker: the same for other names of hardlinked objects, when the first ones are made
 CONTENTS = 20  # home → worker: slot of pool plan: a batch of PIECE_DTYPE
 TASK = 19  # home → worker: slot of pool plan: a pack to be checked
+HASH = 22  # home → worker: slot of pool plan: a batch of HASH_DTYPE, how far large files are written (prefixes.py)

@@ -72,19 +72,20 @@ def digest_all(names: Sequence[str], data: bytes | memoryview) -> bytes:
 class FixityCheck:
     """Compares a content with what was recorded of it (`fixity`, as in manifests/fixity.py) while it goes by."""
 
-    def __init__(self, fixity: bytes) -> None:
+    def __init__(self, fixity: bytes, begun: Digester | None = None) -> None:
+        """`begun`: a digester of the digests in `fixity` that has taken the beginning of the content."""
         self._expected = parse_fixity(fixity)
-        self._digester = Digester([name for name, _ in self._expected])
+        self._digester = begun or Digester([name for name, _ in self._expected])
 
     def update(self, data: bytes | memoryview) -> None:
         self._digester.update(data)
 
-    def read(self, fd: int) -> None:
-        """Take a whole file, and nothing before it. Raises OSError."""
-        large = os.fstat(fd).st_size >= SPREAD
+    def read(self, fd: int, start: int = 0) -> None:
+        """Take a file from `start`, up to where it was taken already, to its end. Raises OSError."""
+        large = not start and os.fstat(fd).st_size >= SPREAD
         if large:
             self._digester = Digester([name for name, _ in self._expected], blake3.AUTO)
-        for piece in read_pieces(fd, SPREAD_PIECE if large else PIECE):
+        for piece in read_pieces(fd, SPREAD_PIECE if large else PIECE, start):
             self._digester.update(piece)
 
     def wrong(self) -> list[tuple[str, bytes]]:
@@ -98,14 +99,14 @@ class FixityCheck:
         return f"its {' and '.join(wrong)} is not what was recorded when it was archived" if wrong else ""
 
 
-def read_pieces(fd: int, longest: int = PIECE) -> Iterator[memoryview]:
-    """A file from its beginning to its end, in pieces of `longest` bytes; each is valid until the next is asked for.
-    Holes are not read: that would fill memory with their zeros. Raises OSError."""
-    size, at = os.fstat(fd).st_size, 0
+def read_pieces(fd: int, longest: int = PIECE, start: int = 0, end_at: int | None = None) -> Iterator[memoryview]:
+    """A file from `start` to `end_at`, or to its end, in pieces of `longest` bytes; each is valid until the next is
+    asked for. Holes are not read: that would fill memory with their zeros. Raises OSError."""
+    size, at = os.fstat(fd).st_size if end_at is None else end_at, start
     buffer = memoryview(bytearray(max(4096, min(longest, size + 1))))
     while at < size:
         try:
-            data = os.lseek(fd, at, os.SEEK_DATA)
+            data = min(size, os.lseek(fd, at, os.SEEK_DATA))
         except OSError as error:
             if error.errno != errno.ENXIO:  # no data from there on
                 raise
@@ -114,7 +115,7 @@ def read_pieces(fd: int, longest: int = PIECE) -> Iterator[memoryview]:
             piece = _ZEROS[: data - at]
             yield piece
             at += len(piece)
-        end = os.lseek(fd, at, os.SEEK_HOLE) if at < size else size
+        end = min(size, os.lseek(fd, at, os.SEEK_HOLE)) if at < size else size
         while at < end:
             count = os.preadv(fd, [buffer[: end - at]], at)
             if not count:

@@ -208,8 +208,8 @@ class Target:
             return os.open(_NEW, flags, mode, dir_fd=self._own)
 
     def open_part(self, temp: str) -> int:
-        """Descriptor of a file that several workers write; the caller closes it."""
-        return os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._staging)
+        """Descriptor of a file that several workers write, and read back; the caller closes it."""
+        return os.open(temp, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._staging)
 
     @contextmanager
     def staged(self, temp: str, size: int) -> Iterator[int]:

@@ -14,7 +14,8 @@ from manifests.plan import RestorePlan
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.fan import FanHome
-from pipeline.restore.work import OUTCOME_DTYPE
+from pipeline.restore.outcomes import OUTCOME_DTYPE
+from pipeline.restore.prefixes import HASH_DTYPE, LARGE_FILE, Prefixes
 from pipeline.station import Context, Station, Steps, Until
 from pipeline.topology import PLAN, SMALL_SLOT
 
@@ -58,12 +59,14 @@ class RestoreHome:
         self._fan = FanHome(workers)
         self._make_plan = make_plan
         self._ready: list[int] = []
+        self._prefixes = Prefixes()
         self.tally = RestoreTally()
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     def plan_station(self, context: Context) -> Station:
-        """Sends ITEMS and PLAN, then LINKS, on plan/<worker>, to the worker with the least to do."""
+        """Sends ITEMS, PLAN and HASH, then LINKS, on plan/<worker>, to the worker with the least to do; what a large
+        file needs to be hashed, to one and the same."""
         context.clock.switch(PLAN)
         self.plan, problems = self._make_plan()
         for row, reason in problems:
@@ -77,6 +80,7 @@ class RestoreHome:
         for batch in self.plan.blocks():
             for task in _tasks(batch):
                 yield from self._send(context, messages.PLAN, task)
+                yield from self._hash_due(context)
             if len(self._ready) >= FINISH_LOT:
                 yield from self._finish_ready(context)
         yield Until(self._fan.idle)
@@ -90,19 +94,34 @@ class RestoreHome:
     def _finish_ready(self, context: Context) -> Steps:
         lot, self._ready = self._ready[:FINISH_LOT], self._ready[FINISH_LOT:]
         for batch in self.plan.finished(lot):
-            yield from self._send_all(context, messages.ITEMS, batch)
+            first = 0
+            for number in np.flatnonzero(batch.rows["size"] >= LARGE_FILE).tolist():
+                yield from self._send_all(context, messages.ITEMS, cut_batch(batch, first, number))
+                worker = self._prefixes.finish(int(batch.rows["row"][number]))
+                first = number + 1
+                yield from self._send(context, messages.ITEMS, cut_batch(batch, number, first), worker)
+            yield from self._send_all(context, messages.ITEMS, cut_batch(batch, first, len(batch.rows)))
+
+    def _hash_due(self, context: Context) -> Steps:
+        while (due := self._prefixes.due()) is not None:
+            row, end, worker = due
+            if worker is None:
+                worker = self._fan.idlest()
+                self._prefixes.hashed_by(row, worker)
+            task = Batch(np.array([(row, end)], HASH_DTYPE), b"")
+            yield from self._send(context, messages.HASH, task, worker)
 
     def _send_all(self, context: Context, kind: int, batch: Batch) -> Steps:
         for start in range(0, len(batch.rows), ITEM_ROWS):
             yield from self._send(context, kind, cut_batch(batch, start, start + ITEM_ROWS))
 
-    def _send(self, context: Context, kind: int, task: Batch) -> Steps:
+    def _send(self, context: Context, kind: int, task: Batch, worker: int | None = None) -> Steps:
         if task.nbytes > SMALL_SLOT:
             half = len(task.rows) // 2
-            yield from self._send(context, kind, cut_batch(task, 0, half))
-            yield from self._send(context, kind, cut_batch(task, half, len(task.rows)))
+            yield from self._send(context, kind, cut_batch(task, 0, half), worker)
+            yield from self._send(context, kind, cut_batch(task, half, len(task.rows)), worker)
             return
-        yield from self._fan.send(context, kind, task)
+        yield from self._fan.send(context, kind, task, worker)
 
     # --- outcomes ----------------------------------------------------------------------------------------------------
 
@@ -116,6 +135,11 @@ class RestoreHome:
         rows = report.rows
         self.tally.files += int(rows["files"].sum())
         self.tally.bytes += int(rows["bytes"].sum())
+        written = rows[rows["length"] > 0]
+        for number, offset, length in zip(
+            *(written[name].tolist() for name in ("row", "offset", "length")), strict=True
+        ):
+            self._prefixes.note(number, offset, length)
         for row in rows[rows["reason_len"] > 0]:
             self.tally.fail(int(row["row"]), report.bytes_of(row, "reason").decode(errors="replace"))
             if row["multi"] >= 0:

@@ -7,49 +7,33 @@ larger one goes to its staged file.
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from manifests.backends import open_backend
-from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, HeapBuilder
+from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch
 from manifests.config import ECScheme
 from manifests.errors import DrystoneError, Unreadable
 from pipeline import messages
 from pipeline.fan import fan_station
 from pipeline.packreader import PackPlace, PackReaders, ReadFigures, ShardSource
+from pipeline.restore.items import Begun, ItemMaker, PartFiles, require_fixity
+from pipeline.restore.outcomes import Outcomes
+from pipeline.restore.prefixes import HASH_DTYPE, LARGE_FILE
 from pipeline.station import Context, Station
 from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, VERIFY
 from pipeline.trial import block_judge, search
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
-from stages.digest import FixityCheck
-from stages.scan import KIND
 from stages.target import Attributes, Target, TargetOptions
 
-#: What became of an object's planned chunks in a task; rows without a reason count parts of objects of many blocks.
-OUTCOME_DTYPE = np.dtype(
-    [
-        ("row", "<u8"),
-        ("multi", "<i8"),
-        ("parts", "<u4"),
-        ("files", "<u4"),
-        ("bytes", "<u8"),
-        ("reason_at", "<u4"),
-        ("reason_len", "<u4"),
-    ]
-)
 FETCH_AT_ONCE = 8 << 20
-_NODES = (KIND["fifo"], KIND["chardev"], KIND["blockdev"])
-OPEN_PARTS = 64
-_ZEROS = memoryview(bytes(1 << 20))
 #: Path, fixity and extended attributes of a planned chunk's object.
 Texts = tuple[bytes, bytes, bytes]
 
@@ -74,79 +58,6 @@ class RestoreOptions:
     target: TargetOptions
 
 
-class Item(NamedTuple):
-    """A row of ITEM_DTYPE. `target`: of a symlink, or the first name of a hardlinked object."""
-
-    kind: int
-    row: int
-    multi: int
-    device: int
-    attributes: Attributes
-    path: bytes
-    target: bytes
-    fixity: bytes
-    holes: bytes
-
-
-class PartFiles:
-    """Open staged files of objects in many blocks, the last used ones."""
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._open: OrderedDict[int, int] = OrderedDict()
-
-    def get(self, row: int) -> int:
-        fd = self._open.pop(row, None)
-        if fd is None:
-            fd = self._target.open_part(part_name(row))
-        self._open[row] = fd
-        if len(self._open) > OPEN_PARTS:
-            os.close(self._open.popitem(last=False)[1])
-        return fd
-
-    def close(self, row: int) -> None:
-        fd = self._open.pop(row, None)
-        if fd is not None:
-            os.close(fd)
-
-
-def part_name(row: int) -> str:
-    """Name of an object's staged file."""
-    return f"part-{row}"
-
-
-class Outcomes:
-    """What a task achieved, on its way home."""
-
-    def __init__(self) -> None:
-        self.files = self.bytes = 0
-        self._parts: dict[tuple[int, int], int] = {}
-        self._reasons: dict[int, tuple[int, str]] = {}
-
-    def part(self, row: int, multi: int) -> None:
-        self._parts[row, multi] = self._parts.get((row, multi), 0) + 1
-
-    def failed(self, row: int, multi: int, reason: str) -> None:
-        self._reasons.setdefault(row, (multi, reason))
-
-    def is_failed(self, row: int) -> bool:
-        return row in self._reasons
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """OUTCOME_DTYPE batches of at most `size` bytes; at least one."""
-        entries = [(0, -1, 0, self.files, self.bytes, b"")]
-        entries += [(row, multi, parts, 0, 0, b"") for (row, multi), parts in self._parts.items()]
-        entries += [(row, multi, 0, 0, 0, reason.encode()[:500]) for row, (multi, reason) in self._reasons.items()]
-        step = size // (OUTCOME_DTYPE.itemsize + 500) - 1
-        for start in range(0, len(entries), step):
-            some = entries[start : start + step]
-            rows, heap = np.zeros(len(some), OUTCOME_DTYPE), HeapBuilder()
-            for column, name in enumerate(("row", "multi", "parts", "files", "bytes")):
-                rows[name] = [entry[column] for entry in some]
-            rows["reason_at"], rows["reason_len"] = heap.add_all([entry[5] for entry in some])
-            yield Batch(rows, heap.getvalue())
-
-
 class Restorer:
     """State of one restore worker."""
 
@@ -156,12 +67,26 @@ class Restorer:
         self._decoder = Decoder()
         self._target = Target(options.target, f"restore-{options.index}")
         self._parts = PartFiles(self._target)
+        self._maker = ItemMaker(context, self._target, self._parts)
+        self._hashed: dict[int, Begun] = {}
 
     @property
     def figures(self) -> ReadFigures:
         return self._readers.source.figures
 
-    # --- planned chunks ----------------------------------------------------------------------------------------------
+    def make_items(self, kind: int, batch: Batch, outcomes: Outcomes) -> None:
+        """Make the objects of an ITEM_DTYPE batch."""
+        self._maker.make_all(kind, batch, outcomes, lambda item: self._hashed.pop(item.row, None))
+
+    def hash(self, batch: Batch) -> None:
+        """Hash large files (HASH_DTYPE) as far as they are written, while others of their parts are on their way."""
+        self._context.clock.switch(VERIFY)
+        for row, end in zip(*(batch.rows[name].tolist() for name in ("row", "end")), strict=True):
+            if not end:
+                self._hashed.pop(row, None)
+                continue
+            begun = self._hashed.setdefault(row, Begun())
+            begun.read(self._parts.get(row), end)
 
     def restore(self, batch: Batch, outcomes: Outcomes) -> None:
         """Fetch the blocks of a PLAN_DTYPE batch and write what they hold."""
@@ -244,55 +169,78 @@ class Restorer:
         clock.switch(VERIFY)
         ids = rows["chunk_id"].tobytes()
         offsets, lengths = rows["chunk_offset"].tolist(), rows["length"].tolist()
-        chunks: list[memoryview | None] = []
+        good: list[bool] = []
         for number, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
             if number and offset == offsets[number - 1]:
-                chunks.append(chunks[-1])
+                good.append(good[-1])
                 continue
             chunk = raw[offset : offset + length]
-            good = len(chunk) == length and chunk_is_good(ids[number * 32 : number * 32 + 32], chunk)
-            chunks.append(chunk if good else None)
+            good.append(len(chunk) == length and chunk_is_good(ids[number * 32 : number * 32 + 32], chunk))
         clock.count(VERIFY, len(rows), len(raw))
         clock.switch(ASSEMBLE)
-        self._write_chunks(chunks, rows, texts, outcomes)
+        if not all(good):
+            for row, multi, fine in zip(rows["row"].tolist(), rows["multi"].tolist(), good, strict=True):
+                if not fine:
+                    outcomes.failed(row, multi, "a chunk is damaged: its bytes do not match its id")
+            rows, texts = rows[good], [text for text, fine in zip(texts, good, strict=True) if fine]
+        in_parts = rows["multi"] >= 0
+        if in_parts.any():
+            self._write_parts(raw, rows[in_parts], outcomes)
+        if not in_parts.all():
+            whole = np.flatnonzero(~in_parts)
+            self._write_whole(raw, rows[whole], [texts[number] for number in whole], outcomes)
 
-    def _write_chunks(
-        self, chunks: list[memoryview | None], rows: npt.NDArray[np.void], texts: list[Texts], outcomes: Outcomes
-    ) -> None:
+    def _write_parts(self, raw: memoryview, rows: npt.NDArray[np.void], outcomes: Outcomes) -> None:
+        """Write chunks of objects in many blocks: those that lie side by side in the block as in their object, at
+        once."""
+        rows = rows[np.lexsort((rows["file_offset"], rows["row"]))]
+        columns = (rows[name].astype(np.int64) for name in ("row", "multi", "chunk_offset", "file_offset", "length"))
+        owner, multi, source, target, length = columns
+        follows = (
+            (owner[1:] == owner[:-1])
+            & (source[1:] == source[:-1] + length[:-1])
+            & (target[1:] == target[:-1] + length[:-1])
+        )
+        starts = np.flatnonzero(np.concatenate(([True], ~follows)))
+        counts = np.diff(np.append(starts, len(rows)))
+        sums = np.add.reduceat(length, starts)
+        runs = zip(*(column.tolist() for column in (owner[starts], multi[starts], source[starts], target[starts], sums,
+                                                    counts, rows["size"][starts])), strict=True)  # fmt: skip
+        for row, number, at, offset, size, count, whole in runs:
+            try:
+                self._parts.write(row, offset, raw[at : at + size])
+            except OSError as error:
+                outcomes.failed(row, number, f"writing it failed: {error.strerror}")
+                continue
+            outcomes.bytes += size
+            outcomes.parts(row, number, count)
+            if whole >= LARGE_FILE:
+                outcomes.written(row, offset, size)
+
+    def _write_whole(self, raw: memoryview, rows: npt.NDArray[np.void], texts: list[Texts], outcomes: Outcomes) -> None:
+        """Write objects of which this block holds all chunks."""
         gathered: dict[int, list[int]] = {}
         columns = [
-            rows[name].tolist() for name in ("row", "multi", "size", "file_offset", "mode", "uid", "gid", "mtime_ns")
+            rows[name].tolist()
+            for name in ("row", "size", "chunk_offset", "length", "file_offset", "mode", "uid", "gid", "mtime_ns")
         ]
-        for number, (row, multi, size, at, mode, uid, gid, mtime) in enumerate(zip(*columns, strict=True)):
-            chunk = chunks[number]
-            if chunk is None:
-                outcomes.failed(row, multi, "a chunk is damaged: its bytes do not match its id")
-            elif multi >= 0:
-                self._write_part(row, multi, at, chunk, outcomes)
-            elif len(chunk) == size:
-                self._write_file(row, texts[number], [chunk], Attributes(mode, uid, gid, mtime, size), outcomes)
+        for number, (row, size, at, length, _, mode, uid, gid, mtime) in enumerate(zip(*columns, strict=True)):
+            if length == size:
+                attributes = Attributes(mode, uid, gid, mtime, size)
+                self._write_file(row, texts[number], [raw[at : at + length]], attributes, outcomes)
             else:
                 gathered.setdefault(row, []).append(number)
+        _, sizes, starts, lengths, offsets, *rest = columns
         for row, numbers in gathered.items():
-            numbers.sort(key=columns[3].__getitem__)
+            numbers.sort(key=offsets.__getitem__)
             first = numbers[0]
-            pieces = [chunk for number in numbers if (chunk := chunks[number]) is not None]
-            size, mode, uid, gid, mtime = (column[first] for column in (columns[2], *columns[4:]))
-            if [columns[3][number] for number in numbers] != list(accumulate(map(len, pieces[:-1]), initial=0)):
+            pieces = [raw[starts[number] : starts[number] + lengths[number]] for number in numbers]
+            mode, uid, gid, mtime = (column[first] for column in rest)
+            if [offsets[number] for number in numbers] != list(accumulate(map(len, pieces[:-1]), initial=0)):
                 outcomes.failed(row, -1, "the manifests do not place its chunks side by side")
             if not outcomes.is_failed(row):
-                self._write_file(row, texts[first], pieces, Attributes(mode, uid, gid, mtime, size), outcomes)
-
-    def _write_part(self, row: int, multi: int, at: int, chunk: memoryview, outcomes: Outcomes) -> None:
-        try:
-            fd = self._parts.get(row)
-            while chunk:
-                count = os.pwrite(fd, chunk, at)
-                chunk, at = chunk[count:], at + count
-                outcomes.bytes += count
-            outcomes.part(row, multi)
-        except OSError as error:
-            outcomes.failed(row, multi, f"writing it failed: {error.strerror}")
+                attributes = Attributes(mode, uid, gid, mtime, sizes[first])
+                self._write_file(row, texts[first], pieces, attributes, outcomes)
 
     def _write_file(
         self, row: int, texts: Texts, pieces: list[Any], attributes: Attributes, outcomes: Outcomes
@@ -303,7 +251,7 @@ class Restorer:
             if sum(map(len, pieces)) != attributes.size:
                 raise Unreadable("its chunks do not add up to its size")
             if self._target.wanted(path, attributes):
-                _require_fixity(fixity, pieces)
+                require_fixity(fixity, pieces)
                 trouble = self._target.write_whole(path, pieces, attributes)
                 if trouble:
                     outcomes.failed(row, -1, trouble)
@@ -313,95 +261,6 @@ class Restorer:
             outcomes.failed(row, -1, f"writing it failed: {error.strerror}")
         except DrystoneError as error:
             outcomes.failed(row, -1, str(error))
-
-    # --- items -------------------------------------------------------------------------------------------------------
-
-    def make_items(self, kind: int, batch: Batch, outcomes: Outcomes) -> None:
-        """Make the objects of an ITEM_DTYPE batch. ITEMS: links and empty files, and files whose parts are all written;
-        LINKS: other names of objects that are there."""
-        self._context.clock.switch(ASSEMBLE)
-        make = self._make_link if kind == messages.LINKS else self._make_item
-        for item in _items(batch):
-            try:
-                trouble = make(item)
-                outcomes.files += item.kind in (KIND["file"], KIND["stream"])
-            except OSError as error:
-                trouble = f"writing it failed: {error.strerror}"
-            except DrystoneError as error:
-                trouble = str(error)
-            if trouble:
-                outcomes.failed(item.row, item.multi, trouble)
-
-    def _make_link(self, item: Item) -> str:
-        if not self._target.wanted(item.path, item.attributes):
-            return ""
-        return self._target.make_link(item.path, item.target, item.attributes)
-
-    def _make_item(self, item: Item) -> str:
-        """Make an object; returns what of it could not be set."""
-        target, path, attributes = self._target, item.path, item.attributes
-        if item.multi >= 0:
-            self._parts.close(item.row)
-        if not target.wanted(path, attributes):
-            target.drop_parts(part_name(item.row))
-            return ""
-        if item.multi >= 0:
-            return self._finish_parts(item)
-        if item.kind == KIND["symlink"]:
-            return target.make_symlink(path, item.target, attributes)
-        if item.kind in _NODES:
-            return target.make_node(path, attributes, item.device)
-        _require_fixity(item.fixity, _zeros(attributes.size))
-        return target.write_whole(path, (), attributes)
-
-    def _finish_parts(self, item: Item) -> str:
-        """Name a staged file, once it is read back and is what was archived. Returns what could not be set."""
-        name = part_name(item.row)
-        try:
-            with self._target.staged(name, item.attributes.size) as fd:
-                if item.fixity:
-                    self._context.at(os.fsdecode(item.path))
-                    self._context.clock.switch(VERIFY)
-                    check = FixityCheck(item.fixity)
-                    check.read(fd)
-                    _require(check.trouble())
-                    self._context.clock.switch(ASSEMBLE)
-        except Unreadable:
-            self._target.drop_parts(name)
-            raise
-        return self._target.finish_parts(name, item.path, item.attributes, item.holes)
-
-
-def _items(batch: Batch) -> Iterator[Item]:
-    names = ("kind", "row", "multi", "rdev", "mode", "uid", "gid", "mtime_ns", "size")
-    numbers = zip(*(batch.rows[name].tolist() for name in names), strict=True)
-    texts = zip(*(batch.all_bytes(name) for name in ("path", "target", "fixity", "holes", "xattrs")), strict=True)
-    for (kind, row, multi, device, mode, uid, gid, mtime, size), (path, target, fixity, holes, xattrs) in zip(
-        numbers, texts, strict=True
-    ):
-        attributes = Attributes(mode, uid, gid, mtime, size, xattrs)
-        yield Item(kind, row, multi, device, attributes, path, target, fixity, holes)
-
-
-def _zeros(count: int) -> Iterator[memoryview]:
-    while count:
-        piece = _ZEROS[:count]
-        yield piece
-        count -= len(piece)
-
-
-def _require_fixity(fixity: bytes, pieces: Iterable[bytes | memoryview]) -> None:
-    """Raise Unreadable unless a content has the digests that were recorded of it."""
-    if fixity:
-        check = FixityCheck(fixity)
-        for piece in pieces:
-            check.update(piece)
-        _require(check.trouble())
-
-
-def _require(trouble: str) -> None:
-    if trouble:
-        raise Unreadable(trouble)
 
 
 def pack_place(row: np.void) -> PackPlace:
@@ -415,7 +274,7 @@ def pack_place(row: np.void) -> PackPlace:
 
 
 def restore_station(context: Context, options: RestoreOptions) -> Station:
-    """Takes PLAN, ITEMS and LINKS, answers with OUTCOME_DTYPE reports."""
+    """Takes PLAN, HASH, ITEMS and LINKS, answers with OUTCOME_DTYPE reports."""
     context.clock.switch(FETCH)
     restorer = Restorer(context, options)
     size = len(context.slot(f"reports/{options.index}", 0))
@@ -424,6 +283,8 @@ def restore_station(context: Context, options: RestoreOptions) -> Station:
         outcomes = Outcomes()
         if kind == messages.PLAN:
             restorer.restore(Batch.load(view, PLAN_DTYPE).copy(), outcomes)
+        elif kind == messages.HASH:
+            restorer.hash(Batch.load(view, HASH_DTYPE).copy())
         else:
             restorer.make_items(kind, Batch.load(view, ITEM_DTYPE).copy(), outcomes)
         context.clock.count(ASSEMBLE, outcomes.files, outcomes.bytes)

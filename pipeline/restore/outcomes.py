@@ -1,0 +1,66 @@
+"""What became of objects in a restore, on its way home."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from manifests.columns import Batch, HeapBuilder
+
+#: What became of an object's planned chunks. Rows without a reason count parts of objects of many blocks; those with a
+#: length tell which bytes of a large file were written.
+OUTCOME_DTYPE = np.dtype(
+    [
+        ("row", "<u8"),
+        ("multi", "<i8"),
+        ("parts", "<u4"),
+        ("files", "<u4"),
+        ("bytes", "<u8"),
+        ("offset", "<u8"),
+        ("length", "<u8"),
+        ("reason_at", "<u4"),
+        ("reason_len", "<u4"),
+    ]
+)
+_REASON = 500
+
+
+class Outcomes:
+    """What a task achieved."""
+
+    def __init__(self) -> None:
+        self.files = self.bytes = 0
+        self._parts: dict[tuple[int, int], int] = {}
+        self._written: list[tuple[int, int, int]] = []
+        self._reasons: dict[int, tuple[int, str]] = {}
+
+    def parts(self, row: int, multi: int, count: int) -> None:
+        self._parts[row, multi] = self._parts.get((row, multi), 0) + count
+
+    def written(self, row: int, offset: int, length: int) -> None:
+        """Note which bytes of a large file are there."""
+        self._written.append((row, offset, length))
+
+    def failed(self, row: int, multi: int, reason: str) -> None:
+        self._reasons.setdefault(row, (multi, reason))
+
+    def is_failed(self, row: int) -> bool:
+        return row in self._reasons
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """OUTCOME_DTYPE batches of at most `size` bytes; at least one."""
+        entries = [(0, -1, 0, self.files, self.bytes, 0, 0, b"")]
+        entries += [(row, multi, parts, 0, 0, 0, 0, b"") for (row, multi), parts in self._parts.items()]
+        entries += [(row, -1, 0, 0, 0, offset, length, b"") for row, offset, length in self._written]
+        entries += [
+            (row, multi, 0, 0, 0, 0, 0, reason.encode()[:_REASON]) for row, (multi, reason) in self._reasons.items()
+        ]
+        step = size // (OUTCOME_DTYPE.itemsize + _REASON) - 1
+        for start in range(0, len(entries), step):
+            some = entries[start : start + step]
+            rows, heap = np.zeros(len(some), OUTCOME_DTYPE), HeapBuilder()
+            for column, name in enumerate(("row", "multi", "parts", "files", "bytes", "offset", "length")):
+                rows[name] = [entry[column] for entry in some]
+            rows["reason_at"], rows["reason_len"] = heap.add_all([entry[7] for entry in some])
+            yield Batch(rows, heap.getvalue())
