@@ -26,6 +26,7 @@ from manifests.errors import CorruptRecord, NotFound
 from manifests.log import Run
 from manifests.objects import list_objects
 from manifests.xattrs import FOR_EVERYBODY, read_xattrs, unpack_xattrs
+from pipeline.topology import available_cores
 from stages.digest import read_pieces
 from stages.read import FolderCache, open_below
 from stages.scan import KIND, Source, scan
@@ -202,7 +203,7 @@ def _compare_data(comparison: Comparison, places: dict[bytes, bytes]) -> None:
         troubles = ((path, *_trouble(place(path), digest)) for path, _, digest in lot)
         return [(path, verdict, reason) for path, verdict, reason in troubles if verdict]
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "hash") as threads:
+    with ThreadPoolExecutor(min(8, available_cores()), "hash") as threads:
         for files in comparison.side.files():
             for wrong in threads.map(check, _lots(files)):
                 comparison.side.add_wrong(wrong)

@@ -37,7 +37,7 @@ from pipeline.ingest.survey import Survey, survey
 from pipeline.packreader import ReadFigures
 from pipeline.ranges import RangeReader
 from pipeline.restore.run import RestoreRequest, RestoreResult, backend_places, restore
-from pipeline.topology import DEFAULT_MEMORY, DUCKDB_MEMORY
+from pipeline.topology import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.verify.run import VerifyResult, verify
 from stages.assemble import ByteRange
 
@@ -140,7 +140,7 @@ class FileStore:
                 self.state,
                 self.replicas,
                 memory_limit=DUCKDB_MEMORY,
-                threads=min(4, os.cpu_count() or 1),
+                threads=min(4, available_cores()),
                 temp_directory=self._scratch,
             )
         return self._catalog

@@ -12,6 +12,7 @@ waits for slots.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from manifests import format as fmt
@@ -109,29 +110,50 @@ class IngestShape:
         return HOME_MEMORY + len(self.workers) * WORKER_MEMORY + self.layout().size + packs + scratch
 
 
-def ingest_shape(config: StoreConfig, cores: int, memory: int, workers: int | None) -> IngestShape:
-    """Workers from the cores (`workers` compressors where the user said so), slots from the memory. Raises UsageError
-    with the minimum when `memory` (bytes, all processes) is too small."""
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Readers and writers for each compressor. The default is what source text and binaries need at zstd 3; what a
+    run has seen says more (pipeline/ingest/mix.py)."""
+
+    readers: float = 1 / 8
+    writers: float = 1 / 16
+
+    def of(self, compressors: int) -> tuple[int, int]:
+        """(readers, writers) beside so many compressors: of each at least one, and no more than these."""
+        readers, writers = (min(compressors, max(1, round(compressors * n))) for n in (self.readers, self.writers))
+        return readers, writers
+
+
+def ingest_shape(
+    config: StoreConfig, cores: int, memory: int, workers: int | None, mix: Mix | None = None
+) -> IngestShape:
+    """Workers from the cores (`workers` compressors where the user said so) and from the `mix` that was observed, slots
+    from the memory. Raises UsageError with the minimum when `memory` (bytes, all processes) is too small."""
+    mix = mix or Mix()
     maximum, minimum = config.chunker.maximum, config.chunker.minimum
     payload = max(2 * maximum, min(4 << 20, 8192 * config.chunker.size))
     pieces = payload // max(1, minimum) + SLOT_FILES + 1
     compressors = workers if workers is not None else max(1, cores)
     if compressors < 1:
         raise UsageError(f"{compressors} workers: at least 1")
-    readers, writers = max(1, compressors // 8), max(1, compressors // 16)
     parity = config.scheme.m / config.scheme.k
     while True:
-        for slack in (3, 2, 1):
-            shape = IngestShape(
-                readers, compressors, writers, payload, pieces,
-                data_slots=compressors + slack, block_slots=min(slack, 2), pack_size=config.pack_size, parity=parity,
-            )  # fmt: skip
-            if shape.memory <= memory:
-                return shape
+        for readers, writers in (mix.of(compressors), (1, 1)):
+            for slack in (3, 2, 1):
+                shape = IngestShape(
+                    readers, compressors, writers, payload, pieces, data_slots=compressors + slack,
+                    block_slots=min(slack, 2), pack_size=config.pack_size, parity=parity,
+                )  # fmt: skip
+                if shape.memory <= memory:
+                    return shape
         if workers is not None or compressors == 1:
             break
         compressors -= 1
-        readers, writers = max(1, compressors // 8), max(1, compressors // 16)
     raise UsageError(
         f"--memory {format_size(memory)} is too little for this store's chunks and packs: "
         f"at least {format_size(shape.memory)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 import uuid
@@ -29,13 +28,14 @@ from pipeline.ingest.collect import Collector, Tally
 from pipeline.ingest.command import FeedingCommand
 from pipeline.ingest.compress import CompressOptions, compress_station
 from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
+from pipeline.ingest.mix import observed_mix
 from pipeline.ingest.read import ReadOptions, read_station
 from pipeline.ingest.scan import ScanOptions, scan_station
 from pipeline.ingest.write import WriteOptions, write_station
 from pipeline.runner import run_stations
 from pipeline.station import Context, Station
 from pipeline.supervisor import SignalWatch, WorkerSpec
-from pipeline.topology import DEFAULT_MEMORY, INGEST_STAGES, LEFT_OUT, IngestShape, ingest_shape
+from pipeline.topology import DEFAULT_MEMORY, INGEST_STAGES, LEFT_OUT, IngestShape, available_cores, ingest_shape
 from pipeline.worker import FdHandle
 from stages.scan import Source
 from stages.select import EVERYTHING, REASONS, Selection, SelectOptions
@@ -229,7 +229,9 @@ def _ingest(
     started, began = time.monotonic(), utc_now()
     members.require_writable()
     Selection(options.select)  # what makes no sense is refused here, not in a worker
-    shape = ingest_shape(members.config, os.cpu_count() or 1, options.memory, options.workers)
+    codec = options.codec or members.config.codec
+    mix = observed_mix(state.runs, _host(options), str(codec))
+    shape = ingest_shape(members.config, available_cores(), options.memory, options.workers, mix)
     run_id = new_id(state.newest)
     inflight, rows = Inflight(members, run_id), RunRows(run_id, members, options.digests)
     collector = Collector(rows, inflight, members.config.scheme, shape.readers, shape.writers, checksums)
@@ -271,7 +273,7 @@ def _ingest(
             result = IngestResult(
                 run_id=run_id,
                 sources=[_text(source.path) for source in sources],
-                host=options.host or socket.gethostname(),
+                host=_host(options),
                 began=began,
                 tally=collector.tally,
                 seconds=seconds,
@@ -283,7 +285,7 @@ def _ingest(
                 checksums=None if checksums is None else checksums.result(),
             )
             signals.check()
-            record = make_record(run_id, "ingest", {"run": _summary(result, sources, options)}, files)
+            record = make_record(run_id, "ingest", {"run": _summary(result, sources, options, str(codec))}, files)
             write_record(members, record)
         except BaseException:
             rows.close()
@@ -294,6 +296,10 @@ def _ingest(
         inflight.end()
     # A backend may have failed at the record itself.
     return replace(result, lost_backends=_lost(members), may_lose=_may_lose(members, collector.tally))
+
+
+def _host(options: IngestOptions) -> str:
+    return options.host or socket.gethostname()
 
 
 def _left_out(counters: Counters) -> dict[str, tuple[int, int]]:
@@ -319,7 +325,7 @@ def _text(path: bytes) -> str:
     return path.decode(errors="backslashreplace")
 
 
-def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestOptions) -> dict[str, Any]:
+def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestOptions, codec: str) -> dict[str, Any]:
     tally = result.tally
     return {
         "host": result.host,
@@ -344,6 +350,8 @@ def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestO
         "digests": ["blake3", *options.digests],
         "checksums": None if result.checksums is None else result.checksums.counts,
         "seconds": round(result.seconds, 3),
+        "compression": codec,
+        "busy": {each.stage: round(each.busy, 3) for each in result.stages},
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Callable
@@ -27,7 +26,15 @@ from pipeline.restore.work import pack_place
 from pipeline.runner import run_stations
 from pipeline.station import Context, Station, Until
 from pipeline.supervisor import SignalWatch
-from pipeline.topology import DEFAULT_MEMORY, DUCKDB_MEMORY, PLAN, RESTORE_STAGES, SMALL_SLOT, fan_shape
+from pipeline.topology import (
+    DEFAULT_MEMORY,
+    DUCKDB_MEMORY,
+    PLAN,
+    RESTORE_STAGES,
+    SMALL_SLOT,
+    available_cores,
+    fan_shape,
+)
 from pipeline.verify.contents import AHEAD, ContentsHome
 from pipeline.verify.work import (
     BAD_CELLS,
@@ -226,7 +233,7 @@ def _verify_data(
     signals: SignalWatch,
     on_tick: Callable[[npt.NDArray[np.uint64]], None] | None,
 ) -> None:
-    shape = fan_shape("verify", len(RESTORE_STAGES), VERIFY_WORKER_MEMORY, os.cpu_count() or 1, memory, workers)
+    shape = fan_shape("verify", len(RESTORE_STAGES), VERIFY_WORKER_MEMORY, available_cores(), memory, workers)
     catalog.limit_memory(DUCKDB_MEMORY + memory - shape.memory)  # what is left of it
     home = VerifyHome(catalog, shape.count, result)
     places = backend_places(members)

@@ -1,0 +1,70 @@
+"""How many workers of each kind an ingest has: from the cores, the memory, and what the last like run saw."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
+from manifests.errors import UsageError
+from manifests.log import Run
+from pipeline.filestore import FileStore
+from pipeline.ingest.mix import observed_mix
+from pipeline.topology import Mix, available_cores, ingest_shape
+
+CONFIG = StoreConfig(uuid.UUID(int=1), 0, ECScheme(), ChunkerSpec(), CodecSpec(), 32 << 20)
+
+
+def run_of(host: str, codec: str, **busy: float) -> Run:
+    return Run(uuid.UUID(int=7), "", {"host": host, "compression": codec, "busy": busy})
+
+
+def test_one_of_each_on_two_cores_more_where_there_are_many() -> None:
+    small, large = (ingest_shape(CONFIG, cores, 64 << 30, None) for cores in (2, 64))
+    assert (small.readers, small.compressors, small.writers) == (1, 2, 1)
+    assert (large.readers, large.compressors, large.writers) == (8, 64, 4)
+
+
+def test_a_stage_that_was_slow_gets_more_workers() -> None:
+    runs = [
+        run_of("here", "zstd:3", read=1, chunk=3, compress=8, encode=1, write=1),
+        run_of("there", "zstd:3", read=9, chunk=9, compress=9, encode=9, write=9),
+        run_of("here", "lz4", read=9, chunk=9, compress=9, encode=9, write=9),
+        run_of("here", "zstd:3", read=1, chunk=1, compress=0.1, encode=1, write=1),
+        Run(uuid.UUID(int=8), "", {"host": "here"}),
+    ]
+    mix = observed_mix(runs, "here", "zstd:3")
+    assert mix == Mix(0.5, 0.25)
+    shape = ingest_shape(CONFIG, 16, 64 << 30, None, mix)
+    assert (shape.readers, shape.compressors, shape.writers) == (8, 16, 4)
+    assert observed_mix(runs, "elsewhere", "zstd:3") is None
+    assert Mix(9.0, 0.0).of(4) == (4, 1)
+
+
+def test_little_memory_costs_readers_before_compressors() -> None:
+    least = ingest_shape(CONFIG, 1, 64 << 30, 1).memory
+    shape = ingest_shape(CONFIG, 8, 900 << 20, None, Mix(1.0, 1.0))
+    assert shape.memory <= 900 << 20 and shape.compressors == 8 and shape.readers == 1
+    with pytest.raises(UsageError, match="at least"):
+        ingest_shape(CONFIG, 8, least // 2, None)
+
+
+def test_only_the_cores_that_a_process_may_use_count() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_a_run_notes_how_busy_its_stages_were(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(os.urandom(3 << 20))
+    with FileStore.create([tmp_path / "store"], cache=tmp_path / "cache") as store:
+        store.ingest([str(tmp_path / "source")])
+        summary = store.run().summary
+    assert summary["compression"] == "zstd:3"
+    assert summary["busy"]["compress"] > 0 and summary["busy"]["read"] > 0
