@@ -30,10 +30,8 @@ LEFT_OUT = len(INGEST_STAGES)
 RESTORE_STAGES = ("plan", "fetch", "decompress", "verify", "assemble")
 PLAN, FETCH, DECOMPRESS, VERIFY, ASSEMBLE = range(5)
 
-DEFAULT_MEMORY = 600 << 20
 #: Interpreter, DuckDB and pyarrow in the supervisor, with DuckDB's memory_limit, and the fork server.
 HOME_MEMORY = 260 << 20
-DUCKDB_MEMORY = 96 << 20
 #: A worker's own memory: interpreter, numpy, codecs.
 WORKER_MEMORY = 16 << 20
 

@@ -11,6 +11,7 @@ import click
 
 from manifests.errors import DrystoneError, UsageError
 from manifests.sizes import parse_size
+from pipeline.budget import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
     from pipeline.filestore import FileStore
@@ -61,8 +62,6 @@ def verbose_option(command: Decorated) -> Decorated:
 
 def resource_options(command: Decorated) -> Decorated:
     """`--workers` and `--memory`."""
-    from pipeline.topology import DEFAULT_MEMORY
-
     command = click.option(
         "--memory",
         type=SIZE,

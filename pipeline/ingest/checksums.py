@@ -19,7 +19,7 @@ from manifests import format as fmt
 from manifests.checksums import ChecksumList, ListLine
 from manifests.columns import Batch, HeapBuilder
 from manifests.errors import UsageError
-from pipeline.topology import DUCKDB_MEMORY
+from pipeline.budget import DUCKDB_MEMORY
 from stages.checklist import Listed, is_blank, parse_line
 from stages.digest import SPELLED, join_digests
 from stages.scan import Source

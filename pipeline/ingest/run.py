@@ -23,6 +23,7 @@ from manifests.log import State, make_record, utc_now, write_record
 from manifests.replicas import Replicas
 from manifests.runrows import RunRows
 from manifests.store import Members
+from pipeline.budget import DEFAULT_MEMORY
 from pipeline.ingest.adopt import adoptable
 from pipeline.ingest.checksums import ChecksumFile, ChecksumResult, Checksums
 from pipeline.ingest.collect import Collector, Tally
@@ -35,7 +36,7 @@ from pipeline.ingest.write import WriteOptions, write_station
 from pipeline.runner import run_stations
 from pipeline.station import Context, Station
 from pipeline.supervisor import SignalWatch, WorkerSpec
-from pipeline.topology import DEFAULT_MEMORY, INGEST_STAGES, LEFT_OUT, IngestShape, ingest_shape
+from pipeline.topology import INGEST_STAGES, LEFT_OUT, IngestShape, ingest_shape
 from pipeline.worker import FdHandle
 from stages.scan import Source
 from stages.select import EVERYTHING, REASONS, Selection, SelectOptions
