@@ -23,8 +23,8 @@ def imported(*line: str) -> set[str]:
 
 @cache
 def _imported(*line: str) -> set[str]:
-    done = subprocess.run([sys.executable, "-X", "importtime", *line], capture_output=True, text=True, check=True)
-    return {entry.rpartition("|")[2].strip() for entry in done.stderr.splitlines() if entry.startswith("import time:")}
+    done = subprocess.run([sys.executable, "-X", "importtime", *line], capture_output=True, check=True)
+    return {entry.rpartition("|")[2].strip() for entry in done.stderr.decode().splitlines() if entry.startswith("import time:")}
 
 
 def ours(modules: set[str]) -> set[str]:
