@@ -22,9 +22,13 @@ def imported(*line: str) -> set[str]:
 
 
 @cache
-def _imported(*line: str) -> set[str]:
-    done = subprocess.run([sys.executable, "-X", "importtime", *line], capture_output=True, check=True)
-    return {entry.rpartition("|")[2].strip() for entry in done.stderr.decode().splitlines() if entry.startswith("import time:")}
+def _imported(*command: str) -> set[str]:
+    done = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, check=True)
+    return {
+        entry.rpartition("|")[2].strip()
+        for entry in done.stderr.decode().splitlines()
+        if entry.startswith("import time:")
+    }
 
 
 def ours(modules: set[str]) -> set[str]:
