@@ -90,15 +90,14 @@ class LargeFile:
             if not count:
                 break
             at += count
-        os.lseek(self._fd, at, os.SEEK_SET)
         return at - start, at < end
 
     def _read(self, target: memoryview, at: int) -> int:
-        """Some bytes from `at`; 0 at the end."""
+        """Some bytes from `at`, where the descriptor stands; 0 at the end."""
         if self._plain:
-            return os.preadv(self._fd, [target], at)
+            return os.readv(self._fd, [target])
         self._look_ahead(at)
-        count = os.preadv(self._fd, [target[: self._seen - at]], at)
+        count = os.readv(self._fd, [target[: self._seen - at]])
         self._drop(at + count)
         return count
 
