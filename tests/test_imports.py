@@ -92,5 +92,20 @@ def test_a_program_gets_the_store_without_its_operations() -> None:
     assert not {"duckdb", "pyarrow", "numpy"} & foreign(modules)
 
 
-def test_workers_import_neither_duckdb_nor_pyarrow() -> None:
-    assert not {"duckdb", "pyarrow"} & foreign(imported("-c", "import pipeline.stations"))
+def test_an_ingest_without_lists_does_without_duckdb(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").write_bytes(b"new")
+    modules = imported(COMMAND, "-s", str(store), "ingest", str(tmp_path / "new"))
+    assert "pyarrow" in modules
+    assert not {"duckdb", "rich", "pathspec"} & foreign(modules)
+
+
+def test_workers_and_their_fork_server_import_what_stations_need() -> None:
+    modules = imported("-c", "import pipeline.stations")
+    codecs = {"blake3", "lz4", "pyeclib", "pyeclib_c", "reedsolo", "zstandard"}
+    assert foreign(modules) == {"numpy", *codecs} | foreign(imported("-c", "import pyfastcdc"))
+    supervisors = {
+        *("manifests.catalog", "manifests.log", "manifests.store", "manifests.tables", "manifests.replicas"),
+        *("pipeline.filestore", "pipeline.cli", "pipeline.ingest.run", "pipeline.restore.run", "pipeline.verify.run"),
+    }
+    assert not supervisors & modules
+    assert not {"asyncio", "http", "unittest", "email", "ssl", "importlib.metadata"} & modules
