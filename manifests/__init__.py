@@ -6,5 +6,5 @@ Nouns: a *store* has *members*, its backends (store.py, backends.py); the *log* 
 is the specification.
 
 DuckDB and pyarrow are imported here only, and not by the modules that workers use (format, config, columns, backends,
-armour, store, errors).
+armour, store, errors). What reads the log does without NumPy, too.
 """

@@ -2,7 +2,8 @@
 
 A binary record is body ‖ BLAKE3(body) ‖ Reed–Solomon parity (reedsolo, 63 bytes: 31 wrong bytes heal) ‖ zero.
 A JSON record is two lines: the record in plain JSON, and `{"armour": …}` with the BLAKE3 of the first line and
-parity over it, 32 bytes a word of 223, so that `head -1` and DuckDB's `read_json` work on it.
+parity over it, 32 bytes a word of 223, so that `head -1` and DuckDB's `read_json` work on it. What seals records is
+imported where it is used (parity.py): who only reads does without NumPy.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from functools import cache
 from itertools import islice, product
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import reedsolo
 from blake3 import blake3
 
@@ -40,42 +39,13 @@ def _codec(parity: int) -> Any:
     return reedsolo.RSCodec(parity)
 
 
-@cache
-def _products() -> npt.NDArray[np.uint8]:
-    """Products in reedsolo's field, GF(2^8) by 0x11d: 256 × 256."""
-    logs, powers, order = reedsolo.init_tables()
-    log = np.array(logs, np.int64)
-    table: npt.NDArray[np.uint8] = np.array(powers, np.uint8)[(log[:, None] + log) % order]
-    table[0], table[:, 0] = 0, 0
-    return table
-
-
-@cache
-def _place_parities(parity: int) -> npt.NDArray[np.uint8]:
-    """The parity of a 1 at each place of a message, counted from its end: places × parity bytes. Each is the one before
-    times x, and x^parity is what reedsolo makes of the last place."""
-    first = np.frombuffer(bytes(_codec(parity).encode(b"\1"))[1:], np.uint8)
-    rows = [first]
-    for _ in range(254 - parity):
-        shifted = np.append(rows[-1][1:], np.uint8(0))
-        rows.append(shifted ^ _products()[rows[-1][0], first])
-    return np.array(rows)
-
-
-def _parity_of(message: bytes, parity: int) -> bytes:
-    """The parity of a message of up to 255 − parity bytes. It is what reedsolo encodes, bit for bit, but reedsolo takes
-    a millisecond for it, and each shard has a record: the code is linear, so it is a sum over the message's bytes."""
-    values = np.frombuffer(message, np.uint8)[::-1]
-    places = _place_parities(parity)[: len(values)]
-    sums: npt.NDArray[np.uint8] = np.bitwise_xor.reduce(_products()[values[:, None], places], axis=0)
-    return sums.tobytes()
-
-
 def seal_record(body: bytes) -> bytes:
     """Armoured form of `body` (at most RECORD_BODY bytes, zero-padded): RECORD_SIZE bytes."""
+    from manifests.parity import parity_of
+
     padded = body.ljust(fmt.RECORD_BODY, b"\0")
     sealed = padded + blake3(padded).digest()
-    return sealed + _parity_of(sealed, fmt.RECORD_PARITY) + b"\0"
+    return sealed + parity_of(sealed, fmt.RECORD_PARITY) + b"\0"
 
 
 def open_record(sealed: bytes, heal: bool = True) -> tuple[bytes, bool]:
@@ -105,10 +75,12 @@ def seal_json(record: dict[str, Any]) -> bytes:
 def seal_line(line: bytes) -> bytes:
     """`line`, and its armour as a second one of fixed layout: its length follows from that of `line`, so that a reader
     finds every part of a rotten file by the length of the file alone."""
+    from manifests.parity import parity_of
+
     digest = blake3(line).digest()
     message = line + digest
     words = (message[i : i + _JSON_WORD] for i in range(0, len(message), _JSON_WORD))
-    parity = b"".join(_parity_of(word, JSON_PARITY) for word in words)
+    parity = b"".join(parity_of(word, JSON_PARITY) for word in words)
     return b"".join((line, _BEFORE_DIGEST, digest.hex().encode(), _BEFORE_PARITY, base64.b85encode(parity), _END))
 
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from manifests.errors import DrystoneError, Unreadable
 from manifests.log import State
 from manifests.replicas import Replicas
-from manifests.schema import CHANGED_TABLES, SCHEMAS
+from manifests.schema import CHANGED_TABLES, COLUMNS, duckdb_columns
 
 BATCH_ROWS = 16 << 10
 
@@ -76,7 +75,7 @@ class Catalog:
             if paths:
                 self.execute(f"CREATE VIEW {table} AS {self._reading(table, paths)}")
             else:
-                self._make_table(table, SCHEMAS[table].empty_table())
+                self.execute(f"CREATE TABLE {table} ({duckdb_columns(table)})")
             self._made.add(table)
         if self.lost and not spare:
             raise Unreadable("; ".join(self.lost))
@@ -85,30 +84,35 @@ class Catalog:
         """A query for all rows of some files; columns that old ones lack are null. Files of each age are read by
         themselves: with DuckDB's union_by_name every query would open every file before it reads one (1,000 files:
         0.11 s instead of 0.01 for one row)."""
-        now = tuple(SCHEMAS[table].names)
+        now = tuple(name for name, _, _ in COLUMNS[table])
+        columns = self._columns_of(paths) if table in CHANGED_TABLES else {}
         ages: dict[tuple[str, ...], list[str]] = {}
         for path in paths:
-            names = tuple(pq.read_schema(path).names) if table in CHANGED_TABLES else now
-            ages.setdefault(names, []).append("'" + path.replace("'", "''") + "'")
+            ages.setdefault(columns.get(path, now), []).append("'" + path.replace("'", "''") + "'")
         parts = [f"SELECT * FROM read_parquet([{', '.join(listed)}])" for listed in ages.values()]
         if set(ages) != {now}:
-            self._make_table(f"no_{table}", SCHEMAS[table].empty_table())
+            self.execute(f"CREATE TABLE no_{table} ({duckdb_columns(table)})")
             parts.append(f"SELECT * FROM no_{table}")
         return " UNION ALL BY NAME ".join(parts)
 
+    def _columns_of(self, paths: list[str]) -> dict[str, tuple[str, ...]]:
+        """Path → columns of Parquet files, in their order."""
+        query = "SELECT file_name, name FROM parquet_schema(?) WHERE type IS NOT NULL"  # the root has no type
+        columns: dict[str, tuple[str, ...]] = {}
+        for path, name in self.tuples(query, [paths]):
+            columns[path] = (*columns.get(path, ()), name)
+        return columns
+
     def use_all(self) -> None:
         """Make all views, `runs` too: what a notebook starts with."""
-        self.use(*SCHEMAS)
-        rows = [
-            {"run": run.run_id.bytes, "id": str(run.run_id), "time": run.time, "summary": json.dumps(run.summary)}
-            for run in self._state.runs
-        ]
-        schema = pa.schema(
-            [("run", pa.binary(16)), ("id", pa.string()), ("time", pa.string()), ("summary", pa.string())]
-        )
-        if "runs" not in self._made:
-            self._make_table("runs", pa.Table.from_pylist(rows, schema=schema))
-            self._made.add("runs")
+        self.use(*COLUMNS)
+        if "runs" in self._made:
+            return
+        self.execute("CREATE TABLE runs (run BLOB, id VARCHAR, time VARCHAR, summary VARCHAR)")
+        for run in self._state.runs:
+            row = [run.run_id.bytes, str(run.run_id), run.time, json.dumps(run.summary)]
+            self.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", row)
+        self._made.add("runs")
 
     def _make_table(self, name: str, content: Any) -> None:
         """A table with this content, which cursors see, too."""
@@ -134,10 +138,28 @@ class Catalog:
         except duckdb.Error as error:
             raise DrystoneError(f"querying the manifests failed: {error}") from error
 
+    def tuples(self, query: str, parameters: list[Any] | None = None) -> Iterator[tuple[Any, ...]]:
+        """Result rows, streamed, and without pyarrow; several results may be under way."""
+        with self._cursor(query, parameters) as cursor:
+            while rows := cursor.fetchmany(BATCH_ROWS):
+                yield from rows
+
     def rows(self, query: str, parameters: list[Any] | None = None) -> Iterator[dict[str, Any]]:
-        """Result rows as dicts, streamed."""
-        for batch in self.batches(query, parameters):
-            yield from batch.to_pylist()
+        """Result rows as dicts, as `tuples` gives them."""
+        with self._cursor(query, parameters) as cursor:
+            names = [column[0] for column in cursor.description]
+            while rows := cursor.fetchmany(BATCH_ROWS):
+                for row in rows:
+                    yield dict(zip(names, row, strict=True))
+
+    @contextmanager
+    def _cursor(self, query: str, parameters: list[Any] | None) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor over a query's result. Raises DrystoneError, also for what goes wrong while rows are fetched."""
+        try:
+            with self.connection.cursor() as cursor:
+                yield cursor.execute(query, parameters or [])
+        except duckdb.Error as error:
+            raise DrystoneError(f"querying the manifests failed: {error}") from error
 
     def one(self, query: str, parameters: list[Any] | None = None) -> dict[str, Any]:
         """The only result row."""

@@ -17,7 +17,8 @@ from manifests import format as fmt
 from manifests.catalog import Catalog
 from manifests.columns import PIECE_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY, digest_column
-from manifests.plan import HAS_BYTES, NONSENSE, places_of, to_batch
+from manifests.places import HAS_BYTES, places_of
+from manifests.plan import NONSENSE, to_batch
 
 #: A content of more chunks than this is read by a task after the other; the others are several to a task.
 LARGE = 2048

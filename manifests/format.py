@@ -1,13 +1,20 @@
 """Constants of the on-disk format; FORMAT.md defines them, and a test holds the two together.
 
-All integers are little-endian. NumPy dtypes here are packed, so their bytes are the format.
+All integers are little-endian. NumPy dtypes here are packed, so their bytes are the format. They are made when they are
+asked for: to import NumPy takes longer than what many commands do.
 """
 
 from __future__ import annotations
 
 import struct
+import typing
 
-import numpy as np
+if typing.TYPE_CHECKING:
+    import numpy as np
+
+    BLOCK_DTYPE: np.dtype[np.void]
+    CHUNK_DTYPE: np.dtype[np.void]
+    EXTENT_DTYPE: np.dtype[np.void]
 
 FORMAT_NAME = "drystone"
 
@@ -47,27 +54,10 @@ CODEC_NONE = 0
 CODEC_LZ4 = 1
 CODEC_ZSTD = 2
 
-#: cipher, key epoch, nonce and tag are reserved: zero.
-BLOCK_DTYPE = np.dtype(
-    [
-        ("offset", "<u8"),
-        ("stored", "<u4"),
-        ("raw", "<u4"),
-        ("codec", "u1"),
-        ("cipher", "u1"),
-        ("key_epoch", "<u4"),
-        ("nonce", "u1", (24,)),
-        ("tag", "u1", (16,)),
-    ]
-)
-CHUNK_DTYPE = np.dtype([("id", "u1", (32,)), ("block", "<u4"), ("offset", "<u4"), ("length", "<u4")])
-
 CONTENT_NONE = 0  # no content: a directory, a link, an empty file, an object that was not read
 CONTENT_CHUNK = 1  # one chunk at offset 0: the content id is the chunk id, and there are no extents rows
 CONTENT_EXTENTS = 2  # rows of the extents table
 CONTENT_DOMAIN = b"drystone content v1\x00"
-#: per extent: offset, length, chunk id
-EXTENT_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("id", "u1", (32,))])
 
 KINDS = ("file", "directory", "symlink", "fifo", "chardev", "blockdev", "socket", "stream", "unknown")
 
@@ -76,3 +66,33 @@ KINDS = ("file", "directory", "symlink", "fifo", "chardev", "blockdev", "socket"
 DIGESTS = {"blake3": 32, "md5": 16, "sha1": 20, "sha256": 32, "sha512": 64}
 
 TABLES = ("objects", "extents", "chunks", "blocks", "packs", "shards", "scrubs")
+
+_LAYOUTS: dict[str, list[typing.Any]] = {
+    # cipher, key epoch, nonce and tag are reserved: zero
+    "BLOCK_DTYPE": [
+        ("offset", "<u8"),
+        ("stored", "<u4"),
+        ("raw", "<u4"),
+        ("codec", "u1"),
+        ("cipher", "u1"),
+        ("key_epoch", "<u4"),
+        ("nonce", "u1", (24,)),
+        ("tag", "u1", (16,)),
+    ],
+    "CHUNK_DTYPE": [("id", "u1", (32,)), ("block", "<u4"), ("offset", "<u4"), ("length", "<u4")],
+    # what a content id is the hash of
+    "EXTENT_DTYPE": [("offset", "<u8"), ("length", "<u4"), ("id", "u1", (32,))],
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAYOUTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import numpy as np
+
+    made = globals()[name] = np.dtype(_LAYOUTS[name])
+    return made
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAYOUTS})

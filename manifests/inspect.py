@@ -16,7 +16,8 @@ from manifests.columns import PLAN_DTYPE, Batch
 from manifests.directories import SUMS
 from manifests.errors import BackendError, CorruptRecord
 from manifests.log import Log, State
-from manifests.plan import BLOCK_AND_PACK, HAS_BYTES, SOUND, sound_rows, to_batch
+from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND
+from manifests.plan import sound_rows, to_batch
 from manifests.store import BACKEND_KEY, STORE_KEY, Member, Members
 
 

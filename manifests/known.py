@@ -1,4 +1,7 @@
-"""Ids that a store holds already, streamed from its manifests for the dedupe index."""
+"""Ids that a store holds already, streamed from its manifests for the dedupe index.
+
+pyarrow is imported when they are read: an ingest does so while its workers begin.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from manifests import format as fmt
 from manifests.log import State
@@ -24,6 +25,8 @@ def count_rows(state: State, table: str) -> int:
 
 def chunk_ids(state: State, replicas: Replicas) -> Iterator[Ids]:
     """Ids (n × 32 bytes) of all chunks in the manifests."""
+    import pyarrow.parquet as pq
+
     for path in replicas.paths(state.files("chunks")):
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=["chunk_id"]):
@@ -32,12 +35,14 @@ def chunk_ids(state: State, replicas: Replicas) -> Iterator[Ids]:
 
 def content_ids(state: State, replicas: Replicas) -> Iterator[Ids]:
     """Ids (n × 32 bytes, some twice) of the contents that have rows in the extents table."""
+    import pyarrow.parquet as pq
+
     for path in replicas.paths(state.files("objects")):
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=["content_kind", "content_id"]):
-                ids = batch.column(1).filter(pc.equal(batch.column(0), fmt.CONTENT_EXTENTS))
-                if len(ids):
-                    yield _ids(ids)
+                wanted = batch.column(0).to_numpy(zero_copy_only=False) == fmt.CONTENT_EXTENTS
+                if wanted.any():
+                    yield _ids(batch.column(1))[wanted]
 
 
 def _ids(column: object) -> Ids:
@@ -48,6 +53,8 @@ def _ids(column: object) -> Ids:
 
 def pack_ids(state: State, replicas: Replicas, among: set[uuid.UUID]) -> set[uuid.UUID]:
     """Which of the packs `among` the manifests name."""
+    import pyarrow.parquet as pq
+
     found: set[uuid.UUID] = set()
     for path in replicas.paths(state.files("packs")):
         with pq.ParquetFile(path) as file:

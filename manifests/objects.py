@@ -5,14 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
-from manifests.columns import PLAN_DTYPE, Batch
 from manifests.errors import NotFound, Unreadable, UsageError
 from manifests.fixity import digest_column
-from manifests.plan import BLOCK_AND_PACK, CONTENT_KINDS, SOUND, places_of, sound_rows, to_batch
+from manifests.places import BLOCK_AND_PACK, CONTENT_KINDS, SOUND, places_of
 
 _COLUMNS = (
     "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, "
@@ -66,8 +65,7 @@ def object_digests(catalog: Catalog, run: uuid.UUID, path: bytes, name: str) -> 
         SELECT path, {digest_column(name)} AS digest FROM objects
         WHERE run = ? AND kind IN ('file', 'stream') AND {condition} ORDER BY row
     """
-    for batch in catalog.batches(query, [run.bytes, *parameters]):
-        yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
+    yield from catalog.tuples(query, [run.bytes, *parameters])
 
 
 def find_object(catalog: Catalog, run: uuid.UUID, path: bytes) -> ObjectInfo:
@@ -93,9 +91,27 @@ def require_content(info: ObjectInfo) -> None:
         )
 
 
-def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int) -> Iterator[Batch]:
-    """PLAN_DTYPE batches of the chunks that overlap a range of an object, by place in the object; the columns that
-    describe objects are zero. Streams."""
+class ChunkPlace(NamedTuple):
+    """Where a chunk lies: pack (its lengths in bytes), block, place in it; and where it belongs in its content."""
+
+    pack_id: bytes
+    k: int
+    m: int
+    payload: int
+    shard_length: int
+    block: int
+    block_offset: int
+    stored: int
+    raw: int
+    codec: int
+    chunk_offset: int
+    length: int
+    chunk_id: bytes
+    file_offset: int
+
+
+def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int) -> Iterator[ChunkPlace]:
+    """The chunks that overlap a range of an object, by place in the object. Streams. Raises Unreadable."""
     catalog.use("extents", "chunks", "blocks", "packs", spare=True)
     pieces = "SELECT 0::UBIGINT AS file_offset, ?::BLOB AS chunk_id"
     parameters: list[Any] = [info.content_id]
@@ -113,5 +129,9 @@ def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int
         FROM pieces pc JOIN places pl USING (chunk_id) {BLOCK_AND_PACK}
         ORDER BY pc.file_offset
     """
-    for batch in catalog.batches(query, parameters):
-        yield to_batch(sound_rows(batch), PLAN_DTYPE, {})
+    for *row, sound in catalog.tuples(query, parameters):
+        if sound:
+            place = ChunkPlace(*row)
+            if (len(place.pack_id), len(place.chunk_id)) != (16, 32):
+                raise Unreadable("the manifests hold an id of a wrong length; see: drystone verify --data")
+            yield place

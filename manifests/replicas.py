@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from manifests.backends import BackendStorage, LocalDirectory
 from manifests.errors import BackendError, KeyNotFound, Unreadable
 from manifests.log import ManifestFile
 from manifests.store import Members
-from manifests.vote import mend_by_vote
 
 _SECTOR = 4096
 
@@ -55,7 +53,7 @@ class CheckedFiles:
         """Write the memory out; a cache that can't be written is done without."""
         if not self._changed:
             return
-        temp = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}")
+        temp = self._path.with_name(f"{self._path.name}.{os.urandom(4).hex()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temp.write_text(json.dumps(self._seen))
@@ -120,7 +118,7 @@ class Replicas:
         if target.exists() and _digest(mended, f"{file.table}/{file.name}") == file.blake3:
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        temp = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
+        temp = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
         try:
             with open(temp, "wb") as out:
                 for number, offset in enumerate(range(0, file.size, fmt.SLICE_SIZE)):
@@ -145,6 +143,8 @@ class Replicas:
                 return piece
             if piece:
                 copies.append(piece)
+        from manifests.vote import mend_by_vote  # brings NumPy along
+
         mended = mend_by_vote(copies, length, is_right)
         if mended is None:
             raise Unreadable(

@@ -3,105 +3,103 @@
 Ids are fixed-size binaries. `objects` is keyed by (run, row), `extents` by (content_id, offset), `chunks` by
 (chunk_id, pack_id), `blocks` by (pack_id, block), `packs` by pack_id, `shards` by (pack_id, shard), `scrubs` by
 (time, pack_id, shard). Readers drop rows with equal keys.
+
+Types are FORMAT.md's, which spells a dictionary of strings as string. `SCHEMAS`, as pyarrow has them, is made when it
+is asked for: who only reads tables with DuckDB does without pyarrow.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    SCHEMAS: dict[str, Any]
 
-ID16 = pa.binary(16)
-ID32 = pa.binary(32)
-
-_COLUMNS: dict[str, list[tuple[str, Any, str]]] = {
+#: Table → columns: name, type, what it holds.
+COLUMNS: dict[str, list[tuple[str, str, str]]] = {
     "objects": [
-        ("run", ID16, "run that archived the object"),
-        ("row", pa.uint64(), "number of the object within the run, in reading order"),
-        ("path", pa.binary(), "path below the run's root, raw bytes, '/' between parts"),
-        ("kind", pa.dictionary(pa.int8(), pa.string()), "file, directory, symlink, fifo, …"),
-        ("size", pa.uint64(), "length of the content in bytes"),
-        ("content_kind", pa.uint8(), "0 no content, 1 one chunk, 2 rows of the extents table"),
-        ("content_id", ID32, "chunk id (content_kind 1) or digest over the extents (2), null for none"),
-        ("digest", ID32, "BLAKE3-256 of the whole content, null where there is none"),
-        ("md5", pa.binary(16), "MD5 of the whole content, null where it was not asked for"),
-        ("sha1", pa.binary(20), "SHA-1 of the whole content, null where it was not asked for"),
-        ("sha256", pa.binary(32), "SHA-256 of the whole content, null where it was not asked for"),
-        ("sha512", pa.binary(64), "SHA-512 of the whole content, null where it was not asked for"),
-        ("target", pa.binary(), "target of a symlink, null for others"),
-        ("mode", pa.uint32(), "st_mode"),
-        ("uid", pa.uint32(), "owner"),
-        ("gid", pa.uint32(), "group"),
-        ("user_name", pa.dictionary(pa.int32(), pa.string()), "name of the owner on the source machine, null if none"),
-        ("group_name", pa.dictionary(pa.int32(), pa.string()), "name of the group on the source machine, null if none"),
-        ("mtime_ns", pa.int64(), "modification time, ns since 1970"),
-        ("ctime_ns", pa.int64(), "change time, ns since 1970"),
-        ("device", pa.uint64(), "st_dev"),
-        ("inode", pa.uint64(), "st_ino"),
-        ("links", pa.uint32(), "st_nlink: names that the object had, in the archive or not"),
-        ("rdev", pa.uint64(), "device number of a device node, null for others"),
-        ("xattrs", pa.binary(), "extended attributes, packed as below, null for none"),
-        ("holes", pa.binary(), "holes of a sparse file: offset u64 and length u64 of each, in order, null for none"),
-        ("error", pa.string(), "why the object is incomplete, null when it is whole"),
-        ("clean", pa.bool_(), "the file was quiet while and 2 s before it was read, so stat tells whether it changed"),
+        ("run", "binary(16)", "run that archived the object"),
+        ("row", "uint64", "number of the object within the run, in reading order"),
+        ("path", "binary", "path below the run's root, raw bytes, '/' between parts"),
+        ("kind", "dictionary(int8)", "file, directory, symlink, fifo, …"),
+        ("size", "uint64", "length of the content in bytes"),
+        ("content_kind", "uint8", "0 no content, 1 one chunk, 2 rows of the extents table"),
+        ("content_id", "binary(32)", "chunk id (content_kind 1) or digest over the extents (2), null for none"),
+        ("digest", "binary(32)", "BLAKE3-256 of the whole content, null where there is none"),
+        ("md5", "binary(16)", "MD5 of the whole content, null where it was not asked for"),
+        ("sha1", "binary(20)", "SHA-1 of the whole content, null where it was not asked for"),
+        ("sha256", "binary(32)", "SHA-256 of the whole content, null where it was not asked for"),
+        ("sha512", "binary(64)", "SHA-512 of the whole content, null where it was not asked for"),
+        ("target", "binary", "target of a symlink, null for others"),
+        ("mode", "uint32", "st_mode"),
+        ("uid", "uint32", "owner"),
+        ("gid", "uint32", "group"),
+        ("user_name", "dictionary(int32)", "name of the owner on the source machine, null if none"),
+        ("group_name", "dictionary(int32)", "name of the group on the source machine, null if none"),
+        ("mtime_ns", "int64", "modification time, ns since 1970"),
+        ("ctime_ns", "int64", "change time, ns since 1970"),
+        ("device", "uint64", "st_dev"),
+        ("inode", "uint64", "st_ino"),
+        ("links", "uint32", "st_nlink: names that the object had, in the archive or not"),
+        ("rdev", "uint64", "device number of a device node, null for others"),
+        ("xattrs", "binary", "extended attributes, packed as below, null for none"),
+        ("holes", "binary", "holes of a sparse file: offset u64 and length u64 of each, in order, null for none"),
+        ("error", "string", "why the object is incomplete, null when it is whole"),
+        ("clean", "bool", "the file was quiet while and 2 s before it was read, so stat tells whether it changed"),
     ],
     "extents": [
-        ("content_id", ID32, "the content"),
-        ("offset", pa.uint64(), "place of the chunk in the content, bytes"),
-        ("length", pa.uint32(), "length of the chunk, bytes"),
-        ("chunk_id", ID32, "the chunk"),
+        ("content_id", "binary(32)", "the content"),
+        ("offset", "uint64", "place of the chunk in the content, bytes"),
+        ("length", "uint32", "length of the chunk, bytes"),
+        ("chunk_id", "binary(32)", "the chunk"),
     ],
     "chunks": [
-        ("chunk_id", ID32, "BLAKE3-256 of the plain bytes"),
-        ("pack_id", ID16, "pack that holds it"),
-        ("block", pa.uint32(), "block within the pack"),
-        ("offset", pa.uint32(), "place in the decompressed block, bytes"),
-        ("length", pa.uint32(), "length, bytes"),
+        ("chunk_id", "binary(32)", "BLAKE3-256 of the plain bytes"),
+        ("pack_id", "binary(16)", "pack that holds it"),
+        ("block", "uint32", "block within the pack"),
+        ("offset", "uint32", "place in the decompressed block, bytes"),
+        ("length", "uint32", "length, bytes"),
     ],
     "blocks": [
-        ("pack_id", ID16, "pack"),
-        ("block", pa.uint32(), "number within the pack"),
-        ("offset", pa.uint64(), "place in the pack's payload, bytes"),
-        ("stored", pa.uint32(), "length as stored, bytes"),
-        ("raw", pa.uint32(), "length decompressed, bytes"),
-        ("codec", pa.uint8(), "0 none, 1 lz4 block, 2 zstd frame"),
+        ("pack_id", "binary(16)", "pack"),
+        ("block", "uint32", "number within the pack"),
+        ("offset", "uint64", "place in the pack's payload, bytes"),
+        ("stored", "uint32", "length as stored, bytes"),
+        ("raw", "uint32", "length decompressed, bytes"),
+        ("codec", "uint8", "0 none, 1 lz4 block, 2 zstd frame"),
     ],
     "packs": [
-        ("pack_id", ID16, "pack"),
-        ("run", ID16, "run that wrote it"),
-        ("kind", pa.uint8(), "1 data"),
-        ("k", pa.uint8(), "data shards"),
-        ("m", pa.uint8(), "parity shards"),
-        ("payload", pa.uint64(), "blocks and directory, bytes"),
-        ("shard_length", pa.uint64(), "data bytes of each shard"),
-        ("directory_offset", pa.uint64(), "place of the directory in the payload"),
-        ("directory_stored", pa.uint32(), "length of the directory as stored"),
-        ("directory_raw", pa.uint32(), "length of the directory decompressed"),
-        ("directory_codec", pa.uint8(), "codec of the directory"),
-        ("blocks", pa.uint32(), "number of blocks"),
-        ("chunks", pa.uint32(), "number of chunks"),
-        ("raw", pa.uint64(), "sum of the blocks' decompressed lengths"),
+        ("pack_id", "binary(16)", "pack"),
+        ("run", "binary(16)", "run that wrote it"),
+        ("kind", "uint8", "1 data"),
+        ("k", "uint8", "data shards"),
+        ("m", "uint8", "parity shards"),
+        ("payload", "uint64", "blocks and directory, bytes"),
+        ("shard_length", "uint64", "data bytes of each shard"),
+        ("directory_offset", "uint64", "place of the directory in the payload"),
+        ("directory_stored", "uint32", "length of the directory as stored"),
+        ("directory_raw", "uint32", "length of the directory decompressed"),
+        ("directory_codec", "uint8", "codec of the directory"),
+        ("blocks", "uint32", "number of blocks"),
+        ("chunks", "uint32", "number of chunks"),
+        ("raw", "uint64", "sum of the blocks' decompressed lengths"),
     ],
     "shards": [
-        ("pack_id", ID16, "pack"),
-        ("shard", pa.uint8(), "index: 0 to k−1 data, then parity"),
-        ("backend", pa.uint16(), "number of the backend where it was first put"),
-        ("size", pa.uint64(), "length of the shard file, bytes"),
-        ("present", pa.bool_(), "whether it was written; false where the backend failed during the run"),
+        ("pack_id", "binary(16)", "pack"),
+        ("shard", "uint8", "index: 0 to k−1 data, then parity"),
+        ("backend", "uint16", "number of the backend where it was first put"),
+        ("size", "uint64", "length of the shard file, bytes"),
+        ("present", "bool", "whether it was written; false where the backend failed during the run"),
     ],
     "scrubs": [
-        ("time", pa.int64(), "when, ns since 1970"),
-        ("pack_id", ID16, "pack"),
-        ("shard", pa.uint8(), "index of the shard"),
-        ("backend", pa.uint16(), "number of the backend it was found on"),
-        ("bad_cells", pa.uint32(), "cells whose checksum failed"),
-        ("missing", pa.bool_(), "the shard was not there"),
+        ("time", "int64", "when, ns since 1970"),
+        ("pack_id", "binary(16)", "pack"),
+        ("shard", "uint8", "index of the shard"),
+        ("backend", "uint16", "number of the backend it was found on"),
+        ("bad_cells", "uint32", "cells whose checksum failed"),
+        ("missing", "bool", "the shard was not there"),
     ],
-}
-
-SCHEMAS: dict[str, Any] = {
-    table: pa.schema([pa.field(name, kind, metadata={"doc": doc}) for name, kind, doc in columns])
-    for table, columns in _COLUMNS.items()
 }
 
 #: Tables of which files of earlier versions have other columns: what they lack reads as null.
@@ -127,3 +125,49 @@ KEYS: dict[str, tuple[str, ...]] = {
     "shards": ("pack_id", "shard"),
     "scrubs": ("time", "pack_id", "shard"),
 }
+
+_BINARY = re.compile(r"binary\((\d+)\)")
+_DICTIONARY = re.compile(r"dictionary\((\w+)\)")
+_DUCKDB = {
+    "uint8": "UTINYINT",
+    "uint16": "USMALLINT",
+    "uint32": "UINTEGER",
+    "uint64": "UBIGINT",
+    "int64": "BIGINT",
+    "bool": "BOOLEAN",
+}
+
+
+def duckdb_columns(table: str) -> str:
+    """The columns of a table as DuckDB declares them."""
+    declared = []
+    for name, kind, _ in COLUMNS[table]:
+        default = "BLOB" if kind.startswith("binary") else "VARCHAR"
+        declared.append(f'"{name}" {_DUCKDB.get(kind, default)}')
+    return ", ".join(declared)
+
+
+def _arrow_type(kind: str) -> Any:
+    import pyarrow as pa
+
+    if match := _BINARY.fullmatch(kind):
+        return pa.binary(int(match[1]))
+    if match := _DICTIONARY.fullmatch(kind):
+        return pa.dictionary(pa.type_for_alias(match[1]), pa.string())
+    return pa.type_for_alias(kind)
+
+
+def _schemas() -> dict[str, Any]:
+    import pyarrow as pa
+
+    return {
+        table: pa.schema([pa.field(name, _arrow_type(kind), metadata={"doc": doc}) for name, kind, doc in columns])
+        for table, columns in COLUMNS.items()
+    }
+
+
+def __getattr__(name: str) -> object:
+    if name != "SCHEMAS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = globals()[name] = _schemas()
+    return made

@@ -26,7 +26,7 @@ from manifests.errors import CorruptRecord, NotFound
 from manifests.log import Run
 from manifests.objects import list_objects
 from manifests.xattrs import FOR_EVERYBODY, read_xattrs, unpack_xattrs
-from pipeline.topology import available_cores
+from pipeline.budget import available_cores
 from stages.digest import read_pieces
 from stages.read import FolderCache, open_below
 from stages.scan import KIND, Source, scan

@@ -3,45 +3,47 @@
 with FileStore.create(["archive"]) as store:
     run = store.ingest(["/usr/share/doc"])
     store.restore(f"{run.run_id}:doc/bash", "restored")
+
+Each operation imports what it needs: `drystone runs` is over before DuckDB, pyarrow and NumPy would be loaded.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from manifests import log as storelog
 from manifests import store as membership
-from manifests.catalog import Catalog
 from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
 from manifests.errors import NotFound, UnsupportedFormat
-from manifests.inspect import StoreStats, store_stats
 from manifests.log import Run, State
-from manifests.objects import ObjectInfo, find_object, list_objects, object_digests
-from manifests.plan import PlanTotals
 from manifests.replicas import Replicas
 from manifests.store import Members
-from pipeline.compare import Comparison, compare
-from pipeline.ingest.run import IngestOptions, IngestResult, ingest
-from pipeline.ingest.sources import gather
-from pipeline.ingest.survey import Survey, survey
-from pipeline.packreader import ReadFigures
-from pipeline.ranges import RangeReader
-from pipeline.restore.run import RestoreRequest, RestoreResult, backend_places, restore
-from pipeline.topology import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
-from pipeline.verify.run import VerifyResult, verify
-from stages.assemble import ByteRange
+from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 
-Tick = Callable[[npt.NDArray[np.uint64]], None]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from manifests.catalog import Catalog
+    from manifests.inspect import StoreStats
+    from manifests.objects import ObjectInfo
+    from manifests.plan import PlanTotals
+    from pipeline.compare import Comparison
+    from pipeline.ingest.run import IngestOptions, IngestResult
+    from pipeline.ingest.survey import Survey
+    from pipeline.packreader import ReadFigures
+    from pipeline.restore.run import RestoreRequest, RestoreResult
+    from pipeline.verify.run import VerifyResult
+    from stages.assemble import ByteRange
+
+    Tick = Callable[[npt.NDArray[np.uint64]], None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class FileStore:
         self.state = state
         self._cache = cache / str(members.config.store_id)
         self.replicas = Replicas(members, self._cache)
-        self._scratch = self._cache / f"tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        self._scratch = self._cache / f"tmp-{os.getpid()}-{os.urandom(4).hex()}"
         self._catalog: Catalog | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -96,7 +98,7 @@ class FileStore:
         """
         config = StoreConfig(
             uuid.uuid4(),
-            secrets.randbits(63),
+            int.from_bytes(os.urandom(8), "little") >> 1,
             scheme or ECScheme(),
             chunker or ChunkerSpec(),
             codec or CodecSpec(),
@@ -136,6 +138,8 @@ class FileStore:
     def catalog(self) -> Catalog:
         """DuckDB over the manifests; `catalog.use_all()` makes a view of each table."""
         if self._catalog is None:
+            from manifests.catalog import Catalog
+
             self._catalog = Catalog(
                 self.state,
                 self.replicas,
@@ -164,6 +168,9 @@ class FileStore:
     ) -> IngestResult:
         """Archive files, directories or standard input (`-`) as one run. Raises what kept it from being committed;
         skipped items are in the result."""
+        from pipeline.ingest.run import IngestOptions, ingest
+        from pipeline.ingest.sources import gather
+
         if self.config.read_only:
             raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
         options = options or IngestOptions()
@@ -184,6 +191,10 @@ class FileStore:
     ) -> Survey:
         """What `ingest` with the same arguments would archive; neither reads files nor writes anything. `on_left_out`
         hears of each path that is left out, and why."""
+        from pipeline.ingest.run import IngestOptions
+        from pipeline.ingest.sources import gather
+        from pipeline.ingest.survey import survey
+
         options = options or IngestOptions()
         with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
             self.members.require_writable()
@@ -199,6 +210,8 @@ class FileStore:
 
     def list(self, selection: str = "", *, recursive: bool = False) -> Iterator[ObjectInfo]:
         """Objects at and below `RUN[:PATH]`, streamed. Raises NotFound when there is none."""
+        from manifests.objects import list_objects
+
         chosen = Selection.parse(selection)
         run = self.run(chosen.run)
         found = False
@@ -211,6 +224,8 @@ class FileStore:
     def digests(self, selection: str = "", name: str = "blake3") -> Iterator[tuple[bytes, bytes | None]]:
         """(path, digest) of the files at and below `RUN[:PATH]`, streamed; `name` as in fmt.DIGESTS. None where the run
         did not record it. Raises NotFound when there is no such path."""
+        from manifests.objects import find_object, object_digests
+
         chosen = Selection.parse(selection)
         run = self.run(chosen.run).run_id
         if chosen.path:
@@ -227,6 +242,8 @@ class FileStore:
         on_tick: Tick | None = None,
     ) -> RestoreResult:
         """Restore `RUN[:PATH]` into the directory `to`: `RUN` makes `to/<base>`, `RUN:<base>/x` makes `to/x`."""
+        from pipeline.restore.run import RestoreRequest, restore
+
         chosen = Selection.parse(selection)
         request = replace(request or RestoreRequest(""), to=os.path.abspath(to))
         run = self.run(chosen.run)
@@ -237,16 +254,24 @@ class FileStore:
     ) -> Iterator[bytes]:
         """The bytes of one object, or of a range of it, piece by piece; only the blocks that hold them are read.
         `figures`, when given, counts the reads."""
+        from manifests.objects import find_object
+        from pipeline.ranges import RangeReader
+        from pipeline.shardfiles import ShardSource
+        from stages.assemble import ByteRange
+
         chosen = Selection.parse(selection)
         info = find_object(self.catalog, self.run(chosen.run).run_id, chosen.path)
         offset, length = (byte_range or ByteRange(0, None)).resolve(info.size)
-        source = backend_places(self.members).source()
+        storages = {number: member.storage for number, member in self.members.present.items()}
+        source = ShardSource(self.config.store_id, storages, [info.number for info in self.members.all])
         if figures is not None:
             source.figures = figures
         return RangeReader(self.catalog, source).read(info, offset, length)
 
     def compare(self, selection: str, directory: str | Path, *, data: bool = False) -> Comparison:
         """Compare `RUN[:PATH]` with a directory; `data`: read the files, too. Iterate over the answer."""
+        from pipeline.compare import compare
+
         chosen = Selection.parse(selection)
         return compare(self.catalog, self.run(chosen.run), chosen.path, os.fspath(directory), data=data)
 
@@ -257,6 +282,8 @@ class FileStore:
 
     def stats(self) -> StoreStats:
         """Sums over the store."""
+        from manifests.inspect import store_stats
+
         return store_stats(self.catalog, self.state)
 
     def verify(
@@ -269,6 +296,8 @@ class FileStore:
         on_tick: Tick | None = None,
     ) -> VerifyResult:
         """Check records, manifests and the presence of shards; with `data`, every cell checksum and every chunk id."""
+        from pipeline.verify.run import verify
+
         return verify(
             self.members, self.log, self.state, self.catalog,
             data=data, workers=workers, memory=memory, inline=inline, on_tick=on_tick,

@@ -1,6 +1,6 @@
 """The fork server that workers start from: one process without threads, with all stations imported.
 
-It is started as early as a command knows that it will need workers, so that it imports while the command does.
+A command that needs workers starts it before it imports anything else, so that both import at the same time.
 """
 
 from __future__ import annotations

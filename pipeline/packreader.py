@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from manifests import format as fmt
 from manifests.config import ECScheme
 from manifests.errors import BackendError, Unreadable
 from pipeline.shardfiles import PackPlace, ReadFigures, ShardFile, ShardSource
-from stages.erasure import ErasureCoder
 from stages.shard import cell_count, data_offset
+
+if TYPE_CHECKING:
+    from stages.erasure import ErasureCoder
 
 __all__ = ["PackPlace", "PackReader", "PackReaders", "ReadFigures", "ShardSource"]
 
@@ -26,13 +30,17 @@ Part = tuple[int, int, dict[int, bytes]]
 class PackReader:
     """Reads one pack. Not for several threads at once."""
 
-    def __init__(self, source: ShardSource, place: PackPlace, coder: ErasureCoder) -> None:
+    def __init__(self, source: ShardSource, place: PackPlace, make_coder: Callable[[ECScheme], ErasureCoder]) -> None:
         self.source = source
         self.place = place
-        self.coder = coder
+        self._make_coder = make_coder
         self._files: dict[int, list[ShardFile]] = {}
         self._more: dict[int, Iterator[ShardFile]] = {}
         self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+
+    @cached_property
+    def coder(self) -> ErasureCoder:
+        return self._make_coder(self.place.scheme)
 
     def files(self, index: int) -> Iterator[ShardFile]:
         """Files of shard `index`, each opened once, and only when it is asked for."""
@@ -224,13 +232,19 @@ class PackReaders:
     def get(self, place: PackPlace) -> PackReader:
         reader = self._open.pop(place.pack_id, None)
         if reader is None or reader.place != place:
-            if place.scheme not in self._coders:
-                self._coders[place.scheme] = ErasureCoder(place.scheme)
-            reader = PackReader(self.source, place, self._coders[place.scheme])
+            reader = PackReader(self.source, place, self._coder)
         self._open[place.pack_id] = reader
         if len(self._open) > self._capacity:
             self._open.popitem(last=False)
         return reader
+
+    def _coder(self, scheme: ECScheme) -> ErasureCoder:
+        """The coder of a scheme; its library is loaded by who has something to decode."""
+        if scheme not in self._coders:
+            from stages.erasure import ErasureCoder
+
+            self._coders[scheme] = ErasureCoder(scheme)
+        return self._coders[scheme]
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,19 +1,22 @@
-"""Reading a byte range of an archived object: only the blocks that hold it are fetched."""
+"""Reading a byte range of an archived object: only the blocks that hold it are fetched.
+
+A command that reads a range is over in a moment, so what only rot makes necessary is imported when it is: trial.py, and
+with it NumPy, and the erasure library.
+"""
 
 from __future__ import annotations
 
+import struct
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
 
-import numpy as np
-
 from manifests import format as fmt
 from manifests.catalog import Catalog
+from manifests.config import ECScheme
 from manifests.errors import Unreadable
-from manifests.objects import ObjectInfo, places_of_range, require_content
-from pipeline.packreader import PackReaders, ShardSource
-from pipeline.restore.work import pack_place
-from pipeline.trial import block_judge, search
+from manifests.objects import ChunkPlace, ObjectInfo, places_of_range, require_content
+from pipeline.packreader import PackPlace, PackReaders, ShardSource
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
 
@@ -39,48 +42,49 @@ class RangeReader:
         if offset >= end:
             return
         has_chunks = info.content_kind != fmt.CONTENT_NONE
-        for batch in places_of_range(self._catalog, info, offset, end - offset) if has_chunks else ():
-            for row in batch.rows:
-                start = int(row["file_offset"])
-                if start > offset:
-                    yield from _hole(info, offset, start)
-                    offset = start
-                chunk = self._chunk(row)
-                piece = chunk[offset - start : end - start]
-                offset = start + len(chunk) if start + len(chunk) < end else end
-                yield piece
+        for place in places_of_range(self._catalog, info, offset, end - offset) if has_chunks else ():
+            start = place.file_offset
+            if start > offset:
+                yield from _hole(info, offset, start)
+                offset = start
+            chunk = self._chunk(place)
+            piece = chunk[offset - start : end - start]
+            offset = start + len(chunk) if start + len(chunk) < end else end
+            yield piece
         if offset < end:
             yield from _hole(info, offset, end)
 
-    def _chunk(self, row: np.void) -> bytes:
-        key = (row["pack_id"].tobytes(), int(row["block"]))
-        chunk_id, at, length = row["chunk_id"].tobytes(), int(row["chunk_offset"]), int(row["length"])
+    def _chunk(self, place: ChunkPlace) -> bytes:
+        key = (place.pack_id, place.block)
         block = self._blocks.get(key)
         if block is None:
-            block = self._blocks[key] = self._block(row)
+            block = self._blocks[key] = self._block(place)
             if len(self._blocks) > KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
-        chunk = block[at : at + length]
-        if len(chunk) != length or not chunk_is_good(chunk_id, chunk):
-            raise Unreadable(f"a chunk in pack {pack_place(row).pack_id} does not match its id")
+        chunk = block[place.chunk_offset : place.chunk_offset + place.length]
+        if len(chunk) != place.length or not chunk_is_good(place.chunk_id, chunk):
+            raise Unreadable(f"a chunk in pack {uuid.UUID(bytes=place.pack_id)} does not match its id")
         return chunk
 
-    def _block(self, row: np.void) -> bytes:
+    def _block(self, place: ChunkPlace) -> bytes:
         """The decompressed block that holds a chunk; where too few of its cells are sure, the chunk judges."""
-        reader = self._readers.get(pack_place(row))
-        offset, stored, codec, raw = (int(row[name]) for name in ("block_offset", "stored", "codec", "raw"))
+        pack = PackPlace(uuid.UUID(bytes=place.pack_id), ECScheme(place.k, place.m), place.payload, place.shard_length)
+        reader = self._readers.get(pack)
         try:
-            data = reader.read(offset, stored)
+            data = reader.read(place.block_offset, place.stored)
         except Unreadable:
-            chunk = (row["chunk_id"].tobytes(), int(row["chunk_offset"]), int(row["length"]))
-            data = search(reader, offset, stored, block_judge(self._decoder, codec, raw, [chunk]))
-        return bytes(self._decoder.decode(codec, data, raw))
+            from pipeline.trial import block_judge, search
+
+            chunk = (place.chunk_id, place.chunk_offset, place.length)
+            judge = block_judge(self._decoder, place.codec, place.raw, [chunk])
+            data = search(reader, place.block_offset, place.stored, judge)
+        return bytes(self._decoder.decode(place.codec, data, place.raw))
 
 
 def _hole(info: ObjectInfo, start: int, end: int) -> Iterator[bytes]:
     """The zeros of a hole. Raises Unreadable where there is none: then extents are lost."""
-    holes = np.frombuffer(info.holes or b"", "<u8").reshape(-1, 2)
-    if not ((holes[:, 0] <= start) & (holes[:, 0] + holes[:, 1] >= end)).any():
+    holes = struct.iter_unpack("<QQ", info.holes or b"")
+    if not any(offset <= start and offset + length >= end for offset, length in holes):
         raise Unreadable(f"{info.path!r}: the manifests place its bytes {start} to {end} nowhere")
     while start < end:
         piece = _ZEROS[: end - start]

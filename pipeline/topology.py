@@ -12,7 +12,6 @@ waits for slots.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from manifests import format as fmt
@@ -31,10 +30,8 @@ LEFT_OUT = len(INGEST_STAGES)
 RESTORE_STAGES = ("plan", "fetch", "decompress", "verify", "assemble")
 PLAN, FETCH, DECOMPRESS, VERIFY, ASSEMBLE = range(5)
 
-DEFAULT_MEMORY = 600 << 20
 #: Interpreter, DuckDB and pyarrow in the supervisor, with DuckDB's memory_limit, and the fork server.
 HOME_MEMORY = 260 << 20
-DUCKDB_MEMORY = 96 << 20
 #: A worker's own memory: interpreter, numpy, codecs.
 WORKER_MEMORY = 16 << 20
 
@@ -108,11 +105,6 @@ class IngestShape:
         packs = self.writers * 2 * int(self.pack_capacity * (1 + self.parity))
         scratch = (self.readers + self.compressors) * self.payload
         return HOME_MEMORY + len(self.workers) * WORKER_MEMORY + self.layout().size + packs + scratch
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import lz4.block
-import numpy as np
-import numpy.typing as npt
 import zstandard
 
 from manifests import format as fmt
 from manifests.config import CodecSpec
 from stages.errors import DamagedBlock
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 #: What a block is to have stored, and raw where it hardly shrinks: it is what a byte range reads at least.
 BLOCK_TARGET = 1 << 20
@@ -51,6 +54,8 @@ LZ4_MOST = 255
 def split_blocks(lengths: npt.NDArray[np.int64], target: int = BLOCK_TARGET) -> list[slice]:
     """Which chunks go into which block: as many blocks as the sum of `lengths` (bytes) nears in units of `target`,
     evenly filled, in order."""
+    import numpy as np  # who only decompresses does without
+
     if not len(lengths):
         return []
     ends = np.cumsum(lengths)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
 from heapq import nlargest
 from operator import itemgetter
+
+from stages.filesystem import MADE_UP, file_system
 
 #: A file touched this shortly before its reading may change again within one tick of its clock.
 QUIET_NS = 2_000_000_000
@@ -18,8 +19,6 @@ HOLES_MOST = 4096
 HOLE_SKIPPED = 64 << 10
 #: More than this beyond the size that a file had when it was opened is not read.
 GROWTH = 64 << 20
-#: f_type of /proc, /sys, debugfs, tracefs, securityfs, cgroup and cgroup2; see statfs(2).
-_KERNEL_FILE_SYSTEMS = {0x9FA0, 0x62656572, 0x64626720, 0x74726163, 0x73636673, 0x27E0EB, 0x63677270}
 
 
 def open_below(path: bytes, folder: int | None = None, flags: int = os.O_RDONLY) -> int:
@@ -146,8 +145,4 @@ def kernel_makes(fd: int, info: os.stat_result) -> bool:
     no blocks, and nothing for others."""
     if info.st_blocks or not info.st_size:
         return False
-    buffer = ctypes.create_string_buffer(256)
-    if ctypes.CDLL(None, use_errno=True).fstatfs(fd, buffer):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return ctypes.c_long.from_buffer(buffer).value in _KERNEL_FILE_SYSTEMS
+    return file_system(fd) in MADE_UP

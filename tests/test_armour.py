@@ -15,10 +15,10 @@ from blake3 import blake3
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from manifests import armour
 from manifests import format as fmt
-from manifests.armour import open_json, open_record, seal_json, seal_line, seal_record
+from manifests.armour import JSON_PARITY, open_json, open_record, seal_json, seal_line, seal_record
 from manifests.errors import CorruptRecord
+from manifests.parity import parity_of
 
 WORD = 223  # bytes of the message that 32 bytes of parity protect
 PROMISE = 16  # wrong bytes a word that heal
@@ -247,9 +247,9 @@ def test_noise_is_no_binary_record(noise: bytes) -> None:
         open_record(noise)
 
 
-@pytest.mark.parametrize("parity", [fmt.RECORD_PARITY, armour.JSON_PARITY])
+@pytest.mark.parametrize("parity", [fmt.RECORD_PARITY, JSON_PARITY])
 def test_parity_is_the_one_that_reedsolo_encodes(parity: int) -> None:
     chance = random.Random(parity)
     for length in (1, 2, 100, 255 - parity):
         message = chance.randbytes(length)
-        assert armour._parity_of(message, parity) == bytes(reedsolo.RSCodec(parity).encode(message))[length:]
+        assert parity_of(message, parity) == bytes(reedsolo.RSCodec(parity).encode(message))[length:]

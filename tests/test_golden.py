@@ -79,7 +79,7 @@ def fingerprint() -> str:
     """A digest over all that the format is made of: constants, layouts of records, columns, and samples of what the
     writers make."""
     facts: list[str] = []
-    for name in sorted(vars(fmt)):
+    for name in dir(fmt):
         value = getattr(fmt, name)
         if name.isupper() and not name.startswith("_"):
             layout = value.format if isinstance(value, struct.Struct) else getattr(value, "descr", value)

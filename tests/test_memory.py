@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.topology import DUCKDB_MEMORY
+from pipeline.budget import DUCKDB_MEMORY
 from tests.test_endings import descendants
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))

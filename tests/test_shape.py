@@ -11,9 +11,10 @@ import pytest
 from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
 from manifests.errors import UsageError
 from manifests.log import Run
+from pipeline.budget import available_cores
 from pipeline.filestore import FileStore
 from pipeline.ingest.mix import observed_mix
-from pipeline.topology import Mix, available_cores, ingest_shape
+from pipeline.topology import Mix, ingest_shape
 
 CONFIG = StoreConfig(uuid.UUID(int=1), 0, ECScheme(), ChunkerSpec(), CodecSpec(), 32 << 20)
 

@@ -104,6 +104,10 @@ def ingest_command(
 
     Like `restic backup` and `borg create`.
     """
+    if not dry_run:
+        from pipeline.forkserver import warm_up
+
+        warm_up()
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
     from pipeline.ingest.checksums import ChecksumFile
     from pipeline.ingest.run import IngestOptions
@@ -133,7 +137,7 @@ def ingest_command(
     if dry_run:
         return _dry_run(context, store, paths, name, options, output, quiet, verbose)
     with (
-        open_store(context, store, workers=True) as opened,
+        open_store(context, store) as opened,
         Progress.choose("ingest", read, quiet=quiet, output=output, verbose=verbose) as progress,
     ):
         result = opened.ingest(paths, name=name, options=options, on_tick=progress.tick)

@@ -11,6 +11,7 @@ import click
 
 from manifests.errors import DrystoneError, UsageError
 from manifests.sizes import parse_size
+from pipeline.budget import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
     from pipeline.filestore import FileStore
@@ -61,8 +62,6 @@ def verbose_option(command: Decorated) -> Decorated:
 
 def resource_options(command: Decorated) -> Decorated:
     """`--workers` and `--memory`."""
-    from pipeline.topology import DEFAULT_MEMORY
-
     command = click.option(
         "--memory",
         type=SIZE,
@@ -82,13 +81,8 @@ def cache_directory() -> Path | None:
     return None
 
 
-def open_store(context: click.Context, store: str | None, *, workers: bool = False) -> FileStore:
-    """The FileStore that the command line or the environment names. `workers`: the command will start some. Raises
-    UsageError when no store is named."""
-    if workers:
-        from pipeline.forkserver import warm_up
-
-        warm_up()
+def open_store(context: click.Context, store: str | None) -> FileStore:
+    """The FileStore that the command line or the environment names. Raises UsageError when no store is named."""
     from pipeline.filestore import FileStore
 
     location = store or context.obj["store"]

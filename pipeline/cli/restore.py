@@ -72,9 +72,13 @@ def restore_command(
 
     Like `restic restore` and `borg extract`.
     """
+    if byte_range is None:
+        from pipeline.forkserver import warm_up
+
+        warm_up()
     from pipeline.restore.run import RestoreRequest
 
-    with open_store(context, store, workers=byte_range is None) as opened:
+    with open_store(context, store) as opened:
         if byte_range is not None:
             return _restore_range(opened, selection, byte_range, to, output)
         request = RestoreRequest(to, overwrite, workers, memory, numeric_ids=numeric_ids)

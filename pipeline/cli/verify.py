@@ -50,6 +50,10 @@ def verify_command(
 
     Like `restic check --read-data` and `borg check --verify-data`.
     """
+    if data:
+        from pipeline.forkserver import warm_up
+
+        warm_up()
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
     from pipeline.topology import DECOMPRESS, FETCH, RESTORE_STAGES, VERIFY
 
@@ -63,7 +67,7 @@ def verify_command(
         )
 
     with (
-        open_store(context, store, workers=data) as opened,
+        open_store(context, store) as opened,
         Progress.choose("verify", read, quiet=quiet, output=output) as progress,
     ):
         result = opened.verify(data=data, workers=workers, memory=memory, on_tick=progress.tick)

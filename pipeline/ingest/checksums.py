@@ -12,17 +12,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from manifests import format as fmt
-from manifests.checksums import ChecksumList, ListLine
 from manifests.columns import Batch, HeapBuilder
 from manifests.errors import UsageError
-from pipeline.topology import DUCKDB_MEMORY
+from pipeline.budget import DUCKDB_MEMORY
 from stages.checklist import Listed, is_blank, parse_line
 from stages.digest import SPELLED, join_digests
 from stages.scan import Source
+
+if TYPE_CHECKING:
+    from manifests.checksums import ChecksumList, ListLine
 
 #: Longest line: a path as long as the kernel gives it, every byte escaped, with room to spare.
 LONGEST_LINE = 1 << 20
@@ -102,6 +105,8 @@ def read_lists(files: Sequence[ChecksumFile], sources: Sequence[Source]) -> Iter
 
 
 def _read_list(file: ChecksumFile, sources: Sequence[Source]) -> Iterator[ListLine]:
+    from manifests.checksums import ListLine
+
     resolver = Resolver(file, sources)
     is_bag = _BAGIT.fullmatch(os.path.basename(file.path)) is not None
     with open(file.path, "rb") as lines:
@@ -159,6 +164,8 @@ class Checksums:
         if not files:
             yield None
             return
+        from manifests.checksums import ChecksumList  # brings DuckDB along
+
         with (
             tempfile.TemporaryDirectory(prefix="drystone-lists-") as scratch,
             ChecksumList(read_lists(files, sources), Path(scratch), DUCKDB_MEMORY) as listed,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,6 @@ from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, ROW_EXTENT_DTYPE, Batch
 from manifests.config import ECScheme
 from manifests.inflight import Inflight
-from manifests.runrows import RunRows
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.ingest.adopt import AdoptedPack
@@ -25,6 +25,9 @@ from pipeline.station import Acquire, Context, Station, Take
 from pipeline.topology import RECORD, SMALL_SLOT
 from stages.scan import KIND
 from stages.shard import file_size
+
+if TYPE_CHECKING:
+    from manifests.runrows import RunRows
 
 #: Ids in one message to the dedupe station: what fits into its slot.
 KNOWN_BATCH = SMALL_SLOT // 32
@@ -86,13 +89,23 @@ class Tally:
 class Collector:
     """What comes home during a run."""
 
-    rows: RunRows
+    make_rows: Callable[[], RunRows]
     inflight: Inflight
     scheme: ECScheme
     readers: int
     writers: int
     checksums: Checksums | None = None
     tally: Tally = field(default_factory=Tally)
+
+    @cached_property
+    def rows(self) -> RunRows:
+        """The run's rows. They bring pyarrow along, so they are made while the workers begin."""
+        return self.make_rows()
+
+    def close(self) -> None:
+        """Give up the rows of a run that failed."""
+        if "rows" in self.__dict__:
+            self.rows.close()
 
     def adopt(self, packs: Iterable[AdoptedPack]) -> Iterator[Any]:
         """Make packs of unfinished runs this run's own; yields the ids of their chunks in batches."""
@@ -107,6 +120,7 @@ class Collector:
     def known_station(self, context: Context, chunks: Iterator[Any], contents: Iterator[Any]) -> Station:
         """Streams known ids to the dedupe station: batches of at most KNOWN_BATCH ids."""
         context.clock.switch(RECORD)
+        _ = self.rows
         for kind, batches in ((KNOWN_CHUNKS, chunks), (KNOWN_CONTENTS, contents)):
             for ids in batches:
                 slot = yield Acquire("known")

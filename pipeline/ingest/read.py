@@ -33,6 +33,7 @@ from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES
 from pipeline.worker import FdHandle
 from stages.chunk import Chunker, ContentHasher, chunk_id
 from stages.digest import Digester, digest_all
+from stages.pagecache import LARGE_FILE, LargeFile
 from stages.read import (
     QUIET_NS,
     FolderCache,
@@ -77,6 +78,7 @@ class Reader:
         self._slot = -1
         self._view = memoryview(b"")
         self._fill = 0
+        self._large: LargeFile | None = None
         self._table = ChunkTable()
         self._segments: list[tuple[int, int, int]] = []
         self._extents: list[npt.NDArray[np.void]] = []
@@ -243,6 +245,8 @@ class Reader:
                 self._errors[number] = NOT_REGULAR
                 return
             made_up = kernel_makes(fd, before)
+            if before.st_size >= LARGE_FILE and not made_up:
+                self._large = LargeFile(fd)
             holes = [] if made_up else find_holes(fd, before)
             if holes:
                 self._context.at(os.fsdecode(path))
@@ -260,7 +264,14 @@ class Reader:
             self._errors[number] = f"reading it failed: {error.strerror}"
             self._rows[number]["content_kind"] = fmt.CONTENT_NONE
         finally:
+            if self._large is not None:
+                self._large.close()
+                self._large = None
             os.close(fd)
+
+    def _fill_from(self, fd: int, target: memoryview) -> tuple[int, bool]:
+        """Read until `target` is full or the file ends: (bytes, ended). Raises OSError."""
+        return fill(fd, target) if self._large is None else self._large.fill(target)
 
     def _long_xattrs(self, fd: int, number: int) -> str:
         """Note the extended attributes of a file; returns why that failed, or an empty string."""
@@ -302,7 +313,7 @@ class Reader:
             yield from self._open_slot()
         clock, start = self._context.clock, self._fill
         clock.switch(READ)
-        length, ended = fill(fd, self._view[start : self._options.payload])
+        length, ended = self._fill_from(fd, self._view[start : self._options.payload])
         clock.count(READ, 1, length)
         if ended:
             self._segments.append((number, start, length))
@@ -337,7 +348,7 @@ class Reader:
             os.lseek(fd, start, os.SEEK_SET)
             self._context.clock.switch(READ)
             room = self._view[self._fill : min(self._options.payload, self._fill + end - start)]
-            length, ended = fill(fd, room)
+            length, ended = self._fill_from(fd, room)
             first, filled = self._fill, self._fill + length
             ended = ended or length == end - start
             reached = yield from self._read_on(fd, content, first, filled, ended, end)
@@ -383,7 +394,7 @@ class Reader:
             self._view[: len(tail)] = tail
             clock.switch(READ)
             most = limit - content.offset
-            length, ended = fill(fd, self._view[len(tail) : min(payload, most)])
+            length, ended = self._fill_from(fd, self._view[len(tail) : min(payload, most)])
             clock.count(READ, 0, length)
             start, end = 0, len(tail) + length
             ended = ended or content.offset + end >= limit

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,8 @@ from manifests.inflight import Inflight
 from manifests.known import chunk_ids, content_ids, count_rows
 from manifests.log import State, make_record, utc_now, write_record
 from manifests.replicas import Replicas
-from manifests.runrows import RunRows
 from manifests.store import Members
+from pipeline.budget import DEFAULT_MEMORY, available_cores
 from pipeline.ingest.adopt import adoptable
 from pipeline.ingest.checksums import ChecksumFile, ChecksumResult, Checksums
 from pipeline.ingest.collect import Collector, Tally
@@ -35,10 +35,13 @@ from pipeline.ingest.write import WriteOptions, write_station
 from pipeline.runner import run_stations
 from pipeline.station import Context, Station
 from pipeline.supervisor import SignalWatch, WorkerSpec
-from pipeline.topology import DEFAULT_MEMORY, INGEST_STAGES, LEFT_OUT, IngestShape, available_cores, ingest_shape
+from pipeline.topology import INGEST_STAGES, LEFT_OUT, IngestShape, ingest_shape
 from pipeline.worker import FdHandle
 from stages.scan import Source
 from stages.select import EVERYTHING, REASONS, Selection, SelectOptions
+
+if TYPE_CHECKING:
+    from manifests.runrows import RunRows
 
 Counters = npt.NDArray[np.uint64]
 
@@ -233,8 +236,15 @@ def _ingest(
     mix = observed_mix(state.runs, _host(options), str(codec))
     shape = ingest_shape(members.config, available_cores(), options.memory, options.workers, mix)
     run_id = new_id(state.newest)
-    inflight, rows = Inflight(members, run_id), RunRows(run_id, members, options.digests)
-    collector = Collector(rows, inflight, members.config.scheme, shape.readers, shape.writers, checksums)
+    inflight = Inflight(members, run_id)
+    collector = Collector(
+        lambda: _new_rows(run_id, members, options),
+        inflight,
+        members.config.scheme,
+        shape.readers,
+        shape.writers,
+        checksums,
+    )
     with SignalWatch() as signals, ExitStack() as stack:
         command = stack.enter_context(FeedingCommand(options.command)) if options.command else None
         stream = command.fd if command is not None else options.stream
@@ -268,7 +278,7 @@ def _ingest(
                 # The end of its output says nothing: only its exit code tells whether that was all.
                 command.require_success(signals)
             inflight.flush()
-            files = rows.finish()
+            files = collector.rows.finish()
             seconds = time.monotonic() - started
             result = IngestResult(
                 run_id=run_id,
@@ -288,7 +298,7 @@ def _ingest(
             record = make_record(run_id, "ingest", {"run": _summary(result, sources, options, str(codec))}, files)
             write_record(members, record)
         except BaseException:
-            rows.close()
+            collector.close()
             # What was journalled stays for the next ingest; a run that stored nothing leaves no trace.
             if not collector.tally.packs and not collector.tally.adopted_packs:
                 inflight.end()
@@ -300,6 +310,12 @@ def _ingest(
 
 def _host(options: IngestOptions) -> str:
     return options.host or socket.gethostname()
+
+
+def _new_rows(run_id: uuid.UUID, members: Members, options: IngestOptions) -> RunRows:
+    from manifests.runrows import RunRows  # brings pyarrow along
+
+    return RunRows(run_id, members, options.digests)
 
 
 def _left_out(counters: Counters) -> dict[str, tuple[int, int]]:

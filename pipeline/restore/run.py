@@ -22,6 +22,7 @@ from manifests.errors import BackendError, DrystoneError, NotFound, Unreadable, 
 from manifests.owners import renumbered
 from manifests.plan import PlanTotals, RestorePlan
 from manifests.store import Members
+from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.fan import fan_workers
 from pipeline.ingest.collect import NamedError
 from pipeline.ingest.run import StageFigures, stage_figures
@@ -29,7 +30,7 @@ from pipeline.restore.plan import RestoreHome
 from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
 from pipeline.runner import run_stations
 from pipeline.supervisor import SignalWatch
-from pipeline.topology import DEFAULT_MEMORY, DUCKDB_MEMORY, RESTORE_STAGES, available_cores, fan_shape
+from pipeline.topology import RESTORE_STAGES, fan_shape
 from stages.errors import StageError
 from stages.target import STAGING_MARK, Attributes, Target, TargetOptions
 

@@ -20,21 +20,14 @@ from manifests.log import Log, State
 from manifests.store import Members
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.fan import FanHome, fan_workers
 from pipeline.restore.run import backend_places
 from pipeline.restore.work import pack_place
 from pipeline.runner import run_stations
 from pipeline.station import Context, Station, Until
 from pipeline.supervisor import SignalWatch
-from pipeline.topology import (
-    DEFAULT_MEMORY,
-    DUCKDB_MEMORY,
-    PLAN,
-    RESTORE_STAGES,
-    SMALL_SLOT,
-    available_cores,
-    fan_shape,
-)
+from pipeline.topology import PLAN, RESTORE_STAGES, SMALL_SLOT, fan_shape
 from pipeline.verify.contents import AHEAD, ContentsHome
 from pipeline.verify.work import (
     BAD_CELLS,

@@ -1,0 +1,35 @@
+"""Where the bytes of objects lie, in SQL: rules for who plans a restore, reads a range and verifies."""
+
+from __future__ import annotations
+
+from manifests import format as fmt
+
+#: Condition on a chunk's place (pl), its block (b) and its pack (pk): nothing lies outside of what holds it, or is
+#: longer than the format allows. A place that is not sound counts as none. Queries over many rows select it as a
+#: column, `sound`, for `sound_rows`: in a WHERE clause, DuckDB would take a comparison of two tables for a reason to
+#: join these two first, in a nested loop.
+SOUND = f"""
+    (pl.length BETWEEN 1 AND {fmt.CHUNK_MAX} AND b.raw BETWEEN 1 AND {fmt.BLOCK_MAX}
+     AND pl.chunk_offset::BIGINT + pl.length <= b.raw AND b.stored BETWEEN 1 AND b.raw
+     AND pk.payload <= {fmt.PACK_MAX} AND b."offset"::HUGEINT + b.stored <= pk.payload)
+"""
+#: The block (b) and the pack (pk) of places (pl), null where there is none; blocks of other packs are not looked at.
+BLOCK_AND_PACK = """
+    LEFT JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks
+               WHERE pack_id IN (SELECT pack_id FROM places)) b ON b.pack_id = pl.pack_id AND b.block = pl.block
+    LEFT JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
+"""
+
+CONTENT_KINDS = (fmt.CONTENT_NONE, fmt.CONTENT_CHUNK, fmt.CONTENT_EXTENTS)
+#: Objects that consist of bytes; whatever the others say of a content is passed over.
+HAS_BYTES = "kind IN ('file', 'stream')"
+
+
+def places_of(pieces: str) -> str:
+    """SQL for where the chunks of a table lie: of several packs that hold a chunk, in that with the smallest id. This
+    is the rule, for who restores and for who verifies."""
+    return f"""
+        SELECT chunk_id, unnest(arg_min(
+            {{pack_id: pack_id, block: block, chunk_offset: "offset", length: length}}, pack_id))
+        FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM {pieces}) GROUP BY chunk_id
+    """
