@@ -15,12 +15,20 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests import format as fmt
 from manifests.errors import DrystoneError, Unreadable
 from manifests.log import State
 from manifests.replicas import Replicas
 from manifests.schema import CHANGED_TABLES, SCHEMAS
 
 BATCH_ROWS = 16 << 10
+#: The columns of a view, where they are not just its table's: a digest that is the content id is not written twice.
+_COLUMNS = {
+    "objects": f"""
+        * REPLACE (
+            CASE WHEN content_kind = {fmt.CONTENT_CHUNK} THEN coalesce(digest, content_id) ELSE digest END AS digest)
+    """
+}
 
 
 class Catalog:
@@ -74,7 +82,8 @@ class Catalog:
                     self.lost.append(str(error))
             self.replicas.save()
             if paths:
-                self.execute(f"CREATE VIEW {table} AS {self._reading(table, paths)}")
+                columns = _COLUMNS.get(table, "*")
+                self.execute(f"CREATE VIEW {table} AS SELECT {columns} FROM ({self._reading(table, paths)})")
             else:
                 self._make_table(table, SCHEMAS[table].empty_table())
             self._made.add(table)

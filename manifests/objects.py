@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests import format as fmt
+from manifests.arrowrows import to_batch
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import PLAN_DTYPE, Batch
 from manifests.errors import NotFound, Unreadable, UsageError
 from manifests.fixity import digest_column
-from manifests.plan import BLOCK_AND_PACK, CONTENT_KINDS, SOUND, places_of, sound_rows, to_batch
+from manifests.plan import BLOCK_AND_PACK, CONTENT_KINDS, SOUND, places_of, sound_rows
 
 _COLUMNS = (
     "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, "

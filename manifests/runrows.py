@@ -39,6 +39,16 @@ def _names(ids: npt.NDArray[np.uint32], lookup: Any) -> Any:
     return pa.DictionaryArray.from_arrays(places, pa.array([name or "" for name in names], pa.string()))
 
 
+def _digest_is_told(rows: Array) -> npt.NDArray[np.bool_]:
+    """Which rows have a digest that their content id does not tell: that of a whole file of one chunk is the same."""
+    told: npt.NDArray[np.bool_] = (rows["has_digest"] != 0) & (
+        (rows["content_kind"] != fmt.CONTENT_CHUNK)
+        | (rows["error_len"] != 0)
+        | (rows["digest"] != rows["content_id"]).any(axis=1)
+    )
+    return told
+
+
 def fixed_column(values: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]) -> Any:
     """Fixed-size binary column of rows × bytes that is null where `valid` is false."""
     bitmap = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
@@ -169,7 +179,7 @@ class RunRows:
             "kind": kinds,
             "path": pa.array(batch.all_bytes("path"), pa.binary()),
             "content_id": fixed_column(rows["content_id"], present),
-            "digest": fixed_column(rows["digest"], rows["has_digest"] != 0),
+            "digest": fixed_column(rows["digest"], _digest_is_told(rows)),
             **digest_columns(batch, self._digests),
             **{
                 name: pa.array([value or None for value in batch.all_bytes(name)], pa.binary())

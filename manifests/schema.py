@@ -23,7 +23,11 @@ _COLUMNS: dict[str, list[tuple[str, Any, str]]] = {
         ("size", pa.uint64(), "length of the content in bytes"),
         ("content_kind", pa.uint8(), "0 no content, 1 one chunk, 2 rows of the extents table"),
         ("content_id", ID32, "chunk id (content_kind 1) or digest over the extents (2), null for none"),
-        ("digest", ID32, "BLAKE3-256 of the whole content, null where there is none"),
+        (
+            "digest",
+            ID32,
+            "BLAKE3-256 of the whole content, null for none, or where it is the content_id (content_kind 1)",
+        ),
         ("md5", pa.binary(16), "MD5 of the whole content, null where it was not asked for"),
         ("sha1", pa.binary(20), "SHA-1 of the whole content, null where it was not asked for"),
         ("sha256", pa.binary(32), "SHA-256 of the whole content, null where it was not asked for"),
