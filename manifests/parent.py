@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import format as fmt
@@ -28,7 +27,9 @@ CANDIDATE_ROWS = 4096
 _EXTRA_BYTES = 1 << 20
 _PLAIN = ["size", "content_kind", "mtime_ns", "ctime_ns", "inode"]
 _VARIABLE = ["path", "xattrs", "holes"]
-_CONDITIONS = ["run", "kind", "clean", "error"]
+_CONDITIONS = ["kind", "clean", "error"]
+Mask = npt.NDArray[np.bool_]
+Ids = npt.NDArray[np.uint8]
 
 
 class ParentFiles:
@@ -37,6 +38,7 @@ class ParentFiles:
 
     def __init__(self, state: State, replicas: Replicas, run: Run, digests: Sequence[str], lost: list[str]) -> None:
         self._run = run
+        self._id = np.frombuffer(run.run_id.bytes, np.uint8)
         self._digests = list(digests)
         # The newest first: most runs are their own files, and the parent is nearly always the last one.
         self._objects = readable_paths(state.files("objects")[::-1], replicas, lost)
@@ -47,8 +49,8 @@ class ParentFiles:
         names = ("files", "directories", "others")
         self._rows = sum(int(run.summary.get(name, 0)) for name in names)
 
-    def _batches(self, columns: list[str], size: int) -> Iterator[Any]:
-        """The candidates' rows, of these columns and what says whether they are candidates."""
+    def _batches(self, columns: list[str], size: int) -> Iterator[tuple[Any, Mask]]:
+        """Rows of files that hold some of the run, in these columns, and which of them are the run's."""
         left = self._rows
         for path in self._objects:
             with pq.ParquetFile(path) as file:
@@ -59,24 +61,20 @@ class ParentFiles:
                 ]
                 if not groups or not set(self._digests) <= set(file.schema_arrow.names):
                     continue
-                for batch in file.iter_batches(size, row_groups=groups, columns=[*_CONDITIONS, *columns]):
-                    mine = pc.equal(batch.column("run"), pa.scalar(self._run.run_id.bytes, pa.binary(16)))
-                    left -= pc.sum(mine).as_py() or 0
-                    chosen = pc.and_(mine, pc.and_(pc.equal(batch.column("kind"), "file"), batch.column("clean")))
-                    chosen = pc.and_(chosen, pc.is_null(batch.column("error")))
-                    found = batch.filter(chosen)
-                    if found.num_rows:
-                        yield found
+                for batch in file.iter_batches(size, row_groups=groups, columns=["run", *columns]):
+                    mine = (fixed_bytes(batch.column("run"), 16) == self._id).all(axis=1)
+                    left -= int(mine.sum())
+                    if mine.any():
+                        yield batch, mine
             if left <= 0:
                 return
 
     def contents(self) -> Ids:
-        """The contents (n × 32 bytes) of candidates that have rows in the extents table, each once."""
+        """The contents (n × 32 bytes, sorted) of the run that have rows in the extents table, each once."""
         found = [np.zeros((0, 32), np.uint8)]
-        for batch in self._batches(["content_kind", "content_id"], BATCH_ROWS):
-            ids = batch.column("content_id").filter(pc.equal(batch.column("content_kind"), fmt.CONTENT_EXTENTS))
-            if len(ids):
-                found.append(fixed_bytes(pc.unique(ids), 32))
+        for batch, mine in self._batches(["content_kind", "content_id"], BATCH_ROWS):
+            wanted = mine & (batch.column("content_kind").to_numpy() == fmt.CONTENT_EXTENTS)
+            found.append(fixed_bytes(batch.column("content_id"), 32)[wanted])
         return np.unique(np.concatenate(found), axis=0)
 
     def extents(self, contents: ContentSet) -> Iterator[tuple[npt.NDArray[np.int64], Ids]]:
@@ -92,26 +90,32 @@ class ParentFiles:
     def candidates(self) -> Iterator[Batch]:
         """OBJECT_DTYPE batches of the candidates, about in the order in which they were read. Of content and stat there
         is what a new row takes over or is compared by."""
-        columns = [*_PLAIN, *_VARIABLE, "content_id", "digest", *self._digests]
-        for batch in self._batches(columns, CANDIDATE_ROWS):
-            yield from map(self._candidates, _cut(batch))
+        columns = [*_CONDITIONS, *_PLAIN, *_VARIABLE, "content_id", "digest", *self._digests]
+        for batch, mine in self._batches(columns, CANDIDATE_ROWS):
+            whole = mine & _is_valid(batch.column("clean")) & ~_is_valid(batch.column("error"))
+            whole &= batch.column("clean").fill_null(False).to_numpy(zero_copy_only=False)
+            whole &= batch.column("kind").cast(pa.string()).to_numpy(zero_copy_only=False) == "file"
+            start = 0
+            for part in _cut(batch):
+                yield self._candidates(part, whole[start : start + part.num_rows])
+                start += part.num_rows
 
-    def _candidates(self, batch: Any) -> Batch:
+    def _candidates(self, batch: Any, whole: Mask) -> Batch:
         found = to_batch(batch.select(_PLAIN + _VARIABLE), OBJECT_DTYPE, {name: name for name in _VARIABLE})
         rows = found.rows
         rows["content_id"] = fixed_bytes(batch.column("content_id"), 32)
         rows["content_id"][rows["content_kind"] == fmt.CONTENT_NONE] = 0
         digest = batch.column("digest")
         rows["digest"] = fixed_bytes(digest, 32)
-        recorded = pc.is_valid(digest).to_numpy(zero_copy_only=False)
+        recorded = _is_valid(digest)
         implied = ~recorded & (rows["content_kind"] == fmt.CONTENT_CHUNK)
         rows["digest"][implied] = rows["content_id"][implied]
-        whole = recorded | implied
+        whole = whole & (recorded | implied)
         heap = bytes(found.heap)
         if self._digests:
             parts = [fixed_bytes(batch.column(name), fmt.DIGESTS[name]) for name in self._digests]
             for name in self._digests:
-                whole &= pc.is_valid(batch.column(name)).to_numpy(zero_copy_only=False)
+                whole &= _is_valid(batch.column(name))
             joined = np.concatenate(parts, axis=1)
             width = joined.shape[1]
             rows["digests_at"] = len(heap) + width * np.arange(len(rows))
@@ -119,9 +123,6 @@ class ParentFiles:
             heap += joined.tobytes()
         rows["has_digest"] = 1
         return Batch(rows[whole], heap)
-
-
-Ids = npt.NDArray[np.uint8]
 
 
 class ContentSet:
@@ -154,6 +155,12 @@ def _may_hold(group: Any, run: bytes) -> bool:
                 return True
             return bool(statistics.min <= run <= statistics.max)
     return True
+
+
+def _is_valid(column: Any) -> Mask:
+    """Which values are not null."""
+    valid: Mask = column.is_valid().to_numpy(zero_copy_only=False)
+    return valid
 
 
 def _cut(batch: Any) -> Iterator[Any]:
