@@ -22,6 +22,8 @@ from manifests.replicas import Replicas
 from manifests.schema import CHANGED_TABLES, SCHEMAS
 
 BATCH_ROWS = 16 << 10
+#: Tables without whose rows a chunk's place leads nowhere.
+_PLACING = {"blocks", "packs"}
 #: The columns of a view, where they are not just its table's: a digest that is the content id is not written twice.
 _COLUMNS = {
     "objects": f"""
@@ -42,6 +44,7 @@ class Catalog:
         self.replicas = replicas
         self._made: set[str] = set()
         self.lost: list[str] = []
+        self._lacking: set[str] = set()
         self.temp_directory = temp_directory
         self.connection = duckdb.connect(
             ":memory:",
@@ -80,6 +83,7 @@ class Catalog:
                     paths.append(self.replicas.path(file))
                 except Unreadable as error:
                     self.lost.append(str(error))
+                    self._lacking.add(table)
             self.replicas.save()
             if paths:
                 columns = _COLUMNS.get(table, "*")
@@ -89,6 +93,14 @@ class Catalog:
             self._made.add(table)
         if self.lost and not spare:
             raise Unreadable("; ".join(self.lost))
+        if self._lacking & _PLACING and self._made >= {"chunks", *_PLACING}:
+            # A place in a pack that lost its rows is none, so that copies stored later are found.
+            self._lacking -= _PLACING
+            self.execute("ALTER VIEW chunks RENAME TO all_chunks")
+            self.execute(
+                "CREATE VIEW chunks AS SELECT * FROM all_chunks WHERE pack_id IN (SELECT pack_id FROM packs) "
+                "AND pack_id IN (SELECT pack_id FROM blocks)"
+            )
 
     def _reading(self, table: str, paths: list[str]) -> str:
         """A query for all rows of some files; columns that old ones lack are null. Files of each age are read by
