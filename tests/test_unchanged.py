@@ -113,10 +113,10 @@ def change(tree: Path, chance: random.Random) -> None:
         lambda path: path.unlink(),
         lambda path: os.chmod(path, 0o640),
         lambda path: os.utime(path, ns=(1, 12345)),
-        lambda path: path.rename(path.with_name(path.name + "-renamed")),
+        lambda path: path.rename(path.with_name(f"{path.name}-renamed-{chance.random()}")),
         lambda path: os.setxattr(path, "user.new", b"value"),
-        lambda path: os.link(path, path.with_name(path.name + "-linked")),
-        lambda path: shutil.copy2(path, path.with_name(path.name + "-copied")),
+        lambda path: os.link(path, path.with_name(f"{path.name}-linked-{chance.random()}")),
+        lambda path: shutil.copy2(path, path.with_name(f"{path.name}-copied-{chance.random()}")),
         lambda path: (path.unlink(), path.mkdir(), (path / "inside").write_bytes(b"inside")),
         lambda path: os.truncate(path, 2 * path.stat().st_size),
     ]
@@ -131,8 +131,8 @@ def test_passing_over_gives_what_reading_gives(make_store: MakeStore, tmp_path: 
     tree, store = rich_tree(tmp_path / "tree", seed), make_store()
     run(store, tree, digests=("md5",))
     before = files_below(tree)
-    for _ in range(2):
-        change(tree, random.Random(seed))
+    for number in range(2):
+        change(tree, random.Random(10 * seed + number))
         passing = run(store, tree, digests=("md5",))
         forced = run(store, tree, digests=("md5",), parent=ParentOptions(force=True))
         assert before - 12 < passing.tally.unchanged < passing.tally.files
