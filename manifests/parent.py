@@ -40,8 +40,9 @@ class ParentFiles:
         self._run = run
         self._id = np.frombuffer(run.run_id.bytes, np.uint8)
         self._digests = list(digests)
-        # The newest first: most runs are their own files, and the parent is nearly always the last one.
-        self._objects = readable_paths(state.files("objects")[::-1], replicas, lost)
+        self._replicas, self._lost = replicas, lost
+        # The newest first: the parent is nearly always the last run, and what is older need not be looked at then.
+        self._objects = state.files("objects")[::-1]
         before = len(lost)
         extents = readable_paths(state.files("extents"), replicas, lost)
         #: Where a file of extents is lost, nobody can tell which contents are whole.
@@ -52,7 +53,8 @@ class ParentFiles:
     def _batches(self, columns: list[str], size: int) -> Iterator[tuple[Any, Mask]]:
         """Rows of files that hold some of the run, in these columns, and which of them are the run's."""
         left = self._rows
-        for path in self._objects:
+        paths = (path for file in self._objects for path in readable_paths([file], self._replicas, self._lost))
+        for path in paths:
             with pq.ParquetFile(path) as file:
                 groups = [
                     number
