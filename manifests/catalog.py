@@ -14,12 +14,22 @@ from typing import Any
 
 import duckdb
 
+from manifests import format as fmt
 from manifests.errors import DrystoneError, Unreadable
 from manifests.log import State
 from manifests.replicas import Replicas
 from manifests.schema import CHANGED_TABLES, COLUMNS, duckdb_columns
 
 BATCH_ROWS = 16 << 10
+#: Tables without whose rows a chunk's place leads nowhere.
+_PLACING = {"blocks", "packs"}
+#: The columns of a view, where they are not just its table's: a digest that is the content id is not written twice.
+_COLUMNS = {
+    "objects": f"""
+        * REPLACE (
+            CASE WHEN content_kind = {fmt.CONTENT_CHUNK} THEN coalesce(digest, content_id) ELSE digest END AS digest)
+    """
+}
 
 
 class Catalog:
@@ -33,6 +43,7 @@ class Catalog:
         self.replicas = replicas
         self._made: set[str] = set()
         self.lost: list[str] = []
+        self._lacking: set[str] = set()
         self.temp_directory = temp_directory
         self.connection = duckdb.connect(
             ":memory:",
@@ -71,14 +82,24 @@ class Catalog:
                     paths.append(self.replicas.path(file))
                 except Unreadable as error:
                     self.lost.append(str(error))
+                    self._lacking.add(table)
             self.replicas.save()
             if paths:
-                self.execute(f"CREATE VIEW {table} AS {self._reading(table, paths)}")
+                columns = _COLUMNS.get(table, "*")
+                self.execute(f"CREATE VIEW {table} AS SELECT {columns} FROM ({self._reading(table, paths)})")
             else:
                 self.execute(f"CREATE TABLE {table} ({duckdb_columns(table)})")
             self._made.add(table)
         if self.lost and not spare:
             raise Unreadable("; ".join(self.lost))
+        if self._lacking & _PLACING and self._made >= {"chunks", *_PLACING}:
+            # A place in a pack that lost its rows is none, so that copies stored later are found.
+            self._lacking -= _PLACING
+            self.execute("ALTER VIEW chunks RENAME TO all_chunks")
+            self.execute(
+                "CREATE VIEW chunks AS SELECT * FROM all_chunks WHERE pack_id IN (SELECT pack_id FROM packs) "
+                "AND pack_id IN (SELECT pack_id FROM blocks)"
+            )
 
     def _reading(self, table: str, paths: list[str]) -> str:
         """A query for all rows of some files; columns that old ones lack are null. Files of each age are read by

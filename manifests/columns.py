@@ -19,7 +19,8 @@ Buffer = bytes | bytearray | memoryview
 _HEAD = np.dtype([("rows", "<u4"), ("heap", "<u4")])
 
 #: An object on its way from the scanner over the reader to the manifest. `content_kind` as in format.py; `digests` are
-#: those that the run was asked for, one after the other; `xattrs` and `holes` as in the manifest.
+#: those that the run was asked for, one after the other; `xattrs` and `holes` as in the manifest; `unchanged`: it
+#: was not read, its content is what an earlier run has of it.
 OBJECT_DTYPE = np.dtype(
     [
         ("row", "<u8"),
@@ -27,6 +28,7 @@ OBJECT_DTYPE = np.dtype(
         ("content_kind", "u1"),
         ("clean", "u1"),
         ("has_digest", "u1"),
+        ("unchanged", "u1"),
         ("size", "<u8"),
         ("content_id", "u1", (32,)),
         ("digest", "u1", (32,)),

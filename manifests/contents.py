@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from manifests import format as fmt
+from manifests.arrowrows import to_batch
 from manifests.catalog import Catalog
 from manifests.columns import PIECE_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY, digest_column
 from manifests.places import HAS_BYTES, places_of
-from manifests.plan import NONSENSE, to_batch
+from manifests.plan import NONSENSE
 
 #: A content of more chunks than this is read by a task after the other; the others are several to a task.
 LARGE = 2048

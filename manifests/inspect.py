@@ -11,13 +11,14 @@ from blake3 import blake3
 
 from manifests import format as fmt
 from manifests.armour import is_intact, open_json, seal_json
+from manifests.arrowrows import to_batch
 from manifests.catalog import Catalog
 from manifests.columns import PLAN_DTYPE, Batch
 from manifests.directories import SUMS
 from manifests.errors import BackendError, CorruptRecord
 from manifests.log import Log, State
 from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND
-from manifests.plan import sound_rows, to_batch
+from manifests.plan import sound_rows
 from manifests.store import BACKEND_KEY, STORE_KEY, Member, Members
 
 

@@ -1,5 +1,8 @@
 """Ids that a store holds already, streamed from its manifests for the dedupe index.
 
+A manifest file that is lost on every backend costs what it alone tells: `lost` gets the reason, and what nothing places
+any more is not known, so that ingesting again stores it again.
+
 pyarrow is imported when they are read: an ingest does so while its workers begin.
 """
 
@@ -7,12 +10,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from manifests import format as fmt
-from manifests.log import State
+from manifests.errors import Unreadable
+from manifests.log import ManifestFile, State
 from manifests.replicas import Replicas
 
 BATCH_ROWS = 32 << 10
@@ -23,41 +27,87 @@ def count_rows(state: State, table: str) -> int:
     return sum(file.rows for file in state.files(table))
 
 
-def chunk_ids(state: State, replicas: Replicas) -> Iterator[Ids]:
-    """Ids (n × 32 bytes) of all chunks in the manifests."""
+def readable_paths(files: list[ManifestFile], replicas: Replicas, lost: list[str]) -> list[str]:
+    """Checked local paths of the files that any copy, or a mixture of copies, gives back; `lost` gets why others are
+    not."""
+    paths = []
+    for file in files:
+        try:
+            paths.append(replicas.path(file))
+        except Unreadable as error:
+            if str(error) not in lost:
+                lost.append(str(error))
+    replicas.save()
+    return paths
+
+
+def fixed_bytes(column: Any, width: int) -> Ids:
+    """A column of fixed-size binaries as rows × bytes; what stands for null is anything. A view of the column."""
+    flat = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
+    return flat.reshape(-1, width)
+
+
+def open_parquet(path: str) -> Any:
+    """A Parquet file, open; pyarrow is imported when the first one is."""
     import pyarrow.parquet as pq
 
-    for path in replicas.paths(state.files("chunks")):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=["chunk_id"]):
-                yield _ids(batch.column(0))
+    return pq.ParquetFile(path)
 
 
-def content_ids(state: State, replicas: Replicas) -> Iterator[Ids]:
-    """Ids (n × 32 bytes, some twice) of the contents that have rows in the extents table."""
-    import pyarrow.parquet as pq
-
-    for path in replicas.paths(state.files("objects")):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=["content_kind", "content_id"]):
-                wanted = batch.column(0).to_numpy(zero_copy_only=False) == fmt.CONTENT_EXTENTS
-                if wanted.any():
-                    yield _ids(batch.column(1))[wanted]
+def _batches(paths: list[str], columns: list[str]) -> Iterator[Any]:
+    for path in paths:
+        with open_parquet(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+                if batch.num_rows:
+                    yield batch
 
 
-def _ids(column: object) -> Ids:
-    length, offset = len(column), column.offset  # type: ignore[arg-type, attr-defined]
-    flat = np.frombuffer(column.buffers()[1], np.uint8, length * 32, offset * 32)  # type: ignore[attr-defined]
-    return flat.reshape(-1, 32)
+def chunk_ids(state: State, replicas: Replicas, lost: list[str]) -> Iterator[Ids]:
+    """Ids (n × 32 bytes) of all chunks that the manifests place. This is the rule: only they need not be stored
+    again."""
+    placed = _placed_packs(state, replicas, lost)
+    columns = ["chunk_id"] if placed is None else ["chunk_id", "pack_id"]
+    for batch in _batches(readable_paths(state.files("chunks"), replicas, lost), columns):
+        ids = batch.column(0)
+        if placed is not None:
+            import pyarrow.compute as pc
+
+            ids = ids.filter(pc.is_in(batch.column(1), value_set=placed))
+        if len(ids):
+            yield fixed_bytes(ids, 32)
 
 
-def pack_ids(state: State, replicas: Replicas, among: set[uuid.UUID]) -> set[uuid.UUID]:
+def _placed_packs(state: State, replicas: Replicas, lost: list[str]) -> Any:
+    """The packs that are rows of `packs` and `blocks`, as an Arrow array; None for all, where neither lost a file."""
+    before = len(lost)
+    paths = {table: readable_paths(state.files(table), replicas, lost) for table in ("packs", "blocks")}
+    if len(lost) == before:
+        return None
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = [
+        {value for batch in _batches(paths[table], ["pack_id"]) for value in pc.unique(batch.column(0)).to_pylist()}
+        for table in paths
+    ]
+    return pa.array(sorted(set.intersection(*found)), pa.binary(16))
+
+
+def content_ids(state: State, replicas: Replicas, lost: list[str]) -> Iterator[Ids]:
+    """Ids (n × 32 bytes, some twice) of the contents that have all their rows in the extents table. Where a file of it
+    is lost nobody can tell which have, so none is known."""
+    before = len(lost)
+    paths = readable_paths(state.files("extents"), replicas, lost)
+    if len(lost) == before:
+        for batch in _batches(paths, ["content_id"]):
+            ids = fixed_bytes(batch.column(0), 32)
+            # Those of one content lie side by side.
+            yield ids[np.concatenate(([True], (ids[1:] != ids[:-1]).any(axis=1)))]
+
+
+def pack_ids(state: State, replicas: Replicas, among: set[uuid.UUID], lost: list[str]) -> set[uuid.UUID]:
     """Which of the packs `among` the manifests name."""
-    import pyarrow.parquet as pq
-
     found: set[uuid.UUID] = set()
-    for path in replicas.paths(state.files("packs")):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=["pack_id"]):
-                found.update({uuid.UUID(bytes=value) for value in batch.column(0).to_pylist()} & among)
+    for batch in _batches(readable_paths(state.files("packs"), replicas, lost), ["pack_id"]):
+        found.update({uuid.UUID(bytes=value) for value in batch.column(0).to_pylist()} & among)
     return found

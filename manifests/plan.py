@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests import format as fmt
+from manifests.arrowrows import to_batch
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, cut_batch, join_batches
-from manifests.errors import Unreadable
 from manifests.fixity import FIXITY
 from manifests.places import BLOCK_AND_PACK, CONTENT_KINDS, HAS_BYTES, SOUND, places_of
 
@@ -333,45 +332,3 @@ def sound_rows(batch: Any) -> Any:
     sound = batch.column("sound")
     whole = batch if pc.all(sound, skip_nulls=False).as_py() else batch.filter(sound)
     return whole.drop_columns(["sound"])
-
-
-def to_batch(batch: Any, dtype: np.dtype[np.void], variable: dict[str, str]) -> Batch:
-    """An Arrow record batch as structured rows and a heap; nulls become zeros and empty strings."""
-    rows = np.zeros(batch.num_rows, dtype)
-    heap = bytearray()
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if name in variable:
-            starts, lengths = _append_binary(column, heap)
-            rows[f"{name}_at"], rows[f"{name}_len"] = starts, lengths
-        elif dtype[name].shape:
-            rows[name] = _fixed(column, dtype[name].shape[0])
-        else:
-            rows[name] = (column.fill_null(0) if column.null_count else column).to_numpy(zero_copy_only=False)
-    return Batch(rows, bytes(heap))
-
-
-def _offsets(column: Any) -> tuple[np.ndarray[Any, Any], Any]:
-    wide = column.cast(pa.large_binary())
-    offsets = np.frombuffer(wide.buffers()[1], np.int64, len(wide) + 1, wide.offset * 8)
-    return offsets, wide.buffers()[2]
-
-
-def _append_binary(column: Any, heap: bytearray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    offsets, data = _offsets(column)
-    if not len(column):
-        return offsets[:0], offsets[:0]
-    first, last = int(offsets[0]), int(offsets[-1])
-    start = len(heap)
-    heap += memoryview(data)[first:last] if data is not None else b""
-    return offsets[:-1] - first + start, np.diff(offsets)
-
-
-def _fixed(column: Any, width: int) -> npt.NDArray[np.uint8]:
-    if not len(column):
-        return np.zeros((0, width), np.uint8)
-    offsets, data = _offsets(column)
-    first = int(offsets[0])
-    if (np.diff(offsets) != width).any():
-        raise Unreadable(f"the manifests hold an id that is not {width} bytes long; see: drystone verify --data")
-    flat = np.frombuffer(data, np.uint8, len(column) * width, first)
-    return flat.reshape(len(column), width)

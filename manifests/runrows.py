@@ -39,6 +39,33 @@ def _names(ids: npt.NDArray[np.uint32], lookup: Any) -> Any:
     return pa.DictionaryArray.from_arrays(places, pa.array([name or "" for name in names], pa.string()))
 
 
+def _binary_column(batch: Batch, name: str, kind: Any) -> Any:
+    """Variable field `name`, null where it is empty; as text with replacements for what is not UTF-8."""
+    starts, lengths = batch.rows[f"{name}_at"], batch.rows[f"{name}_len"]
+    if not lengths.any():
+        return pa.nulls(len(lengths), kind)
+    if kind == pa.binary() and lengths.all() and (starts[1:] == starts[:-1] + lengths[:-1]).all():
+        # They lie one after the other, so the heap is the column already.
+        first, last = int(starts[0]), int(starts[-1] + lengths[-1])
+        offsets = np.append(starts - starts[0], last - first).astype(np.int32)
+        data = bytes(batch.heap[first:last])
+        return pa.Array.from_buffers(kind, len(lengths), [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(data)])
+    values = [value or None for value in batch.all_bytes(name)]
+    if kind == pa.binary():
+        return pa.array(values, kind)
+    return pa.array([value and value.decode(errors="replace") for value in values], kind)
+
+
+def _digest_is_told(rows: Array) -> npt.NDArray[np.bool_]:
+    """Which rows have a digest that their content id does not tell: that of a whole file of one chunk is the same."""
+    told: npt.NDArray[np.bool_] = (rows["has_digest"] != 0) & (
+        (rows["content_kind"] != fmt.CONTENT_CHUNK)
+        | (rows["error_len"] != 0)
+        | (rows["digest"] != rows["content_id"]).any(axis=1)
+    )
+    return told
+
+
 def fixed_column(values: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]) -> Any:
     """Fixed-size binary column of rows × bytes that is null where `valid` is false."""
     bitmap = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
@@ -167,17 +194,12 @@ class RunRows:
         columns: dict[str, Any] = {
             "run": constant_id(self._run_id, count),
             "kind": kinds,
-            "path": pa.array(batch.all_bytes("path"), pa.binary()),
+            "path": _binary_column(batch, "path", pa.binary()),
             "content_id": fixed_column(rows["content_id"], present),
-            "digest": fixed_column(rows["digest"], rows["has_digest"] != 0),
+            "digest": fixed_column(rows["digest"], _digest_is_told(rows)),
             **digest_columns(batch, self._digests),
-            **{
-                name: pa.array([value or None for value in batch.all_bytes(name)], pa.binary())
-                for name in ("target", "xattrs", "holes")
-            },
-            "error": pa.array(
-                [value.decode(errors="replace") or None for value in batch.all_bytes("error")], pa.string()
-            ),
+            **{name: _binary_column(batch, name, pa.binary()) for name in ("target", "xattrs", "holes")},
+            "error": _binary_column(batch, "error", pa.string()),
             "user_name": _names(rows["uid"], user_name),
             "group_name": _names(rows["gid"], group_name),
             "clean": pa.array(rows["clean"] != 0),

@@ -26,7 +26,11 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("size", "uint64", "length of the content in bytes"),
         ("content_kind", "uint8", "0 no content, 1 one chunk, 2 rows of the extents table"),
         ("content_id", "binary(32)", "chunk id (content_kind 1) or digest over the extents (2), null for none"),
-        ("digest", "binary(32)", "BLAKE3-256 of the whole content, null where there is none"),
+        (
+            "digest",
+            "binary(32)",
+            "BLAKE3-256 of the whole content, null for none, or where it is the content_id (content_kind 1)",
+        ),
         ("md5", "binary(16)", "MD5 of the whole content, null where it was not asked for"),
         ("sha1", "binary(20)", "SHA-1 of the whole content, null where it was not asked for"),
         ("sha256", "binary(32)", "SHA-256 of the whole content, null where it was not asked for"),

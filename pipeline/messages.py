@@ -6,6 +6,9 @@ END = 0  # the sender sends no more on this ring
 
 # ingest
 KNOWN = 9  # home → dedupe: slot of pool known; amount: ids of 32 bytes; first: chunks (0) or contents (1)
+WANTED = 10  # home → dedupe: slot of pool known; amount: ids of chunks that it asks for
+FOUND = 11  # dedupe → home: aux: a verdict slot, one byte for each id of the oldest WANTED; amount: ids
+PARENT = 12  # home → reader: the file of a ParentTable is complete
 ENTRIES = 1  # scanner → reader: slot of pool entries: a batch of OBJECT_DTYPE
 DATA = 2  # reader → dedupe: slot of the reader's data pool; amount: chunks; first: the reader
 EXTENTS = 3  # reader → dedupe → home: slot of the reader's rows pool; amount: rows; first: the reader

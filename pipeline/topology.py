@@ -2,6 +2,7 @@
 
     ingest:   scan ─entries→ read+chunk ─data, rows→ dedupe ─fresh→ compress ─blocks→ encode+write ─packs→ home
                                                      dedupe ─rows→ home            home ─known→ dedupe
+                                                     dedupe ─found→ home            home ─parent→ read
     restore:  home ─plan→ restore ─reports→ home
     verify:   home ─plan→ verify ─reports→ home
 
@@ -27,6 +28,8 @@ INGEST_STAGES = ("scan", "read", "chunk", "dedupe", "compress", "encode", "write
 SCAN, READ, CHUNK, DEDUPE, COMPRESS, ENCODE, WRITE, RECORD = range(8)
 #: Behind the stages' counters: for each reason (stages/select.py) objects and bytes that the scanner left out.
 LEFT_OUT = len(INGEST_STAGES)
+#: Behind these: objects and bytes that need not be read, because they are as an earlier run has them.
+UNCHANGED = LEFT_OUT + len(REASONS)
 RESTORE_STAGES = ("plan", "fetch", "decompress", "verify", "assemble")
 PLAN, FETCH, DECOMPRESS, VERIFY, ASSEMBLE = range(5)
 
@@ -75,14 +78,18 @@ class IngestShape:
 
     def layout(self) -> Layout:
         pools = [PoolSpec("known", 2, SMALL_SLOT), PoolSpec("verdict", self._verdicts, self.max_chunks)]
-        rings = [RingSpec("known", 4), RingSpec("rows", self.readers * 4 + self.readers + 1)]
+        rings = [RingSpec("known", 4), RingSpec("rows", max(self.readers * 5, self._verdicts) + 1)]
         for i in range(self.readers):
             pools += [
                 PoolSpec(f"entries/{i}", 4, SMALL_SLOT),
                 PoolSpec(f"data/{i}", self.data_slots, self.payload + self.max_chunks * CHUNK_REF_SIZE),
                 PoolSpec(f"rows/{i}", 4, ROWS_SLOT),
             ]
-            rings += [RingSpec(f"entries/{i}", 5), RingSpec(f"data/{i}", self.data_slots + 5)]
+            rings += [
+                RingSpec(f"parent/{i}", 1),
+                RingSpec(f"entries/{i}", 5),
+                RingSpec(f"data/{i}", self.data_slots + 5),
+            ]
         block_slot = (
             self.payload + self.max_blocks * fmt.BLOCK_DTYPE.itemsize + self.max_chunks * fmt.CHUNK_DTYPE.itemsize
         )
@@ -93,7 +100,7 @@ class IngestShape:
         for i in range(self.writers):
             pools.append(PoolSpec(f"packs/{i}", 3, SMALL_SLOT + (64 << 10)))
             rings.append(RingSpec(f"packs/{i}", 4))
-        return Layout(tuple(pools), tuple(rings), len(self.workers) + 1, LEFT_OUT + len(REASONS))
+        return Layout(tuple(pools), tuple(rings), len(self.workers) + 1, UNCHANGED + 1)
 
     @property
     def _verdicts(self) -> int:

@@ -122,6 +122,7 @@ VARYING = [
     (r"\b\d+\.\d s\b", "SECONDS"),
     (rf"^( *(?:stored|parity) bytes|manifests) +{SIZE}", r"\1 SIZE"),
     (rf"^(ID TIME {HOST} \d+ {SIZE}) {SIZE}", r"\1 SIZE"),
+    (rf"^ unchanged \d+ not read, {SIZE}", " unchanged FILES not read, SIZE"),
     (rf"{SIZE} read\b", "SIZE read"),
     (r"compression ratio [\d.]+", "compression ratio RATIO"),
     (r"[\d,]+ chunks", "CHUNKS"),

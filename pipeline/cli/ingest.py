@@ -63,6 +63,12 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
     metavar="[ALG:]FILE",
     help="Compare with a list as sha256sum or b3sum print it, or a BagIt manifest; may be repeated.",
 )
+@click.option(
+    "--parent", default="", metavar="RUN", help="Don't read what is unchanged since RUN [default: see below]."
+)
+@click.option("--force", is_flag=True, help="Read everything, whatever did not change.")
+@click.option("--ignore-inode", is_flag=True, help="A file may be unchanged though its inode is another.")
+@click.option("--ignore-ctime", is_flag=True, help="A file may be unchanged though its change time is another.")
 @resource_options
 @format_options
 @quiet_option
@@ -85,6 +91,10 @@ def ingest_command(
     dry_run: bool,
     digests: tuple[tuple[str, ...], ...],
     checksums: tuple[str, ...],
+    parent: str,
+    force: bool,
+    ignore_inode: bool,
+    ignore_ctime: bool,
     workers: int | None,
     memory: int,
     output: str,
@@ -102,6 +112,9 @@ def ingest_command(
     Patterns are those of gitignore, from each SOURCE: /build is the one at its top. The last that matches decides. A
     list of paths (--files-from) counts from SOURCE, or from the current directory.
 
+    A file whose size, times and inode are those of the latest run of the same host and sources is not read again; what
+    that run knows of it is taken over, as long as the store holds all of it.
+
     Like `restic backup` and `borg create`.
     """
     if not dry_run:
@@ -110,11 +123,13 @@ def ingest_command(
         warm_up()
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
     from pipeline.ingest.checksums import ChecksumFile
+    from pipeline.ingest.parent import ParentOptions
     from pipeline.ingest.run import IngestOptions
-    from pipeline.topology import CHUNK, COMPRESS, INGEST_STAGES, READ, SCAN, WRITE
+    from pipeline.topology import CHUNK, COMPRESS, INGEST_STAGES, READ, SCAN, UNCHANGED, WRITE
+    from stages.parent import Comparison
 
     def read(counters: Counters) -> Snapshot:
-        done, found = counters[:, READ].sum(axis=0), counters[:, SCAN].sum(axis=0)
+        done, found = counters[:, [READ, UNCHANGED]].sum(axis=(0, 1)), counters[:, SCAN].sum(axis=0)
         held_by = bottleneck(counters, INGEST_STAGES, (SCAN, READ, CHUNK, COMPRESS, WRITE))
         return Snapshot(int(done[0]), int(done[1]), int(found[1]), held_by)
 
@@ -132,6 +147,7 @@ def ingest_command(
         command=sources if is_command else (),
         digests=join_digests(digests),
         checksums=tuple(map(ChecksumFile.parse, checksums)),
+        parent=ParentOptions(parent, force, Comparison(inode=not ignore_inode, ctime=not ignore_ctime)),
     )
     paths = () if is_command else sources
     if dry_run:
@@ -153,6 +169,8 @@ def ingest_command(
             click.echo(f"listed, but not archived: {show_path(path)}", err=True)
         if listed.missing > NAMED_SHORT and not verbose:
             click.echo(f"… and {listed.missing - NAMED_SHORT:,} more; see: drystone ingest -v", err=True)
+    for reason in result.lost_manifests:
+        click.echo(f"manifests lost: {reason}; what they alone placed was stored again, as far as it is here", err=True)
     for reason in result.lost_backends:
         click.echo(f"short of redundancy: {reason}", err=True)
     if output == "table":

@@ -47,6 +47,9 @@ def show_result(result: IngestResult, quiet: bool) -> None:
     click.echo(f"  began         {result.began}, took {result.seconds:.1f} s")
     _line("files", f"{tally.files:,}", f"and {tally.directories:,} directories, {tally.others:,} others")
     _line("bytes", format_size(tally.bytes), f"{format_size(rate)}/s")
+    if result.parent is not None:
+        more = f"not read, {format_size(tally.unchanged_bytes)}, as in run {result.parent}"
+        _line("unchanged", f"{tally.unchanged:,}", more)
     _line("new bytes", format_size(tally.new_bytes), f"dedupe ratio {_ratio(tally.bytes, tally.new_bytes)}")
     _line("stored bytes", format_size(tally.stored), f"compression ratio {_ratio(tally.new_bytes, tally.stored)}")
     _line("parity bytes", format_size(tally.parity), f"in {tally.packs:,} packs")
@@ -110,6 +113,9 @@ def result_record(result: IngestResult) -> dict[str, object]:
         "directories": tally.directories,
         "others": tally.others,
         "bytes": tally.bytes,
+        "parent": None if result.parent is None else str(result.parent),
+        "unchanged": tally.unchanged,
+        "unchanged_bytes": tally.unchanged_bytes,
         "new_chunks": tally.new_chunks,
         "new_bytes": tally.new_bytes,
         "stored_bytes": tally.stored,
@@ -122,6 +128,7 @@ def result_record(result: IngestResult) -> dict[str, object]:
         "skipped_reasons": tally.reasons,
         "checksums": None if result.checksums is None else result.checksums.counts,
         "missing_shards": tally.missing_shards,
+        "lost_manifests": list(result.lost_manifests),
         "short_of_redundancy": result.lost_backends,
         "backends": result.backends,
         "backends_that_may_be_lost": result.may_lose,

@@ -74,12 +74,12 @@ class AdoptedPack:
         ]
 
 
-def adoptable(members: Members, state: State, replicas: Replicas) -> Iterator[AdoptedPack]:
+def adoptable(members: Members, state: State, replicas: Replicas, lost: list[str]) -> Iterator[AdoptedPack]:
     """Packs that unfinished runs journalled and no manifest names. What is damaged or short of shards is passed over:
-    its chunks are stored again."""
+    its chunks are stored again. `lost` gets why manifest files could not be read."""
     wanted = {pack_id for packs in unfinished(members).values() for pack_id in packs}
     if wanted:
-        wanted -= pack_ids(state, replicas, wanted)
+        wanted -= pack_ids(state, replicas, wanted, lost)
     storages = {member.number: member.storage for member in members.present.values()}
     source = ShardSource(members.config.store_id, storages, [info.number for info in members.all])
     readers, decoder = PackReaders(source), Decoder()

@@ -20,6 +20,7 @@ from pipeline.arena import Message
 from pipeline.ingest.adopt import AdoptedPack
 from pipeline.ingest.checksums import Checksums
 from pipeline.ingest.dedupe import KNOWN_CHUNKS, KNOWN_CONTENTS
+from pipeline.ingest.parent import ParentBuilder
 from pipeline.ingest.write import PACK_ROW, SHARD_ROW
 from pipeline.station import Acquire, Context, Station, Take
 from pipeline.topology import RECORD, SMALL_SLOT
@@ -46,7 +47,8 @@ NamedError = tuple[bytes, str]
 class Tally:
     """Sums over a run, in objects and bytes. `new`: chunks stored for the first time; `stored`: payload of the packs;
     `parity`: what is in the shard files beyond the payload; `most_missing`: shards that the worst pack lacks;
-    `adopted`: what unfinished runs left behind and this one needs not store again; `reasons`: of errors → objects."""
+    `adopted`: what unfinished runs left behind and this one needs not store again; `reasons`: of errors → objects;
+    `unchanged`: files that were not read, being as an earlier run has them."""
 
     files: int = 0
     directories: int = 0
@@ -62,6 +64,8 @@ class Tally:
     most_missing: int = 0
     adopted_packs: int = 0
     adopted_bytes: int = 0
+    unchanged: int = 0
+    unchanged_bytes: int = 0
     named_errors: list[NamedError] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
 
@@ -72,6 +76,9 @@ class Tally:
         self.directories += int((kinds == KIND["directory"]).sum())
         self.others += int((~files & (kinds != KIND["directory"])).sum())
         self.bytes += int(sizes[files].sum())
+        unchanged = batch.rows["unchanged"] != 0
+        self.unchanged += int(unchanged.sum())
+        self.unchanged_bytes += int(sizes[unchanged].sum())
         for row in np.flatnonzero(batch.rows["error_len"]):
             bad = batch.rows[row]
             self._add_error((batch.bytes_of(bad, "path"), batch.bytes_of(bad, "error").decode(errors="replace")))
@@ -95,6 +102,7 @@ class Collector:
     readers: int
     writers: int
     checksums: Checksums | None = None
+    parent: ParentBuilder | None = None
     tally: Tally = field(default_factory=Tally)
 
     @cached_property
@@ -118,7 +126,8 @@ class Collector:
                 yield pack.chunks["id"][start : start + KNOWN_BATCH]
 
     def known_station(self, context: Context, chunks: Iterator[Any], contents: Iterator[Any]) -> Station:
-        """Streams known ids to the dedupe station: batches of at most KNOWN_BATCH ids."""
+        """Streams known ids to the dedupe station: batches of at most KNOWN_BATCH ids. Then asks it for those of the
+        parent run, and gives the readers what it vouches for."""
         context.clock.switch(RECORD)
         _ = self.rows
         for kind, batches in ((KNOWN_CHUNKS, chunks), (KNOWN_CONTENTS, contents)):
@@ -128,15 +137,24 @@ class Collector:
                     view[: ids.nbytes] = ids.tobytes()
                 context.seal("known", slot)
                 context.send("known", Message(messages.KNOWN, slot, amount=len(ids), first=kind))
+        if self.parent is not None:
+            yield from self.parent.ask(context)
         context.send("known", Message(messages.END))
+        if self.parent is not None:
+            yield from self.parent.finish(context)
 
     def rows_station(self, context: Context) -> Station:
-        """Takes EXTENTS and OBJECTS from dedupe."""
+        """Takes FOUND, EXTENTS and OBJECTS from dedupe."""
         while True:
             _, message = yield Take(("rows",))
             if message.kind == messages.END:
                 return
             context.clock.switch(RECORD)
+            if message.kind == messages.FOUND:
+                found = self._take_verdict(context, message)
+                if self.parent is not None:
+                    self.parent.answer(found)
+                continue
             pool = f"rows/{message.first}"
             with context.slot(pool, message.slot) as view:
                 if message.kind == messages.EXTENTS:
@@ -145,14 +163,19 @@ class Collector:
                     batch = Batch.load(view, OBJECT_DTYPE).copy()
             context.release(pool, message.slot)
             if message.kind == messages.OBJECTS:
-                with context.slot("verdict", message.aux) as view:
-                    known = np.frombuffer(view, bool, message.amount).copy()
-                context.release("verdict", message.aux)
+                known = self._take_verdict(context, message)
                 if self.checksums is not None:
                     batch = self.checksums.mark(batch)
                 self.tally.add_objects(batch)
                 self.rows.add_objects(message.first, batch, known)
             context.clock.count(RECORD, message.amount, 0)
+
+    @staticmethod
+    def _take_verdict(context: Context, message: Message) -> npt.NDArray[np.bool_]:
+        with context.slot("verdict", message.aux) as view:
+            verdict = np.frombuffer(view, bool, message.amount).copy()
+        context.release("verdict", message.aux)
+        return verdict
 
     def packs_station(self, context: Context) -> Station:
         """Takes PACK_CHUNKS and PACK from the writers."""

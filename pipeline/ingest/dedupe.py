@@ -52,7 +52,8 @@ class Dispatch:
 
 
 def dedupe_station(context: Context, options: DedupeOptions) -> Station:
-    """Takes known ids, then DATA, EXTENTS and OBJECTS; sends FRESH on fresh/<compressor>, rows on `rows`."""
+    """Takes known ids and answers which of others are among them; then takes DATA, EXTENTS and OBJECTS; sends FRESH on
+    fresh/<compressor>, rows on `rows`."""
     context.clock.switch(DEDUPE)
     chunks, contents = MemoryIndex(options.expected_chunks), MemoryIndex(options.expected_contents)
     while True:
@@ -62,7 +63,12 @@ def dedupe_station(context: Context, options: DedupeOptions) -> Station:
         with context.slot("known", message.slot) as view:
             ids = np.frombuffer(view, np.uint8, message.amount * 32).reshape(-1, 32).copy()
         context.release("known", message.slot)
-        (chunks if message.first == KNOWN_CHUNKS else contents).add(ids)
+        if message.kind == messages.WANTED:
+            verdict = yield Acquire("verdict")
+            _write_verdict(context, verdict, chunks.contains(ids))
+            context.send("rows", Message(messages.FOUND, aux=verdict, amount=len(ids)))
+        else:
+            (chunks if message.first == KNOWN_CHUNKS else contents).add(ids)
     dispatch = Dispatch(context, options.compressors)
     rings = tuple(f"data/{reader}" for reader in range(options.readers))
     left = len(rings)

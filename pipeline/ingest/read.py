@@ -27,9 +27,10 @@ from manifests.config import ChunkerSpec
 from manifests.xattrs import read_xattrs
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.ingest.carry import Carrier, CarryOptions
 from pipeline.ingest.chunktable import ChunkTable, OpenContent
 from pipeline.station import Acquire, Context, Station, Steps, Take, Want
-from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES
+from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES, UNCHANGED
 from pipeline.worker import FdHandle
 from stages.chunk import Chunker, ContentHasher, chunk_id
 from stages.digest import Digester, digest_all
@@ -54,7 +55,8 @@ _EMPTY_DIGEST = np.frombuffer(blake3(b"").digest(), np.uint8)
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """`stream`: standard input, for sources that are streams; `digests`: those to compute besides BLAKE3."""
+    """`stream`: standard input, for sources that are streams; `digests`: those to compute besides BLAKE3;
+    `carry`: where files that did not change since an earlier run are found."""
 
     index: int
     sources: tuple[Source, ...]
@@ -63,6 +65,7 @@ class ReadOptions:
     payload: int
     stream: FdHandle | None = None
     digests: tuple[str, ...] = ()
+    carry: CarryOptions | None = None
 
 
 class Reader:
@@ -74,6 +77,7 @@ class Reader:
         self._chunker = Chunker(options.chunker, options.seed)
         self._minimum = options.chunker.minimum
         self._folders = FolderCache()
+        self._carrier = None if options.carry is None else Carrier(options.carry, options.sources, self._folders)
         self._data, self._rows_pool = f"data/{options.index}", f"rows/{options.index}"
         self._slot = -1
         self._view = memoryview(b"")
@@ -141,26 +145,33 @@ class Reader:
         done = len(paths)
         self._began_ns = time.time_ns()
         self._context.clock.switch(READ)
+        carried = {} if self._carrier is None else self._carrier.carry(batch, paths)
         wanted = np.isin(batch.rows["kind"], (KIND["file"], KIND["stream"])) & (batch.rows["error_len"] == 0)
+        wanted &= batch.rows["unchanged"] == 0
+        wanted[list(carried)] = True
         names = ("source", "kind", "size", "mtime_ns", "mode", "ctime_ns")
         columns = [batch.rows[name].tolist() for name in names]
         read = size = 0
         for number in np.flatnonzero(wanted).tolist():
             source, kind, expected, mtime, mode, ctime = (column[number] for column in columns)
-            if kind == KIND["stream"]:
+            if number in carried:
+                self._note_carried(number, *carried[number])
+            elif kind == KIND["stream"]:
                 yield from self._stream(number)
-                continue
-            origin = self._options.sources[source]
-            path = origin.path + paths[number][len(origin.name) :]
-            length = self._small_file(number, path, expected, mtime, mode, ctime)
-            if length is None:
-                yield from self._file(number, path)
             else:
-                read, size = read + 1, size + length
+                origin = self._options.sources[source]
+                path = origin.path + paths[number][len(origin.name) :]
+                length = self._small_file(number, path, expected, mtime, mode, ctime)
+                if length is None:
+                    yield from self._file(number, path)
+                else:
+                    read, size = read + 1, size + length
             if self._extra_bytes > EXTRA_BYTES:
                 done = number + 1
                 break
         self._context.clock.count(READ, read, size)
+        unchanged = batch.rows["unchanged"][:done] != 0
+        self._context.clock.count(UNCHANGED, int(unchanged.sum()), int(batch.rows["size"][:done][unchanged].sum()))
         self._cut_segments()
         self._note_stats()
         if self._errors:
@@ -199,6 +210,13 @@ class Reader:
         self._segments.append((number, start, length))
         self._fill = start + length
         return length
+
+    def _note_carried(self, number: int, xattrs: bytes, holes: bytes, digests: bytes) -> None:
+        """Variable fields of an unchanged file."""
+        for fields, value in ((self._xattrs, xattrs), (self._holes, holes), (self._digests, digests)):
+            if value:
+                fields[number] = value
+                self._extra_bytes += len(value)
 
     def _note_xattrs(self, number: int, packed: bytes) -> None:
         self._xattrs[number] = packed
@@ -523,11 +541,15 @@ class Reader:
     def close(self) -> None:
         self.close_slot()
         self._folders.close()
+        if self._carrier is not None:
+            self._carrier.close()
 
 
 def read_station(context: Context, options: ReadOptions) -> Station:
     """Takes ENTRIES, sends DATA, EXTENTS and OBJECTS on data/<index>."""
     context.clock.switch(READ)
+    if options.carry is not None:
+        yield Take((f"parent/{options.index}",))
     reader = Reader(context, options)
     ring = f"entries/{options.index}"
     while True:

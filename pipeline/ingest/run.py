@@ -19,23 +19,26 @@ from manifests.ids import new_id
 from manifests.inflight import Inflight
 from manifests.known import chunk_ids, content_ids, count_rows
 from manifests.log import State, make_record, utc_now, write_record
+from manifests.parent import ParentFiles
 from manifests.replicas import Replicas
 from manifests.store import Members
 from pipeline.budget import DEFAULT_MEMORY, available_cores
 from pipeline.ingest.adopt import adoptable
+from pipeline.ingest.carry import CarryOptions
 from pipeline.ingest.checksums import ChecksumFile, ChecksumResult, Checksums
 from pipeline.ingest.collect import Collector, Tally
 from pipeline.ingest.command import FeedingCommand
 from pipeline.ingest.compress import CompressOptions, compress_station
 from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
 from pipeline.ingest.mix import observed_mix
+from pipeline.ingest.parent import ParentBuilder, ParentOptions, choose_parent, log_text
 from pipeline.ingest.read import ReadOptions, read_station
 from pipeline.ingest.scan import ScanOptions, scan_station
 from pipeline.ingest.write import WriteOptions, write_station
 from pipeline.runner import run_stations
 from pipeline.station import Context, Station
 from pipeline.supervisor import SignalWatch, WorkerSpec
-from pipeline.topology import INGEST_STAGES, LEFT_OUT, IngestShape, ingest_shape
+from pipeline.topology import INGEST_STAGES, LEFT_OUT, UNCHANGED, IngestShape, ingest_shape
 from pipeline.worker import FdHandle
 from stages.scan import Source
 from stages.select import EVERYTHING, REASONS, Selection, SelectOptions
@@ -52,7 +55,7 @@ class IngestOptions:
     descriptor that sources with `stream` are read from; `inline`: all stages in this process; `select`: what to leave
     out; `files_from`: a file that lists what to archive, `-` for standard input, its entries ended by NUL where `nul`;
     `command`: program and arguments whose output is the one source; `digests`: whole-content digests besides BLAKE3,
-    names of fmt.DIGESTS; `checksums`: lists that the run is compared with."""
+    names of fmt.DIGESTS; `checksums`: lists that the run is compared with; `parent`: what need not be read again."""
 
     codec: CodecSpec | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +70,7 @@ class IngestOptions:
     command: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
     checksums: tuple[ChecksumFile, ...] = ()
+    parent: ParentOptions = field(default_factory=ParentOptions)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,9 @@ class StageFigures:
 class IngestResult:
     """A committed run. `tally` in bytes and objects, `began` in RFC 3339, `seconds` from then to commit; `left_out`:
     reason → objects and bytes that were not wanted; `may_lose`: backends of `backends` that may be lost, or may rot,
-    from now on, with nothing lost."""
+    from now on, with nothing lost; `parent`: the run from which unchanged files took their contents, `ignored`: what of
+    their stat was not compared; `lost_manifests`: why manifest files could not be read, so that what they alone told
+    was stored again."""
 
     run_id: uuid.UUID
     sources: list[str]
@@ -99,6 +105,9 @@ class IngestResult:
     may_lose: int
     backends: int
     checksums: ChecksumResult | None = None
+    parent: uuid.UUID | None = None
+    ignored: tuple[str, ...] = ()
+    lost_manifests: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -126,6 +135,7 @@ def _specs(
     options: IngestOptions,
     stream: FdHandle | None,
     listed: FdHandle | None,
+    carry: CarryOptions | None,
 ) -> list[WorkerSpec]:
     config = members.config.with_codec(options.codec)
     readers, compressors, writers = range(shape.readers), range(shape.compressors), range(shape.writers)
@@ -143,8 +153,8 @@ def _specs(
         WorkerSpec(
             name=f"read-{i}",
             station=read_station,
-            options=ReadOptions(i, sources, config.chunker, config.seed, shape.payload, stream, options.digests),
-            rings=(f"entries/{i}", f"data/{i}"),
+            options=ReadOptions(i, sources, config.chunker, config.seed, shape.payload, stream, options.digests, carry),
+            rings=(f"entries/{i}", f"data/{i}", f"parent/{i}"),
             pools=(f"entries/{i}", f"data/{i}", f"rows/{i}"),
         )
         for i in readers
@@ -158,7 +168,7 @@ def _specs(
                 shape.compressors,
                 shape.payload,
                 count_rows(state, "chunks"),
-                count_rows(state, "objects") // 8,
+                count_rows(state, "extents") // 2,
             ),
             rings=("known", "rows", *data, *(f"fresh/{i}" for i in compressors)),
             pools=("known", "verdict", *data),
@@ -236,7 +246,8 @@ def _ingest(
     mix = observed_mix(state.runs, _host(options), str(codec))
     shape = ingest_shape(members.config, available_cores(), options.memory, options.workers, mix)
     run_id = new_id(state.newest)
-    inflight = Inflight(members, run_id)
+    inflight, host = Inflight(members, run_id), _host(options)
+    parent, lost = choose_parent(state, options.parent, host, sources, listed is not None), list[str]()
     collector = Collector(
         lambda: _new_rows(run_id, members, options),
         inflight,
@@ -247,14 +258,17 @@ def _ingest(
     )
     with SignalWatch() as signals, ExitStack() as stack:
         command = stack.enter_context(FeedingCommand(options.command)) if options.command else None
+        if parent is not None:
+            known_files = ParentFiles(state, replicas, parent, options.digests, lost)
+            collector.parent = stack.enter_context(ParentBuilder.opened(known_files, shape.readers))
         stream = command.fd if command is not None else options.stream
         inflight.begin()
         try:
             home: dict[str, Callable[[Context], Station]] = {
                 "known": lambda context: collector.known_station(
                     context,
-                    chain(chunk_ids(state, replicas), collector.adopt(adoptable(members, state, replicas))),
-                    content_ids(state, replicas),
+                    chain(chunk_ids(state, replicas, lost), collector.adopt(adoptable(members, state, replicas, lost))),
+                    content_ids(state, replicas, lost),
                 ),
                 "rows": collector.rows_station,
                 "packs": collector.packs_station,
@@ -263,6 +277,8 @@ def _ingest(
                 shape, members, state, sources, options,
                 FdHandle(stream) if any(source.stream for source in sources) else None,
                 None if listed is None else FdHandle(listed.fileno()),
+                None if collector.parent is None
+                else CarryOptions(FdHandle(collector.parent.file.fileno()), options.parent.comparison),
             )  # fmt: skip
             counters = run_stations(
                 shape.layout(),
@@ -282,8 +298,8 @@ def _ingest(
             seconds = time.monotonic() - started
             result = IngestResult(
                 run_id=run_id,
-                sources=[_text(source.path) for source in sources],
-                host=_host(options),
+                sources=[log_text(source.path) for source in sources],
+                host=host,
                 began=began,
                 tally=collector.tally,
                 seconds=seconds,
@@ -293,9 +309,13 @@ def _ingest(
                 may_lose=_may_lose(members, collector.tally),
                 backends=members.count,
                 checksums=None if checksums is None else checksums.result(),
+                parent=None if parent is None else parent.run_id,
+                ignored=() if parent is None else options.parent.comparison.ignored,
+                lost_manifests=tuple(lost),
             )
             signals.check()
-            record = make_record(run_id, "ingest", {"run": _summary(result, sources, options, str(codec))}, files)
+            summary = _summary(result, sources, options, str(codec), listed is not None)
+            record = make_record(run_id, "ingest", {"run": summary}, files)
             write_record(members, record)
         except BaseException:
             collector.close()
@@ -319,7 +339,7 @@ def _new_rows(run_id: uuid.UUID, members: Members, options: IngestOptions) -> Ru
 
 
 def _left_out(counters: Counters) -> dict[str, tuple[int, int]]:
-    sums = counters[:, LEFT_OUT:, :2].sum(axis=0)
+    sums = counters[:, LEFT_OUT:UNCHANGED, :2].sum(axis=0)
     return {reason: (int(objects), int(size)) for reason, (objects, size) in zip(REASONS, sums, strict=True) if objects}
 
 
@@ -335,23 +355,24 @@ def _lost(members: Members) -> list[str]:
     return absent + list(members.failed.values())
 
 
-def _text(path: bytes) -> str:
-    """A path for the log's JSON, which must be readable by everybody: bytes that are not UTF-8 are escaped. The exact
-    bytes are in the objects table."""
-    return path.decode(errors="backslashreplace")
-
-
-def _summary(result: IngestResult, sources: tuple[Source, ...], options: IngestOptions, codec: str) -> dict[str, Any]:
+def _summary(
+    result: IngestResult, sources: tuple[Source, ...], options: IngestOptions, codec: str, listed: bool
+) -> dict[str, Any]:
     tally = result.tally
     return {
         "host": result.host,
         "tags": dict(options.tags),
+        "parent": None if result.parent is None else str(result.parent),
+        "ignored": list(result.ignored),
+        "listed": listed,
         "sources": result.sources,
-        "names": [_text(source.name) for source in sources],
+        "names": [log_text(source.name) for source in sources],
         "files": tally.files,
         "directories": tally.directories,
         "others": tally.others,
         "bytes": tally.bytes,
+        "unchanged": tally.unchanged,
+        "unchanged_bytes": tally.unchanged_bytes,
         "new_chunks": tally.new_chunks,
         "new_bytes": tally.new_bytes,
         "stored": tally.stored,

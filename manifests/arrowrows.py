@@ -1,0 +1,53 @@
+"""Arrow record batches as structured rows and a heap (manifests/columns.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.columns import Batch
+from manifests.errors import Unreadable
+
+
+def to_batch(batch: Any, dtype: np.dtype[np.void], variable: dict[str, str]) -> Batch:
+    """An Arrow record batch as structured rows and a heap; nulls become zeros and empty strings."""
+    rows = np.zeros(batch.num_rows, dtype)
+    heap = bytearray()
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if name in variable:
+            starts, lengths = _append_binary(column, heap)
+            rows[f"{name}_at"], rows[f"{name}_len"] = starts, lengths
+        elif dtype[name].shape:
+            rows[name] = _fixed(column, dtype[name].shape[0])
+        else:
+            rows[name] = (column.fill_null(0) if column.null_count else column).to_numpy(zero_copy_only=False)
+    return Batch(rows, bytes(heap))
+
+
+def _offsets(column: Any) -> tuple[np.ndarray[Any, Any], Any]:
+    wide = column.cast("large_binary")
+    offsets = np.frombuffer(wide.buffers()[1], np.int64, len(wide) + 1, wide.offset * 8)
+    return offsets, wide.buffers()[2]
+
+
+def _append_binary(column: Any, heap: bytearray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    offsets, data = _offsets(column)
+    if not len(column):
+        return offsets[:0], offsets[:0]
+    first, last = int(offsets[0]), int(offsets[-1])
+    start = len(heap)
+    heap += memoryview(data)[first:last] if data is not None else b""
+    return offsets[:-1] - first + start, np.diff(offsets)
+
+
+def _fixed(column: Any, width: int) -> npt.NDArray[np.uint8]:
+    if not len(column):
+        return np.zeros((0, width), np.uint8)
+    offsets, data = _offsets(column)
+    first = int(offsets[0])
+    if (np.diff(offsets) != width).any():
+        raise Unreadable(f"the manifests hold an id that is not {width} bytes long; see: drystone verify --data")
+    flat = np.frombuffer(data, np.uint8, len(column) * width, first)
+    return flat.reshape(len(column), width)
