@@ -23,7 +23,8 @@ from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, HeapBuilder
 from manifests.config import ECScheme
 from manifests.errors import DrystoneError, Unreadable
 from pipeline import messages
-from pipeline.fan import fan_station
+from pipeline.arena import Message
+from pipeline.fan import Work, fan_station
 from pipeline.packreader import PackPlace, PackReaders, ReadFigures, ShardSource
 from pipeline.station import Context, Station
 from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, VERIFY
@@ -132,7 +133,7 @@ class Outcomes:
     def is_failed(self, row: int) -> bool:
         return row in self._reasons
 
-    def batches(self, size: int) -> Iterator[Batch]:
+    def batches(self, size: int) -> Work:
         """OUTCOME_DTYPE batches of at most `size` bytes; at least one."""
         entries = [(0, -1, 0, self.files, self.bytes, b"")]
         entries += [(row, multi, parts, 0, 0, b"") for (row, multi), parts in self._parts.items()]
@@ -420,12 +421,12 @@ def restore_station(context: Context, options: RestoreOptions) -> Station:
     restorer = Restorer(context, options)
     size = len(context.slot(f"reports/{options.index}", 0))
 
-    def work(kind: int, view: memoryview) -> Iterator[Batch]:
+    def work(message: Message, view: memoryview) -> Work:
         outcomes = Outcomes()
-        if kind == messages.PLAN:
+        if message.kind == messages.PLAN:
             restorer.restore(Batch.load(view, PLAN_DTYPE).copy(), outcomes)
         else:
-            restorer.make_items(kind, Batch.load(view, ITEM_DTYPE).copy(), outcomes)
+            restorer.make_items(message.kind, Batch.load(view, ITEM_DTYPE).copy(), outcomes)
         context.clock.count(ASSEMBLE, outcomes.files, outcomes.bytes)
         return outcomes.batches(size)
 
