@@ -25,8 +25,8 @@ from manifests.plan import BLOCK_AND_PACK, HAS_BYTES, NONSENSE, SOUND, places_of
 LARGE = 32
 #: Pieces of contents that are sorted at a time, about.
 GROUP_ROWS = 32 << 10
-#: Blocks of a pack that are told to who checks it: more than a pack has.
-COVERED_BLOCKS = 64 << 10
+#: Blocks of a pack that may be told to who checks it: more than a pack has.
+COVERED_BLOCKS = 32 << 10
 _MOST = 1 << 62
 
 _WRONG = pa.schema(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,19 +85,18 @@ class LostRange:
     end: int
 
 
-def chunks_of_pack(catalog: Catalog, pack_id: bytes, but: Sequence[int] = ()) -> Iterator[Batch]:
-    """PLAN_DTYPE batches of the chunks that the manifests place soundly in a pack, by block, without those in some
-    blocks; what describes objects is zero."""
+def chunks_of_pack(catalog: Catalog, pack_id: bytes) -> Iterator[Batch]:
+    """PLAN_DTYPE batches of the chunks that the manifests place soundly in a pack, by block; what describes objects is
+    zero."""
     catalog.use("chunks", "blocks", "packs", spare=True)
     query = f"""
         WITH places AS (
-            SELECT DISTINCT chunk_id, pack_id, block, "offset" AS chunk_offset, length FROM chunks
-            WHERE pack_id = ? AND block NOT IN (SELECT unnest(?::UINTEGER[])))
+            SELECT DISTINCT chunk_id, pack_id, block, "offset" AS chunk_offset, length FROM chunks WHERE pack_id = ?)
         SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
                b.raw, b.codec, pl.chunk_offset, pl.length, pl.chunk_id, {SOUND} AS sound
         FROM places pl {BLOCK_AND_PACK} ORDER BY pl.block, pl.chunk_offset
     """
-    for batch in catalog.batches(query, [pack_id, list(but)]):
+    for batch in catalog.batches(query, [pack_id]):
         yield to_batch(sound_rows(batch), PLAN_DTYPE, {})
 
 

@@ -151,7 +151,8 @@ class PieceReader:
         self, rows: np.ndarray, pieces: np.ndarray, target: memoryview | None
     ) -> tuple[bytes | memoryview, dict[int, str]]:
         """The block that some pieces lie in, to `target` or in the decoder's buffer; and of those pieces that are not
-        what their ids say, why. Whole they are as a rule, so their cells are looked at only where they are not."""
+        what their ids say, why. Whole they are as a rule, so their cells are looked at only where they are not. Where
+        too few of these are good, who checks the pack says so: the reason is empty."""
         at = int(pieces[0])
         try:
             raw = self._window.decoded(rows, at, self._window.stored(rows, at), target)
@@ -160,7 +161,11 @@ class PieceReader:
         except DrystoneError:
             pass  # the sure bytes say what is wrong, if anything
         try:
-            raw = self._window.decoded(rows, at, self._window.sure(rows, at), target)
+            stored = self._window.sure(rows, at)
+        except DrystoneError:
+            return b"", dict.fromkeys(pieces.tolist(), "")
+        try:
+            raw = self._window.decoded(rows, at, stored, target)
         except DrystoneError as error:
             return b"", dict.fromkeys(pieces.tolist(), str(error))
         return raw, dict.fromkeys(self._bad(raw, rows, pieces), "its bytes do not match its id")
@@ -190,7 +195,7 @@ def _findings(rows: np.ndarray, lost: dict[int, str]) -> Iterator[PackFindings]:
     """Pack by pack what is lost, where nobody else looks at it; at least one."""
     packs = {NIL.bytes: PackFindings(NIL.bytes, [Finding(CHECKED)])}
     for row, reason in sorted(lost.items()):
-        if rows[row]["judges"]:
+        if rows[row]["judges"] and reason:
             pack_id = rows[row]["pack_id"].tobytes()
             finding = Finding(LOST_CHUNK, chunk_id=rows[row]["chunk_id"].tobytes(), reason=reason)
             packs.setdefault(pack_id, PackFindings(pack_id)).entries.append(finding)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from manifests import format as fmt
 from manifests.catalog import Catalog
 from manifests.columns import PLAN_DTYPE, Batch
+from manifests.contents import COVERED_BLOCKS
 from manifests.errors import BackendError, DrystoneError, KeyNotFound
 from manifests.ids import NIL
 from manifests.inspect import BadCopy, LostRange, affected_objects, bad_copies, chunks_of_pack, packs
@@ -54,7 +55,7 @@ KEPT_LOST = 100_000
 #: What tells where a pack's shards lie, and how long they are.
 _PLACE_DTYPE = np.dtype([(name, PACK_TASK_DTYPE[name]) for name in ("pack_id", "k", "m", "payload", "shard_length")])
 #: Planned chunks in a task.
-PLAN_ROWS = SMALL_SLOT // PLAN_DTYPE.itemsize - 1
+PLAN_ROWS = (SMALL_SLOT - 4 * COVERED_BLOCKS) // PLAN_DTYPE.itemsize - 1
 
 
 @dataclass
@@ -131,23 +132,24 @@ class VerifyHome:
 
     def _packs_station(self, context: Context) -> Station:
         """Sends TASK, a pack each, then PLAN for those whose directory can't be read, or tells something else than the
-        manifests, by which a restore goes: without the blocks that the pass over large contents checks."""
+        manifests, by which a restore goes."""
         context.clock.switch(PLAN)
         sent, plan = 0, self.contents.plan
         for batch in packs(self._catalog, PACK_TASK_DTYPE):
-            covered = plan.covered([row.tobytes() for row in batch.rows["pack_id"]])
+            listed = plan.covered([row.tobytes() for row in batch.rows["pack_id"]])
             for number in range(len(batch.rows)):
                 row = batch.rows[number : number + 1]
-                blocks = covered.get(row["pack_id"].tobytes(), _NO_BLOCKS)
+                blocks = listed.get(row["pack_id"].tobytes(), _NO_BLOCKS).tobytes()
                 yield Until(lambda: self._fan.least_load() < self.contents.ahead)
-                yield from self._fan.send(context, messages.TASK, Batch(row, blocks.tobytes()))
+                yield from self._fan.send(context, messages.TASK, Batch(row, blocks))
                 sent += 1
         yield Until(lambda: self._result.checked_packs == sent)
         for pack_id in self._unlisted:
-            but = plan.covered([pack_id]).get(pack_id, _NO_BLOCKS).tolist()
-            for batch in chunks_of_pack(self._catalog, pack_id, but):
+            covered = plan.covered([pack_id]).get(pack_id, _NO_BLOCKS).tobytes()
+            for batch in chunks_of_pack(self._catalog, pack_id):
                 for start in range(0, len(batch.rows), PLAN_ROWS):
-                    yield from self._fan.send(context, messages.PLAN, Batch(batch.rows[start : start + PLAN_ROWS], b""))
+                    rows = batch.rows[start : start + PLAN_ROWS]
+                    yield from self._fan.send(context, messages.PLAN, Batch(rows, covered))
         self._end(context)
 
     def _end(self, context: Context) -> None:

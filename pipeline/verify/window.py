@@ -18,7 +18,7 @@ from stages.compress import Decoder
 
 #: Pieces ahead of which the blocks are looked at, and how much is fetched in one go where they lie side by side.
 FETCH_ROWS = 512
-FETCH_BLOCKS, FETCH_BYTES = 16, 4 << 20
+FETCH_BLOCKS, FETCH_BYTES = 16, 2 << 20
 #: What was fetched and not used is kept up to this many bytes.
 HELD_BYTES = 4 << 20
 KEPT_BLOCKS = 4
@@ -72,7 +72,7 @@ class BlockWindow:
             self._fetch(rows, at)
         return self._stored.pop(key)
 
-    def sure(self, rows: np.ndarray, at: int) -> bytes:
+    def sure(self, rows: np.ndarray, at: int) -> bytes | memoryview:
         """The same bytes, checked, healed, and as a last resort as the chunks of the task judge. Raises
         DrystoneError."""
         self._clock.switch(FETCH)

@@ -42,8 +42,8 @@ from stages.compress import Decoder
 from stages.pack import parse_directory
 from stages.shard import data_offset, file_size, table_size
 
-#: A pack on its way to a worker, beside the numbers (u32) of those of its blocks whose chunks the pass over large
-#: contents checks.
+#: A pack on its way to a worker. Beside it, as beside planned chunks, are the numbers (u32) of those of its blocks that
+#: the pass over large contents decompresses.
 PACK_TASK_DTYPE = np.dtype(
     [
         ("pack_id", "u1", (16,)),
@@ -60,8 +60,9 @@ PACK_TASK_DTYPE = np.dtype(
         ("chunk_sum", "<u8"),
     ]
 )
-FETCH_AT_ONCE = 8 << 20
-CELLS_AT_ONCE = 256
+#: What is read and hashed in one go: it stays in the cache, and its memory is used again.
+FETCH_AT_ONCE = 2 << 20
+CELLS_AT_ONCE = FETCH_AT_ONCE // fmt.CELL_SIZE
 NAMED_CELLS = 8
 
 
@@ -85,8 +86,8 @@ class PackVerifier:
         return self._readers.source.figures
 
     def verify(self, task: np.void, covered: np.ndarray) -> PackFindings:
-        """Everything that is wrong with a pack, but for the chunks of the blocks that are `covered`; the first finding
-        counts the bytes read."""
+        """Everything that is wrong with a pack; the first finding counts the bytes read. `covered`: numbers of blocks
+        that somebody else decompresses, to check all their chunks."""
         findings = PackFindings(task["pack_id"].tobytes())
         figures = self._readers.source.figures
         before = figures.bytes
@@ -106,18 +107,19 @@ class PackVerifier:
                 if directory_sums(blocks, chunks) != (int(task["block_sum"]), int(task["chunk_sum"])):
                     findings.entries.append(Finding(MISLISTED))
                     covered = covered[:0]  # so say the manifests, of other chunks than these
-                self._check_chunks(reader, blocks, chunks, findings, covered)
+                is_covered = np.isin(np.arange(len(blocks)), covered)
+                self._check_chunks(reader, blocks, chunks, is_covered, findings)
             self._check_rest(reader)
             self._note_shards(reader, findings)
         self._clock.count(FETCH, 1, figures.bytes - before)
         findings.entries.insert(0, Finding(CHECKED, count=figures.bytes - before))
         return findings
 
-    def check_planned(self, rows: np.ndarray) -> PackFindings:
+    def check_planned(self, rows: np.ndarray, covered: np.ndarray) -> PackFindings:
         """What is lost of the chunks in these rows (PLAN_DTYPE, one pack, by block): for a pack whose directory can't
-        be read, out of the manifests."""
+        be read, out of the manifests. `covered` as above."""
         findings = PackFindings(rows[0]["pack_id"].tobytes())
-        _, first, inverse = np.unique(rows["block"], return_index=True, return_inverse=True)
+        numbers, first, inverse = np.unique(rows["block"], return_index=True, return_inverse=True)
         blocks = np.zeros(len(first), fmt.BLOCK_DTYPE)
         for name, column in (("offset", "block_offset"), ("stored", "stored"), ("raw", "raw"), ("codec", "codec")):
             blocks[name] = rows[column][first]
@@ -127,7 +129,8 @@ class PackVerifier:
             chunks[name] = rows[column]
         figures = self._readers.source.figures
         try:
-            self._check_chunks(self._readers.get(pack_place(rows[0])), blocks, chunks, findings)
+            reader = self._readers.get(pack_place(rows[0]))
+            self._check_chunks(reader, blocks, chunks, np.isin(numbers, covered), findings)
         except DrystoneError as error:
             self._lose(chunks, str(error), findings)
         figures.bad_cells.clear()
@@ -179,18 +182,14 @@ class PackVerifier:
         reader: PackReader,
         blocks: np.ndarray,
         chunks: np.ndarray,
+        is_covered: np.ndarray,
         findings: PackFindings,
-        covered: np.ndarray | None = None,
     ) -> None:
-        """Check each chunk of these blocks against its id, and of those `covered` the cells alone."""
-        is_covered = np.zeros(len(blocks), bool)
-        if covered is not None:
-            is_covered[covered[covered < len(blocks)]] = True
-            chunks = chunks[~is_covered[chunks["block"]]]
+        """Check each chunk of these blocks against its id. Those that are covered are only read: their chunks are lost
+        where that fails, and otherwise up to who decompresses them."""
         borders = np.searchsorted(chunks["block"], np.arange(len(blocks) + 1))
         for first, last, data in self._fetched(reader, blocks, findings, chunks, borders):
-            for number in np.flatnonzero(~is_covered[first:last]).tolist():
-                number += first
+            for number in (first + np.flatnonzero(~is_covered[first:last])).tolist():
                 self._check_block(
                     blocks[number],
                     data,
@@ -226,7 +225,9 @@ class PackVerifier:
                     break
             first = last
 
-    def _read(self, reader: PackReader, blocks: np.ndarray, chunks: np.ndarray, at: int, length: int) -> bytes:
+    def _read(
+        self, reader: PackReader, blocks: np.ndarray, chunks: np.ndarray, at: int, length: int
+    ) -> bytes | memoryview:
         """Stored bytes of neighbouring blocks; of a single one that its chunks judge, if need be."""
         if length > max(fmt.BLOCK_MAX, FETCH_AT_ONCE):
             raise Unreadable(f"the directory tells of a block of {length} bytes, which is none")
@@ -321,10 +322,11 @@ def verify_station(context: Context, options: VerifyOptions) -> Station:
             batch = Batch.load(view, PIECE_DTYPE).copy()
             return _check_contents(contents, batch, BlockPieces(window, batch.rows))
         task = Batch.load(view, PACK_TASK_DTYPE if message.kind == messages.TASK else PLAN_DTYPE).copy()
+        covered = np.frombuffer(task.heap, np.uint32)
         context.at(f"pack {uuid.UUID(bytes=task.rows[0]['pack_id'].tobytes())}")
         if message.kind == messages.TASK:
-            return verifier.verify(task.rows[0], np.frombuffer(task.heap, np.uint32)).batches()
-        return verifier.check_planned(task.rows).batches()
+            return verifier.verify(task.rows[0], covered).batches()
+        return verifier.check_planned(task.rows, covered).batches()
 
     yield from fan_station(context, options.index, work, lambda: verifier.figures)
     for hasher in range(options.hashers):
