@@ -124,18 +124,34 @@ ITEM_DTYPE = np.dtype(
     ]
 )
 
-#: A piece of a content, with what the content is to be compared with. An empty content is one piece of length 0.
-PIECE_DTYPE = np.dtype(
+#: The content that a piece belongs to, with what it is to be compared with.
+_CONTENT: list[Any] = [
+    ("content", "<u8"),
+    ("content_kind", "u1"),
+    ("content_id", "u1", (32,)),
+    ("size", "<u8"),
+    ("is_last", "u1"),
+    ("has_holes", "u1"),
+    ("fixity_at", "<u4"),
+    ("fixity_len", "<u4"),
+]
+
+#: A piece of a content. An empty content is one piece of length 0. `judges`: nobody else looks whether the chunk is
+#: what its id says.
+PIECE_DTYPE = np.dtype([*_CONTENT, *_PLACE, ("judges", "u1")])
+
+#: A piece of a content whose bytes lie beside it: `held` bytes from `at`. Those of a long chunk may be parted: what
+#: `continues` the piece before has no length. `is_lost`: there are no bytes.
+RAW_DTYPE = np.dtype(
     [
-        ("content", "<u8"),
-        ("content_kind", "u1"),
-        ("content_id", "u1", (32,)),
-        ("size", "<u8"),
-        ("is_last", "u1"),
-        ("has_holes", "u1"),
-        *_PLACE,
-        ("fixity_at", "<u4"),
-        ("fixity_len", "<u4"),
+        *_CONTENT,
+        ("file_offset", "<u8"),
+        ("length", "<u4"),
+        ("chunk_id", "u1", (32,)),
+        ("held", "<u4"),
+        ("at", "<u4"),
+        ("continues", "u1"),
+        ("is_lost", "u1"),
     ]
 )
 

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from manifests import format as fmt
@@ -18,13 +19,17 @@ from manifests.arrowrows import to_batch
 from manifests.catalog import Catalog
 from manifests.columns import PIECE_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY, digest_column
-from manifests.places import HAS_BYTES, places_of
+from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, places_of
 from manifests.plan import NONSENSE
 
-#: A content of more chunks than this is read by a task after the other; the others are several to a task.
-LARGE = 2048
-#: Pieces of smaller contents that are sorted at a time, about.
+#: A content of more chunks than this is put together by all workers, and its blocks need be read by nobody else; the
+#: others are several to a task, each read by one worker.
+LARGE = 32
+#: Pieces of contents that are sorted at a time, about.
 GROUP_ROWS = 32 << 10
+#: Blocks of a pack that may be told to who checks it: more than a pack has.
+COVERED_BLOCKS = 32 << 10
+_MOST = 1 << 62
 
 _WRONG = pa.schema(
     [
@@ -98,11 +103,45 @@ class ContentsPlan:
             LEFT JOIN content_places p ON p.chunk_id = first_chunk
             """
         )
+        self._cover()
+
+    def _cover(self) -> None:
+        """The tables `judged`, for each chunk that only the larger contents check the piece that does, and `covered`,
+        the blocks that consist of such chunks."""
+        execute = self._catalog.connection.execute
+        execute(
+            f"""
+            CREATE OR REPLACE TABLE judged AS
+            SELECT chunk_id, min({{content: content, file_offset: file_offset}}) AS piece
+            FROM contents JOIN content_pieces USING (content_id, content_kind) WHERE parts > {LARGE} GROUP BY chunk_id
+            """
+        )
+        execute(
+            f"""
+            CREATE OR REPLACE TABLE covered AS
+            WITH places AS (SELECT * FROM content_places SEMI JOIN judged USING (chunk_id)),
+            placed AS (
+                SELECT pack_id, block, count(*) AS chunks FROM (
+                    SELECT pl.pack_id, pl.block, {SOUND} AS sound FROM places pl {BLOCK_AND_PACK})
+                WHERE block < {COVERED_BLOCKS} GROUP BY pack_id, block HAVING bool_and(coalesce(sound, false))),
+            listed AS (
+                SELECT pack_id, block, count(*) AS chunks FROM (
+                    SELECT DISTINCT chunk_id, pack_id, block, "offset", length FROM chunks
+                    WHERE pack_id IN (SELECT pack_id FROM placed)) GROUP BY pack_id, block)
+            SELECT pack_id, block FROM placed SEMI JOIN listed USING (pack_id, block, chunks)
+            """
+        )
+        execute(
+            """
+            DELETE FROM judged WHERE chunk_id NOT IN (
+                SELECT chunk_id FROM content_places SEMI JOIN covered USING (pack_id, block))
+            """
+        )
 
     def small(self) -> Iterator[Batch]:
         """PIECE_DTYPE batches of whole contents, of at most LARGE pieces each."""
         held: Batch | None = None
-        for batch in chain.from_iterable(self._pieces(*group) for group in self._groups()):
+        for batch in chain.from_iterable(self._pieces(*group) for group in self._groups(0, LARGE)):
             whole = batch if held is None else join_batches(held, batch)
             start = int(np.argmax(whole.rows["content"] == whole.rows["content"][-1]))
             if start:
@@ -112,43 +151,52 @@ class ContentsPlan:
             yield held
 
     def large(self) -> Iterator[Iterator[Batch]]:
-        """For each larger content its PIECE_DTYPE batches, in order."""
-        for row in self._catalog.rows("SELECT content FROM contents WHERE parts > ? ORDER BY content", [LARGE]):
-            yield self._pieces(row["content"], row["content"], 0)
+        """For groups of larger contents, or one that is as large, PIECE_DTYPE batches in order."""
+        return (self._pieces(*group) for group in self._groups(LARGE + 1, _MOST))
 
-    def _groups(self) -> Iterator[tuple[int, int, int]]:
-        """Runs of smaller contents of about GROUP_ROWS pieces, for `_pieces`: sorting all at once would take memory
-        without a bound."""
+    def _groups(self, low: int, high: int) -> Iterator[tuple[int, int, int, int]]:
+        """Runs of contents of `low` to `high` pieces, of about GROUP_ROWS pieces, for `_pieces`: sorting all at once
+        would take memory without a bound."""
         first, last, count = 0, -1, 0
-        query = "SELECT content, parts FROM contents WHERE parts <= ? ORDER BY content"
-        for row in self._catalog.rows(query, [LARGE]):
+        query = "SELECT content, parts FROM contents WHERE parts BETWEEN ? AND ? ORDER BY content"
+        for row in self._catalog.rows(query, [low, high]):
             last, count = row["content"], count + max(1, row["parts"])
             if count >= GROUP_ROWS:
-                yield first, last, LARGE
+                yield first, last, low, high
                 first, count = last + 1, 0
         if last >= first:
-            yield first, last, LARGE
+            yield first, last, low, high
 
-    def _pieces(self, first: int, last: int, most: int) -> Iterator[Batch]:
-        """PIECE_DTYPE batches of the contents `first` to `last`, in order; of those with up to `most` pieces, or all
-        where it is 0."""
+    def _pieces(self, first: int, last: int, low: int, high: int) -> Iterator[Batch]:
+        """PIECE_DTYPE batches of the contents `first` to `last`, in order; of those with `low` to `high` pieces."""
         query = f"""
-            WITH c AS (SELECT * FROM contents WHERE content BETWEEN ? AND ? AND (parts <= ? OR ? = 0))
+            WITH c AS (SELECT * FROM contents WHERE content BETWEEN ? AND ? AND parts BETWEEN ? AND ?)
             SELECT c.content, c.content_kind, {_or_zeros("c.content_id", 32)}, c.size,
                    coalesce(pc.file_offset, 0) = c.last_offset AS is_last, {_or_zeros("pk.pack_id", 16)}, pk.k, pk.m,
                    pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored, b.raw, b.codec,
-                   pl.chunk_offset, pl.length, {_or_zeros("pc.chunk_id", 32)}, pc.file_offset, c.has_holes, c.fixity
+                   pl.chunk_offset, pl.length, {_or_zeros("pc.chunk_id", 32)}, pc.file_offset, c.has_holes, c.fixity,
+                   coalesce(j.piece = {{content: c.content, file_offset: pc.file_offset}}, false) AS judges
             FROM c LEFT JOIN content_pieces pc USING (content_id, content_kind)
             LEFT JOIN content_places pl USING (chunk_id)
+            LEFT JOIN judged j USING (chunk_id)
             LEFT JOIN (SELECT DISTINCT ON (pack_id, block) * FROM blocks
                        WHERE pack_id IN (SELECT pack_id FROM content_places)) b
               ON b.pack_id = pl.pack_id AND b.block = pl.block
             LEFT JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
             ORDER BY c.content, pc.file_offset
         """
-        for batch in self._catalog.batches(query, [first, last, most, most]):
+        for batch in self._catalog.batches(query, [first, last, low, high]):
             if batch.num_rows:
                 yield to_batch(batch, PIECE_DTYPE, {"fixity": "fixity"})
+
+    def covered(self, packs: Sequence[bytes]) -> dict[bytes, npt.NDArray[np.uint32]]:
+        """Of some packs the blocks, by number, that consist of chunks that the larger contents check: of all these the
+        manifests say so, and each is a piece that `judges`."""
+        query = """
+            SELECT pack_id, list(block ORDER BY block) AS blocks FROM covered
+            WHERE pack_id IN (SELECT unnest(?::BLOB[])) GROUP BY pack_id
+        """
+        return {row["pack_id"]: np.array(row["blocks"], np.uint32) for row in self._catalog.rows(query, [list(packs)])}
 
 
 def _or_zeros(column: str, size: int) -> str:

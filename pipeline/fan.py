@@ -5,7 +5,8 @@ What a restore and a verification share, on both sides of the rings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator
+from typing import Any
 
 import numpy as np
 
@@ -13,33 +14,41 @@ from manifests.columns import Batch
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.shardfiles import ReadFigures
-from pipeline.station import Acquire, Context, Station, Steps, Take
+from pipeline.station import Acquire, Context, Station, Steps, Take, Want
 from pipeline.supervisor import WorkerSpec
 from pipeline.topology import FanShape
 
 
 class FanHome:
-    """The home side: who has how many tasks. Owned by the supervisor."""
+    """The home side: who has how many tasks. Owned by the supervisor. `others`: processes that report beside the
+    workers, and get no tasks."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, others: int = 0) -> None:
         self._under_way = [0] * workers
+        self._reporters = workers + others
 
     def idle(self) -> bool:
         """Whether every task was reported on."""
         return not any(self._under_way)
 
-    def load(self, worker: int) -> int:
-        """How many tasks a worker has that it has not reported on."""
-        return self._under_way[worker]
-
     def idlest(self) -> int:
         """The worker with the least to do."""
-        return min(range(len(self._under_way)), key=self.load)
+        return self._under_way.index(self.least_load())
 
     def least_load(self) -> int:
+        """How many tasks the worker has that has the fewest which it has not reported on."""
         return min(self._under_way)
 
-    def send(self, context: Context, kind: int, task: Batch, worker: int | None = None) -> Steps:
+    def send(
+        self,
+        context: Context,
+        kind: int,
+        task: Batch,
+        *,
+        worker: int | None = None,
+        amount: int = 0,
+        first: int = 0,
+    ) -> Steps:
         """Send a task, which must fit into a slot of the pool plan, to `worker`, or to the one with the least to do."""
         slot = yield Acquire("plan")
         with context.slot("plan", slot) as view:
@@ -48,7 +57,7 @@ class FanHome:
         if worker is None:
             worker = self.idlest()
         self._under_way[worker] += 1
-        context.send(f"plan/{worker}", Message(kind, slot))
+        context.send(f"plan/{worker}", Message(kind, slot, amount=amount, first=first))
 
     def end(self, context: Context) -> None:
         """Tell the workers that no more tasks come."""
@@ -59,7 +68,7 @@ class FanHome:
         self, context: Context, dtype: np.dtype[np.void], note: Callable[[Batch, Message, int], None]
     ) -> Station:
         """Takes DONE from reports/<worker>, and gives each report, with its message and worker, to `note`."""
-        rings = {f"reports/{worker}": worker for worker in range(len(self._under_way))}
+        rings = {f"reports/{number}": number for number in range(self._reporters)}
         left = len(rings)
         while left:
             ring, message = yield Take(tuple(rings))
@@ -69,7 +78,8 @@ class FanHome:
             with context.slot(ring, message.slot) as view:
                 report = Batch.load(view, dtype).copy()
             context.release(ring, message.slot)
-            self._under_way[rings[ring]] -= message.first
+            if message.first:
+                self._under_way[rings[ring]] -= 1
             note(report, message, rings[ring])
 
 
@@ -83,35 +93,52 @@ def fan_workers(shape: FanShape, station: Callable[..., Station], options: Calla
             rings=(f"plan/{index}", f"reports/{index}"),
             pools=("plan", f"reports/{index}"),
         )
-        for index, name in enumerate(shape.workers)
+        for index, name in enumerate(shape.workers[: shape.count])
     ]
 
 
+#: What work on a task yields: its reports, at least one, and what it waits for on the way.
+Work = Generator[Batch | Want, Any, None]
+
+
 def fan_station(
-    context: Context, index: int, work: Callable[[int, memoryview], Iterable[Batch]], figures: Callable[[], ReadFigures]
+    context: Context, index: int, work: Callable[[Message, memoryview], Work], figures: Callable[[], ReadFigures]
 ) -> Station:
     """The worker side: takes tasks on plan/<index> and answers each with DONE messages on reports/<index>; `first` is 1
-    on the last of a task, `second` counts the cells healed so far, `amount` the records. `work` gets a task's kind and
-    its slot's view, which it must copy from before it yields its first report."""
+    on the last of a task, `second` counts the cells healed so far, `amount` the records. `work` gets a task's message
+    and its slot's view, which it must copy from before it returns."""
     ring, reports = f"plan/{index}", f"reports/{index}"
     while True:
         _, message = yield Take((ring,))
         if message.kind == messages.END:
             break
         with context.slot("plan", message.slot) as view:
-            answers = work(message.kind, view)
+            steps = work(message, view)
         context.release("plan", message.slot)
-        waiting = None
-        for answer in answers:
+        waiting, got = None, None
+        while (step := _next(steps, got)) is not None:
+            got = None
+            if not isinstance(step, Batch):
+                got = yield step
+                continue
             if waiting is not None:
-                yield from _report(context, reports, waiting, 0, figures())
-            waiting = answer
+                yield from report(context, reports, waiting, 0, figures())
+            waiting = step
         if waiting is not None:
-            yield from _report(context, reports, waiting, 1, figures())
+            yield from report(context, reports, waiting, 1, figures())
     context.send(reports, Message(messages.END))
 
 
-def _report(context: Context, pool: str, report: Batch, last: int, figures: ReadFigures) -> Steps:
+def _next(steps: Work, got: Any) -> Batch | Want | None:
+    """The next step of some work, which gets what it waited for; None at its end."""
+    try:
+        return steps.send(got)
+    except StopIteration:
+        return None
+
+
+def report(context: Context, pool: str, report: Batch, last: int, figures: ReadFigures) -> Steps:
+    """Send a report of a task: `last` is 1 for the last one."""
     slot = yield Acquire(pool)
     with context.slot(pool, slot) as view:
         report.store(view)

@@ -24,5 +24,7 @@ ITEMS = 17  # home → worker: slot of pool plan: a batch of ITEM_DTYPE
 DONE = 18  # worker → home: slot of the worker's reports pool; amount: records healed so far; second: cells
 LINKS = 21  # home → worker: the same for other names of hardlinked objects, when the first ones are made
 CONTENTS = 20  # home → worker: slot of pool plan: a batch of PIECE_DTYPE
+PIECES = 22  # home → worker: the same, for the hasher `amount` to hash; first: number of the task among that one's
+RAW = 23  # worker → hasher: slot of the worker's raw pool; first: number of the task; second: 1 on its last slot
 TASK = 19  # home → worker: slot of pool plan: a pack to be checked
 HASH = 22  # home → worker: slot of pool plan: a batch of HASH_DTYPE, how far large files are written (prefixes.py)

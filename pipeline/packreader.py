@@ -67,10 +67,25 @@ class PackReader:
         """Cells of each shard."""
         return cell_count(self.place.shard_length)
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytes | memoryview:
         """`length` bytes of the payload from `offset`. Raises Unreadable when too few sure cells are left; then
         pipeline/trial.py may still find some."""
         pieces = [self._shard_bytes(*part) for part in self.parts(offset, length)]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_unchecked(self, offset: int, length: int) -> bytes | None:
+        """The same bytes as they lie in the shard files, whole or rotten: for who knows what they must hold, and falls
+        back to `read`. None where a file is missing or unknown or can't be read."""
+        pieces = []
+        for index, start, count in self.parts(offset, length):
+            file = self.shard(index)
+            if file is None or not file.proven:
+                return None
+            at = data_offset(self.place.shard_length) + start
+            try:
+                pieces.append(self.source.read(file.storage, file.key, at, count))
+            except BackendError:
+                return None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
@@ -97,13 +112,13 @@ class PackReader:
         at = data_offset(self.place.shard_length) + start
         return memoryview(self.source.read(file.storage, file.key, at, end - start))
 
-    def _shard_bytes(self, index: int, start: int, length: int) -> bytes:
+    def _shard_bytes(self, index: int, start: int, length: int) -> bytes | memoryview:
         first, last = start // fmt.CELL_SIZE, -(-(start + length) // fmt.CELL_SIZE)
         data, bad = self._sure(self.shard(index), index, first, last)
         if bad:
             data = self._healed(index, first, last, data, bad)
         at = start - first * fmt.CELL_SIZE
-        return bytes(data[at : at + length])
+        return data[at : at + length]
 
     def _sure(self, file: ShardFile | None, index: int, first: int, last: int) -> tuple[bytes | memoryview, list[int]]:
         """Cells of a shard as they lie in a file of it, and the numbers of those that are not sure."""

@@ -5,6 +5,7 @@
                                                      dedupe ─found→ home            home ─parent→ read
     restore:  home ─plan→ restore ─reports→ home
     verify:   home ─plan→ verify ─reports→ home
+                          verify ─raw→ hash ─reports→ home
 
 `home` is the supervisor's own process. Each arrow from a worker to a worker is a ring of its own. A ring holds as many
 messages as there are slots that its messages can carry, plus the end marks, so its producer never waits for room; it
@@ -13,10 +14,11 @@ waits for slots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from manifests import format as fmt
-from manifests.columns import ROW_EXTENT_DTYPE
+from manifests.columns import RAW_DTYPE, ROW_EXTENT_DTYPE
 from manifests.config import StoreConfig
 from manifests.errors import UsageError
 from manifests.sizes import format_size
@@ -188,13 +190,55 @@ class FanShape:
         return Layout(tuple(pools), tuple(rings), self.count + 1, self.stages)
 
 
-def fan_shape(kind: str, stages: int, worker_memory: int, cores: int, memory: int, workers: int | None) -> FanShape:
+#: A slot of raw pieces has this much room for their rows, and for their bytes: for two blocks of usual size, which one
+#: slot of input gave.
+RAW_ROWS, RAW_BYTES = 1024, 5 << 20
+RAW_SLOTS = 2
+_RAW_ROW = RAW_DTYPE.itemsize + sum(1 + length for length in fmt.DIGESTS.values())
+#: Where the bytes begin in such a slot, behind the rows.
+RAW_HEAD = -(-(RAW_ROWS + 1) * _RAW_ROW // 4096) * 4096
+
+
+@dataclass(frozen=True)
+class VerifyShape(FanShape):
+    """A fan whose workers hand the bytes of large contents to processes that hash them, one content after the other."""
+
+    @property
+    def hashers(self) -> int:
+        """One hashes about what four workers decompress."""
+        return max(1, self.count // 4)
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        return (*super().workers, *(f"hash-{i}" for i in range(self.hashers)))
+
+    @property
+    def memory(self) -> int:
+        return super().memory + self.hashers * WORKER_MEMORY
+
+    def layout(self) -> Layout:
+        base, reporters = super().layout(), range(self.count, self.count + self.hashers)
+        pools = [*base.pools, *(PoolSpec(f"raw/{i}", RAW_SLOTS, RAW_HEAD + RAW_BYTES) for i in range(self.count))]
+        pools += [PoolSpec(f"reports/{i}", 2, self.report_slot) for i in reporters]
+        rings = [*base.rings, *(RingSpec(f"reports/{i}", 4) for i in reporters)]
+        rings += [
+            RingSpec(f"raw/{i}/{hasher}", RAW_SLOTS + 1) for i in range(self.count) for hasher in range(self.hashers)
+        ]
+        return replace(base, pools=tuple(pools), rings=tuple(rings), workers=len(self.workers) + 1)
+
+
+Shape = TypeVar("Shape", bound=FanShape)
+
+
+def fan_shape(
+    make: type[Shape], kind: str, stages: int, worker_memory: int, cores: int, memory: int, workers: int | None
+) -> Shape:
     """One worker a core, or `workers`, of `worker_memory` bytes each. Raises UsageError with the minimum."""
     count = workers if workers is not None else cores
     if count < 1:
         raise UsageError(f"{count} workers: at least 1")
     while True:
-        shape = FanShape(kind, count, stages, worker_memory)
+        shape = make(kind, count, stages, worker_memory)
         if shape.memory <= memory:
             return shape
         if workers is not None or count == 1:

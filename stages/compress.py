@@ -132,7 +132,7 @@ _ENCODERS: dict[str, Callable[[CodecSpec], Squeeze]] = {"none": _none, "lz4": _l
 
 
 class Decoder:
-    """Decompresses blocks into one buffer that it reuses. Not for several threads at once."""
+    """Decompresses blocks, into one buffer that it reuses unless it is told where. Not for several threads at once."""
 
     def __init__(self) -> None:
         self._buffer = bytearray(2 * BLOCK_TARGET)
@@ -141,8 +141,7 @@ class Decoder:
     def decode(self, codec: int, stored: bytes | memoryview, raw_length: int) -> memoryview:
         """The `raw_length` bytes of a block. The view is the decoder's, valid until the next call. Raises
         DamagedBlock."""
-        if not 0 < raw_length <= fmt.BLOCK_MAX:
-            raise DamagedBlock(f"a block of {raw_length} bytes; the format allows 1 to {fmt.BLOCK_MAX}")
+        _require_size(raw_length)
         if codec == fmt.CODEC_NONE:
             if len(stored) != raw_length:
                 raise DamagedBlock(f"a stored block has {len(stored)} bytes instead of {raw_length}")
@@ -150,8 +149,21 @@ class Decoder:
         if codec == fmt.CODEC_LZ4:
             return self._decode_lz4(stored, raw_length)
         if codec == fmt.CODEC_ZSTD:
-            return self._decode_zstd(stored, raw_length)
+            _require_frame(stored, raw_length)
+            if len(self._buffer) <= raw_length:
+                self._buffer = bytearray(raw_length + 1)
+            return self._decode_zstd(stored, raw_length, memoryview(self._buffer))
         raise DamagedBlock(f"codec {codec} is not known")
+
+    def decode_into(self, codec: int, stored: bytes | memoryview, raw_length: int, target: memoryview) -> None:
+        """Write the bytes of a block to the start of `target`, which has room for one more. Raises DamagedBlock; then
+        anything may stand there."""
+        if codec == fmt.CODEC_ZSTD:
+            _require_size(raw_length)
+            _require_frame(stored, raw_length)
+            self._decode_zstd(stored, raw_length, target)
+        else:
+            target[:raw_length] = self.decode(codec, stored, raw_length)
 
     def _decode_lz4(self, stored: bytes | memoryview, raw_length: int) -> memoryview:
         if raw_length > LZ4_MOST * len(stored):
@@ -164,18 +176,28 @@ class Decoder:
             raise DamagedBlock(f"a block has {len(raw)} bytes instead of {raw_length}")
         return memoryview(raw)
 
-    def _decode_zstd(self, stored: bytes | memoryview, raw_length: int) -> memoryview:
+    def _decode_zstd(self, stored: bytes | memoryview, raw_length: int, target: memoryview) -> memoryview:
         try:
-            said = zstandard.frame_content_size(stored)
-            if said not in (raw_length, -1):
-                raise DamagedBlock(f"a zstd frame says that it holds {said} bytes instead of {raw_length}")
-            if len(self._buffer) <= raw_length:
-                self._buffer = bytearray(raw_length + 1)
             # One byte more than promised, so that a frame that holds more is seen.
             with self._zstd.stream_reader(stored) as reader:
-                length = reader.readinto(memoryview(self._buffer)[: raw_length + 1])
+                length = reader.readinto(target[: raw_length + 1])
         except zstandard.ZstdError as error:
             raise DamagedBlock(f"zstd: {error}") from error
         if length != raw_length:
             raise DamagedBlock(f"a block has {length} bytes or more instead of {raw_length}")
-        return memoryview(self._buffer)[:raw_length]
+        return target[:raw_length]
+
+
+def _require_size(raw_length: int) -> None:
+    if not 0 < raw_length <= fmt.BLOCK_MAX:
+        raise DamagedBlock(f"a block of {raw_length} bytes; the format allows 1 to {fmt.BLOCK_MAX}")
+
+
+def _require_frame(stored: bytes | memoryview, raw_length: int) -> None:
+    """Raise DamagedBlock where a zstd frame says that it holds another length: before memory is taken for it."""
+    try:
+        said = zstandard.frame_content_size(stored)
+    except zstandard.ZstdError as error:
+        raise DamagedBlock(f"zstd: {error}") from error
+    if said not in (raw_length, -1):
+        raise DamagedBlock(f"a zstd frame says that it holds {said} bytes instead of {raw_length}")

@@ -210,8 +210,10 @@ class CellTable:
         return digest in (self.first[at], self.second[at])
 
     def vouches(self, first: int, last: int, cells: memoryview) -> bool:
-        """Whether the first copy vouches for the cells `first` to `last` (exclusive), all at once."""
-        return cell_table(cells) == self.first[first * fmt.CELL_DIGEST : last * fmt.CELL_DIGEST]
+        """Whether the first copy vouches for the cells `first` to `last` (exclusive), all at once. One that was cut off
+        before them vouches for nothing, not even for no cells."""
+        digests = self.first[first * fmt.CELL_DIGEST : last * fmt.CELL_DIGEST]
+        return len(digests) == (last - first) * fmt.CELL_DIGEST and cell_table(cells) == digests
 
 
 def confirmed(table: bytes, record: ShardRecord) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from manifests import format as fmt
 from manifests.contents import ContentsPlan
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
+from pipeline.topology import VerifyShape
 from pipeline.verify.run import VerifyResult
 from stages.compress import Decoder
 from tests.test_fixity import store_of_wrong_digests
@@ -48,11 +51,18 @@ def test_a_wrong_digest_is_found_and_its_objects_named(
     assert {run for run, _ in result.wrong_objects} == {store.runs()[0].run_id}
 
 
+def several_hashers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VerifyShape, "hashers", 2)
+    monkeypatch.setattr("manifests.contents.GROUP_ROWS", 300)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_all_contents_are_read_by_workers(
     make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.setattr("manifests.contents.LARGE", 200)
+    monkeypatch.setattr("pipeline.verify.contents.SLICE_BYTES", 400_000)
+    several_hashers(monkeypatch)
     tree = make_tree(tmp_path / "tree", 3, 40, largest=2_000_000)
     for number in range(4):
         (tree / f"large{number}").write_bytes(os.urandom(3_000_000))
@@ -68,19 +78,61 @@ def test_all_contents_are_read_by_workers(
     assert len(numbers) == len(set(numbers.tolist())) > 20
 
 
-def test_each_block_of_a_large_content_is_decompressed_once(
-    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "large").write_bytes(os.urandom(3_000_000))
-    store = make_store(pack_size=1 << 20)
-    store.ingest([str(tmp_path / "large")], options=IngestOptions(inline=True))
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the length of each block that is decompressed from now on."""
     decoded: list[int] = []
-    decode = Decoder.decode
-    monkeypatch.setattr(Decoder, "decode", lambda self, *more: (decoded.append(1), decode(self, *more))[1])
+    decode, decode_into = Decoder.decode, Decoder.decode_into
+
+    def noted(method: Callable[..., memoryview | None]) -> Callable[..., memoryview | None]:
+        def call(self: Decoder, codec: int, stored: bytes, length: int, *more: memoryview) -> memoryview | None:
+            # What is not compressed goes from decode_into to decode.
+            if method is decode or codec == fmt.CODEC_ZSTD:
+                decoded.append(length)
+            return method(self, codec, stored, length, *more)
+
+        return call
+
+    monkeypatch.setattr(Decoder, "decode", noted(decode))
+    monkeypatch.setattr(Decoder, "decode_into", noted(decode_into))
+    return decoded
+
+
+def decoded_and_expected(store: FileStore, decoded: list[int]) -> tuple[list[int], list[int]]:
+    """Lengths of what one verification decompressed, and those of each block and directory of the store."""
+    decoded.clear()
     assert verify(store).exit_code == 0
-    ((packs, blocks),) = store.catalog.connection.execute("SELECT count(*), sum(blocks) FROM packs").fetchall()
-    # Once with its pack, once with its content; and each directory.
-    assert len(decoded) == packs + 2 * blocks
+    found = sorted(decoded)
+    store.catalog.use("packs", "blocks")
+    rows = store.catalog.rows("SELECT raw FROM blocks UNION ALL SELECT directory_raw FROM packs")
+    return found, sorted(row["raw"] for row in rows)
+
+
+def half_noise(size: int, seed: int) -> bytes:
+    """Bytes that shrink, and hold no chunk twice."""
+    return b"".join(bytes(100) + piece for piece in batched_noise(size, seed))
+
+
+def batched_noise(size: int, seed: int) -> Iterator[bytes]:
+    noise = random.Random(seed)
+    return (noise.randbytes(100) for _ in range(size // 200))
+
+
+@pytest.mark.parametrize("make", [lambda size, seed: random.Random(seed).randbytes(size), half_noise])
+def test_each_block_of_large_contents_is_decompressed_once(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[int, int], bytes]
+) -> None:
+    """Over many tasks and batches of rows."""
+    monkeypatch.setattr("manifests.catalog.BATCH_ROWS", 150)
+    monkeypatch.setattr("pipeline.verify.contents.SLICE_BYTES", 3 << 20)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(3):
+        (tree / f"large{number}").write_bytes(make(4_000_000, number))
+    store = make_store(pack_size=1 << 20)
+    store.ingest([str(tree)], options=IngestOptions(inline=True))
+    decoded = count_decoded(monkeypatch)
+    found, expected = decoded_and_expected(store, decoded)
+    assert found == expected
 
 
 @pytest.mark.parametrize(

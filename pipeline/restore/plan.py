@@ -121,7 +121,7 @@ class RestoreHome:
             yield from self._send(context, kind, cut_batch(task, 0, half), worker)
             yield from self._send(context, kind, cut_batch(task, half, len(task.rows)), worker)
             return
-        yield from self._fan.send(context, kind, task, worker)
+        yield from self._fan.send(context, kind, task, worker=worker)
 
     # --- outcomes ----------------------------------------------------------------------------------------------------
 

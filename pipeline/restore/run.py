@@ -30,7 +30,7 @@ from pipeline.restore.plan import RestoreHome
 from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
 from pipeline.runner import run_stations
 from pipeline.supervisor import SignalWatch
-from pipeline.topology import RESTORE_STAGES, fan_shape
+from pipeline.topology import RESTORE_STAGES, FanShape, fan_shape
 from stages.errors import StageError
 from stages.target import STAGING_MARK, Attributes, Target, TargetOptions
 
@@ -99,7 +99,13 @@ def restore(
     if request.overwrite not in OVERWRITE:
         raise UsageError(f"--overwrite {request.overwrite}: one of {', '.join(OVERWRITE)}")
     shape = fan_shape(
-        "restore", len(RESTORE_STAGES), RESTORE_WORKER_MEMORY, available_cores(), request.memory, request.workers
+        FanShape,
+        "restore",
+        len(RESTORE_STAGES),
+        RESTORE_WORKER_MEMORY,
+        available_cores(),
+        request.memory,
+        request.workers,
     )
     catalog.limit_memory(DUCKDB_MEMORY + request.memory - shape.memory)  # what is left of it
     with SignalWatch() as signals:

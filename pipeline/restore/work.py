@@ -21,7 +21,8 @@ from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch
 from manifests.config import ECScheme
 from manifests.errors import DrystoneError, Unreadable
 from pipeline import messages
-from pipeline.fan import fan_station
+from pipeline.arena import Message
+from pipeline.fan import Work, fan_station
 from pipeline.packreader import PackPlace, PackReaders, ReadFigures, ShardSource
 from pipeline.restore.items import Begun, ItemMaker, PartFiles, require_fixity
 from pipeline.restore.outcomes import Outcomes
@@ -273,21 +274,32 @@ def pack_place(row: np.void) -> PackPlace:
     )
 
 
+_TASKS = {
+    messages.PLAN: PLAN_DTYPE,
+    messages.HASH: HASH_DTYPE,
+    messages.ITEMS: ITEM_DTYPE,
+    messages.LINKS: ITEM_DTYPE,
+}
+
+
 def restore_station(context: Context, options: RestoreOptions) -> Station:
     """Takes PLAN, HASH, ITEMS and LINKS, answers with OUTCOME_DTYPE reports."""
     context.clock.switch(FETCH)
     restorer = Restorer(context, options)
     size = len(context.slot(f"reports/{options.index}", 0))
 
-    def work(kind: int, view: memoryview) -> Iterator[Batch]:
+    def work(message: Message, view: memoryview) -> Work:
+        return done(message.kind, Batch.load(view, _TASKS[message.kind]).copy())
+
+    def done(kind: int, task: Batch) -> Work:
         outcomes = Outcomes()
         if kind == messages.PLAN:
-            restorer.restore(Batch.load(view, PLAN_DTYPE).copy(), outcomes)
+            restorer.restore(task, outcomes)
         elif kind == messages.HASH:
-            restorer.hash(Batch.load(view, HASH_DTYPE).copy())
+            restorer.hash(task)
         else:
-            restorer.make_items(kind, Batch.load(view, ITEM_DTYPE).copy(), outcomes)
+            restorer.make_items(kind, task, outcomes)
         context.clock.count(ASSEMBLE, outcomes.files, outcomes.bytes)
-        return outcomes.batches(size)
+        yield from outcomes.batches(size)
 
     return fan_station(context, options.index, work, lambda: restorer.figures)

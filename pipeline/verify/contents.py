@@ -1,64 +1,77 @@
 """Verifying whole contents: each is read in order, and compared with the digests that were recorded of it.
 
-Home hands out the pieces of contents. Small contents are several to a task, for whichever worker has the least to do;
-the tasks of a large one go to one and the same worker in their order, and several large ones are under way at a time,
-one a worker. A worker keeps the state of the content that did not end in its last task.
+Home hands out the pieces of contents, for whichever worker has the least to do. Small contents are several to a task,
+and one worker reads each. The pieces of large ones are dealt to all workers, who hand their bytes to a hasher; they
+check the ids of the chunks on the way, so that whoever checks the packs need not read these blocks once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from manifests.catalog import Catalog
-from manifests.columns import Batch, cut_batch
-from manifests.contents import LARGE, ContentsPlan, WrongContent, objects_of
+from manifests.columns import Batch, cut_batch, join_batches
+from manifests.contents import ContentsPlan, WrongContent, objects_of
 from pipeline import messages
 from pipeline.fan import FanHome
 from pipeline.station import Context, Steps, Until
+from pipeline.topology import RAW_ROWS
+from pipeline.verify.window import block_keys
 
-#: A task: pieces of about this many bytes of content, and no more than this many of them.
-TASK_BYTES, TASK_ROWS = 32 << 20, LARGE
+#: A task of small contents: pieces of about this many bytes, and no more than this many of them.
+TASK_BYTES, TASK_ROWS = 32 << 20, 2048
+#: A task of large contents has up to so many bytes: the blocks of two slots of input, which are never cut in two.
+SLICE_BYTES = 9 << 20
 #: Tasks that a worker has waiting, so that it never waits for home.
 AHEAD = 2
-#: Large contents under way at a time: each is a query of its own, and all share DuckDB's memory.
-LANES = 8
 #: Wrong digests that objects are named by; beyond, the count goes on.
 KEPT_WRONG = 100_000
 
 
 class ContentsHome:
-    """The home side: tasks out, wrong digests in. Owned by the supervisor. `count`: wrong digests in all."""
+    """The home side: tasks out, wrong digests in. Owned by the supervisor. `count`: wrong digests in all; `lanes`:
+    hashers that still get large contents."""
 
-    def __init__(self, catalog: Catalog, workers: int) -> None:
+    def __init__(self, catalog: Catalog, hashers: int) -> None:
         self._catalog = catalog
-        self._workers = workers
         self._wrong: list[WrongContent] = []
         self.count = 0
+        self.lanes = hashers
 
-    def send_all(self, context: Context, fan: FanHome) -> Steps:
-        """Sends CONTENTS on plan/<worker>."""
-        plan = ContentsPlan(self._catalog)
-        small, large = _tasks(plan.small()), plan.large()
-        lanes: dict[int, Iterator[Batch]] = {}
-        more = True
-        while more or lanes:
-            choices = list(range(self._workers) if more else lanes)
-            worker = min(choices, key=fan.load)
-            if fan.load(worker) >= AHEAD:
-                yield Until(lambda among=choices: min(map(fan.load, among)) < AHEAD)  # type: ignore[misc]
-                continue
-            if worker not in lanes and len(lanes) < LANES and (batches := next(large, None)) is not None:
-                lanes[worker] = _slices(batches)
-            task = next(lanes.get(worker, small), None)
-            if task is not None:
-                yield from fan.send(context, messages.CONTENTS, task, worker)
-            elif worker in lanes:
-                del lanes[worker]
-            else:
-                more = False
+    @cached_property
+    def plan(self) -> ContentsPlan:
+        return ContentsPlan(self._catalog)
+
+    @cached_property
+    def _large(self) -> Iterator[Iterator[Batch]]:
+        """What the hashers share among them."""
+        return self.plan.large()
+
+    def send_large(self, context: Context, fan: FanHome, hasher: int) -> Steps:
+        """Sends PIECES of some of the large contents, one after the other, for one hasher."""
+        number = 0
+        for batches in self._large:
+            for task in _slices(batches):
+                yield Until(lambda: fan.least_load() < AHEAD)
+                yield from fan.send(context, messages.PIECES, task, amount=hasher, first=number)
+                number += 1
+        self.lanes -= 1
+
+    def send_small(self, context: Context, fan: FanHome) -> Steps:
+        """Sends CONTENTS."""
+        for task in _tasks(self.plan.small()):
+            yield Until(lambda: fan.least_load() < self.ahead)
+            yield from fan.send(context, messages.CONTENTS, task)
+
+    @property
+    def ahead(self) -> int:
+        """How many tasks a worker may have before it gets one that is not of a large content: those come first, for a
+        hasher waits for whoever has the next piece."""
+        return 1 if self.lanes else AHEAD
 
     def note(self, content_id: bytes, text: bytes) -> None:
         """Note a finding, as WrongDigest.text makes it."""
@@ -89,7 +102,37 @@ def _tasks(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _slices(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Tasks of parts of one content."""
+    """Tasks of pieces in their order, cut between blocks as far as possible, so that each block is read for one."""
+    held: Batch | None = None
     for batch in batches:
-        for first in range(0, len(batch.rows), TASK_ROWS // 2):
-            yield cut_batch(batch, first, first + TASK_ROWS // 2)
+        whole = batch if held is None else join_batches(held, batch)
+        first = 0
+        for end in _cuts(whole.rows):
+            yield cut_batch(whole, first, end)
+            first = end
+        held = cut_batch(whole, first, len(whole.rows))
+    if held is not None:
+        yield held
+
+
+def _cuts(rows: np.ndarray) -> Iterator[int]:
+    """Where rows are cut into tasks, each as late as so few blocks as possible are cut in two; no task ends where more
+    could follow."""
+    _, first, blocks = np.unique(block_keys(rows), return_index=True, return_inverse=True)
+    last = np.zeros(len(first), np.int64)
+    np.maximum.at(last, blocks, np.arange(len(rows)))
+    spans = np.zeros(len(rows) + 1, np.int64)
+    np.add.at(spans, first + 1, 1)
+    np.subtract.at(spans, last + 1, 1)
+    parted = np.cumsum(spans)  # blocks with rows on both sides of a cut before each row
+    taken = np.concatenate([[0], np.cumsum(rows["length"], dtype=np.int64)])
+    start = 0
+    while True:
+        end = min(start + RAW_ROWS, int(np.searchsorted(taken, taken[start] + SLICE_BYTES, "right")) - 1)
+        if end >= len(rows):
+            return
+        low = min(end, max(start + 1, int(np.searchsorted(taken, taken[start] + SLICE_BYTES // 2))))
+        end = max(end, low)
+        choices = parted[low : end + 1]
+        start = end - int(np.argmin(choices[::-1]))
+        yield start

@@ -1,30 +1,24 @@
-"""The worker side of verifying whole contents: reads each in order, and compares it with the digests that were recorded
-of it. It keeps the state of the content that did not end in its last task.
+"""Comparing whole contents with the digests that were recorded of them, while their pieces go by in order. The state of
+the content that did not end in the last task is kept.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
 from manifests import format as fmt
 from manifests.columns import Batch
 from manifests.errors import DrystoneError, Unreadable
-from pipeline.packreader import PackReaders
-from pipeline.restore.work import BackendPlaces, pack_place
+from manifests.ids import NIL
 from pipeline.station import Context
-from pipeline.topology import DECOMPRESS, FETCH, VERIFY
-from pipeline.trial import block_judge, search
+from pipeline.verify.findings import WRONG_CONTENT, Finding, PackFindings
 from stages.chunk import ContentHasher
-from stages.compress import Decoder
 from stages.digest import PIECE, FixityCheck
 
-#: Pieces ahead of which the blocks are looked at, and how much is fetched in one go where they lie side by side.
-FETCH_ROWS = 512
-FETCH_BLOCKS, FETCH_BYTES = 16, 8 << 20
-KEPT_BLOCKS = 4
 _ZEROS = bytes(PIECE)
 
 
@@ -42,6 +36,12 @@ class WrongDigest:
     def text(self) -> str:
         """For the way home."""
         return f"{self.content_kind} {self.size} {self.name} {self.digest.hex()}"
+
+
+def wrong_contents(wrong: list[WrongDigest]) -> Generator[Batch, Any, None]:
+    """Reports of wrong digests, none where all are right."""
+    found = [Finding(WRONG_CONTENT, chunk_id=each.content_id, reason=each.text) for each in wrong]
+    return PackFindings(NIL.bytes, found).batches()
 
 
 @dataclass
@@ -65,93 +65,36 @@ class _OpenContent:
             self.offset += count
 
 
-class BlockWindow:
-    """The blocks that the pieces of a task lie in, fetched ahead and decompressed one after the other."""
+class Pieces(Protocol):
+    """Where the bytes of some rows come from."""
 
-    def __init__(self, context: Context, backends: BackendPlaces) -> None:
-        self._clock = context.clock
-        self._readers = PackReaders(backends.source())
-        self._decoder = Decoder()
-        self._stored: dict[tuple[bytes, int], memoryview] = {}
-        self._raw: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
+    def extents(self, first: int, end: int) -> np.ndarray:
+        """The rows `first` to `end` (exclusive) as EXTENT_DTYPE."""
 
-    def chunk(self, rows: np.ndarray, at: int) -> memoryview:
-        """The bytes of piece `at` of some PIECE_DTYPE rows. Raises DrystoneError."""
-        row = rows[at]
-        key = (row["pack_id"].tobytes(), int(row["block"]))
-        raw = self._raw.get(key)
-        if raw is None:
-            if not row["k"]:
-                raise Unreadable("the manifests place some of its chunks nowhere")
-            if key not in self._stored:
-                self._fetch(rows, at)
-            self._clock.switch(DECOMPRESS)
-            raw = bytes(self._decoder.decode(int(row["codec"]), self._stored.pop(key), int(row["raw"])))
-            self._clock.count(DECOMPRESS, 1, len(raw))
-            self._raw[key] = raw
-            if len(self._raw) > KEPT_BLOCKS:
-                self._raw.popitem(last=False)
-        start = int(row["chunk_offset"])
-        return memoryview(raw)[start : start + int(row["length"])]
-
-    def _fetch(self, rows: np.ndarray, at: int) -> None:
-        """Read the block of piece `at`, and with it those of the pieces behind it that lie side by side in the pack."""
-        self._clock.switch(FETCH)
-        self._stored.clear()
-        head = rows[at]
-        ahead = rows[at : at + FETCH_ROWS]
-        ahead = ahead[(ahead["pack_id"] == head["pack_id"]).all(axis=1)]
-        _, places = np.unique(ahead["block"], return_index=True)
-        blocks = ahead[np.sort(places)[:FETCH_BLOCKS]]
-        blocks = blocks[np.argsort(blocks["block_offset"])]
-        starts, lengths = blocks["block_offset"].astype(np.int64), blocks["stored"].astype(np.int64)
-        first = last = int(np.flatnonzero(blocks["block"] == head["block"])[0])
-        while last + 1 < len(blocks) and starts[last + 1] == starts[last] + lengths[last]:
-            last += 1
-            if int(starts[last] + lengths[last] - starts[first]) > FETCH_BYTES:
-                last -= 1
-                break
-        start, end = int(starts[first]), int(starts[last] + lengths[last])
-        try:
-            data = memoryview(self._readers.get(pack_place(head)).read(start, end - start))
-        except Unreadable:
-            last = first
-            start, end = int(starts[first]), int(starts[first] + lengths[first])
-            data = memoryview(self._searched(ahead[ahead["block"] == head["block"]], start, end - start))
-        for number in range(first, last + 1):
-            offset = int(starts[number]) - start
-            key = (head["pack_id"].tobytes(), int(blocks[number]["block"]))
-            self._stored[key] = data[offset : offset + int(lengths[number])]
-        self._clock.count(FETCH, last + 1 - first, end - start)
-
-    def _searched(self, pieces: np.ndarray, offset: int, length: int) -> bytes:
-        """The stored bytes of the block of some pieces, of which too few cells are sure: its chunks judge."""
-        head = pieces[0]
-        columns = zip(*(pieces[name].tolist() for name in ("chunk_offset", "length")), strict=True)
-        chunks = [(row.tobytes(), at, size) for row, (at, size) in zip(pieces["chunk_id"], columns, strict=True)]
-        judge = block_judge(self._decoder, int(head["codec"]), int(head["raw"]), chunks)
-        return search(self._readers.get(pack_place(head)), offset, length, judge)
+    def read(self, first: int, end: int) -> Iterator[tuple[int, memoryview]]:
+        """The bytes of these rows, in order, each with its place in the content and valid until the next is asked for.
+        Raises DrystoneError."""
 
 
 class ContentVerifier:
     """Checks contents. Owned by one worker."""
 
-    def __init__(self, context: Context, backends: BackendPlaces) -> None:
-        self._context = context
-        self._window = BlockWindow(context, backends)
+    def __init__(self, context: Context, stage: int) -> None:
+        """`stage`: what the time for digests counts as."""
+        self._clock, self._stage = context.clock, stage
         self._open: _OpenContent | None = None
 
-    def check(self, batch: Batch) -> list[WrongDigest]:
-        """Read the pieces of a PIECE_DTYPE batch; what is wrong with the contents that end in it."""
+    def check(self, batch: Batch, pieces: Pieces) -> list[WrongDigest]:
+        """Take the rows of a batch (PIECE_DTYPE or RAW_DTYPE); what is wrong with the contents that end in it."""
         rows, wrong, first = batch.rows, list[WrongDigest](), 0
         ends = (np.flatnonzero(rows["content"][1:] != rows["content"][:-1]) + 1).tolist()
         for end in [*ends, len(rows)]:
-            wrong += self._pieces(batch, first, end)
+            wrong += self._take(batch, pieces, first, end)
             first = end
         return wrong
 
-    def _pieces(self, batch: Batch, first: int, end: int) -> list[WrongDigest]:
-        """Take pieces of one content; what is wrong with it, where they are the last."""
+    def _take(self, batch: Batch, pieces: Pieces, first: int, end: int) -> list[WrongDigest]:
+        """Take rows of one content; what is wrong with it, where they are the last."""
         rows, content = batch.rows, self._open
         number, last = int(rows[first]["content"]), rows[end - 1]
         if content is None or content.number != number:
@@ -160,7 +103,7 @@ class ContentVerifier:
             )
         try:
             if not content.trouble:
-                self._read(content, rows, first, end)
+                self._read(content, pieces, first, end)
                 if last["is_last"]:
                     _require_end(content, last)
         except DrystoneError as error:
@@ -173,25 +116,16 @@ class ContentVerifier:
             return [WrongDigest(*which, "", b"")]
         return [WrongDigest(*which, *wrong) for wrong in content.check.wrong()]
 
-    def _read(self, content: _OpenContent, rows: np.ndarray, first: int, end: int) -> None:
-        clock = self._context.clock
-        extents = np.zeros(end - first, fmt.EXTENT_DTYPE)
-        for name, column in (("offset", "file_offset"), ("length", "length"), ("id", "chunk_id")):
-            extents[name] = rows[column][first:end]
-        content.extents.add_extents(extents)
-        for at, (offset, length) in enumerate(zip(*(extents[n].tolist() for n in ("offset", "length")), strict=True)):
-            if not length:
-                continue  # no chunk at all: an empty content, or one hole
+    def _read(self, content: _OpenContent, pieces: Pieces, first: int, end: int) -> None:
+        content.extents.add_extents(pieces.extents(first, end))
+        for offset, data in pieces.read(first, end):
             if offset < content.offset:
                 raise Unreadable("its extents overlap")
+            self._clock.switch(self._stage)
             content.skip_to(offset)
-            chunk = self._window.chunk(rows, first + at)
-            if len(chunk) != length:
-                raise Unreadable("a chunk is shorter than the manifests say")
-            clock.switch(VERIFY)
-            content.check.update(chunk)
-            content.offset += length
-        clock.count(VERIFY, end - first, 0)
+            content.check.update(data)
+            content.offset += len(data)
+        self._clock.count(self._stage, end - first, 0)
 
 
 def _require_end(content: _OpenContent, last: np.void) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from manifests import format as fmt
 from manifests.catalog import Catalog
 from manifests.columns import PLAN_DTYPE, Batch
+from manifests.contents import COVERED_BLOCKS
 from manifests.errors import BackendError, DrystoneError, KeyNotFound
 from manifests.ids import NIL
 from manifests.inspect import BadCopy, LostRange, affected_objects, bad_copies, chunks_of_pack, packs
@@ -23,13 +25,13 @@ from pipeline.arena import Message
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.fan import FanHome, fan_workers
 from pipeline.restore.run import backend_places
-from pipeline.restore.work import pack_place
+from pipeline.restore.work import BackendPlaces, pack_place
 from pipeline.runner import run_stations
 from pipeline.station import Context, Station, Until
-from pipeline.supervisor import SignalWatch
-from pipeline.topology import PLAN, RESTORE_STAGES, SMALL_SLOT, fan_shape
-from pipeline.verify.contents import AHEAD, ContentsHome
-from pipeline.verify.work import (
+from pipeline.supervisor import SignalWatch, WorkerSpec
+from pipeline.topology import PLAN, RESTORE_STAGES, SMALL_SLOT, VerifyShape, fan_shape
+from pipeline.verify.contents import ContentsHome
+from pipeline.verify.findings import (
     BAD_CELLS,
     CHECKED,
     FINDING_DTYPE,
@@ -39,21 +41,21 @@ from pipeline.verify.work import (
     LOST_PACK,
     MISLISTED,
     MISSING_SHARD,
-    PACK_TASK_DTYPE,
     WRONG_CONTENT,
-    VerifyOptions,
-    verify_station,
 )
+from pipeline.verify.hashing import HashOptions, hash_station
+from pipeline.verify.work import PACK_TASK_DTYPE, VerifyOptions, verify_station
 from stages.shard import data_offset, file_size, shard_key
 
-VERIFY_WORKER_MEMORY = 48 << 20
+VERIFY_WORKER_MEMORY = 32 << 20
 NAMED_OBJECTS = 1000
+_NO_BLOCKS = np.zeros(0, np.uint32)
 #: Ids of lost chunks that are kept to name objects by; beyond, the count goes on.
 KEPT_LOST = 100_000
 #: What tells where a pack's shards lie, and how long they are.
 _PLACE_DTYPE = np.dtype([(name, PACK_TASK_DTYPE[name]) for name in ("pack_id", "k", "m", "payload", "shard_length")])
 #: Planned chunks in a task.
-PLAN_ROWS = SMALL_SLOT // PLAN_DTYPE.itemsize - 1
+PLAN_ROWS = (SMALL_SLOT - 4 * COVERED_BLOCKS) // PLAN_DTYPE.itemsize - 1
 
 
 @dataclass
@@ -100,47 +102,63 @@ class VerifyResult:
 class VerifyHome:
     """State of a verification of data in the supervisor."""
 
-    def __init__(self, catalog: Catalog, workers: int, result: VerifyResult) -> None:
+    def __init__(self, catalog: Catalog, shape: VerifyShape, result: VerifyResult) -> None:
         self._catalog = catalog
-        self._fan = FanHome(workers)
+        self._fan = FanHome(shape.count, others=shape.hashers)
         self._result = result
         self._unlisted: list[bytes] = []
-        self._senders = 2
-        self.contents = ContentsHome(catalog, workers)
+        self._senders = 2 + shape.hashers
+        self._hashers = shape.hashers
+        self.contents = ContentsHome(catalog, shape.hashers)
         self.lost_chunks: list[tuple[bytes, bytes]] = []
         self.lost_packs: list[bytes] = []
 
-    def packs_station(self, context: Context) -> Station:
-        """Sends TASK, a pack each, then PLAN for those whose directory can't be read, or tells something else than the
-        manifests, by which a restore goes. No worker gets many at a time, so that those who read large contents, one
-        after the other, do so from the beginning."""
+    def stations(self) -> dict[str, Callable[[Context], Station]]:
+        """All of them, by name; those that send large contents come first."""
+        large = {f"large-{hasher}": partial(self._large_station, hasher=hasher) for hasher in range(self._hashers)}
+        return {**large, "packs": self._packs_station, "small": self._small_station, "reports": self._reports_station}
+
+    def _large_station(self, context: Context, hasher: int) -> Station:
+        """Sends PIECES for one hasher."""
         context.clock.switch(PLAN)
-        sent = 0
+        yield from self.contents.send_large(context, self._fan, hasher)
+        self._end(context)
+
+    def _small_station(self, context: Context) -> Station:
+        """Sends CONTENTS."""
+        context.clock.switch(PLAN)
+        yield from self.contents.send_small(context, self._fan)
+        self._end(context)
+
+    def _packs_station(self, context: Context) -> Station:
+        """Sends TASK, a pack each, then PLAN for those whose directory can't be read, or tells something else than the
+        manifests, by which a restore goes."""
+        context.clock.switch(PLAN)
+        sent, plan = 0, self.contents.plan
         for batch in packs(self._catalog, PACK_TASK_DTYPE):
+            listed = plan.covered([row.tobytes() for row in batch.rows["pack_id"]])
             for number in range(len(batch.rows)):
-                yield Until(lambda: self._fan.least_load() < AHEAD)
-                yield from self._fan.send(context, messages.TASK, Batch(batch.rows[number : number + 1], b""))
+                row = batch.rows[number : number + 1]
+                blocks = listed.get(row["pack_id"].tobytes(), _NO_BLOCKS).tobytes()
+                yield Until(lambda: self._fan.least_load() < self.contents.ahead)
+                yield from self._fan.send(context, messages.TASK, Batch(row, blocks))
                 sent += 1
         yield Until(lambda: self._result.checked_packs == sent)
         for pack_id in self._unlisted:
+            covered = plan.covered([pack_id]).get(pack_id, _NO_BLOCKS).tobytes()
             for batch in chunks_of_pack(self._catalog, pack_id):
                 for start in range(0, len(batch.rows), PLAN_ROWS):
-                    yield from self._fan.send(context, messages.PLAN, Batch(batch.rows[start : start + PLAN_ROWS], b""))
-        self._end(context)
-
-    def contents_station(self, context: Context) -> Station:
-        """Sends CONTENTS."""
-        context.clock.switch(PLAN)
-        yield from self.contents.send_all(context, self._fan)
+                    rows = batch.rows[start : start + PLAN_ROWS]
+                    yield from self._fan.send(context, messages.PLAN, Batch(rows, covered))
         self._end(context)
 
     def _end(self, context: Context) -> None:
-        """One of the two that send tasks has no more."""
+        """One of those that send tasks has no more."""
         self._senders -= 1
         if not self._senders:
             self._fan.end(context)
 
-    def reports_station(self, context: Context) -> Station:
+    def _reports_station(self, context: Context) -> Station:
         """Takes DONE from the workers."""
         return self._fan.reports(context, FINDING_DTYPE, self._note_all)
 
@@ -226,15 +244,14 @@ def _verify_data(
     signals: SignalWatch,
     on_tick: Callable[[npt.NDArray[np.uint64]], None] | None,
 ) -> None:
-    shape = fan_shape("verify", len(RESTORE_STAGES), VERIFY_WORKER_MEMORY, available_cores(), memory, workers)
+    cores = available_cores()
+    shape = fan_shape(VerifyShape, "verify", len(RESTORE_STAGES), VERIFY_WORKER_MEMORY, cores, memory, workers)
     catalog.limit_memory(DUCKDB_MEMORY + memory - shape.memory)  # what is left of it
-    home = VerifyHome(catalog, shape.count, result)
-    places = backend_places(members)
-    specs = fan_workers(shape, verify_station, lambda index: VerifyOptions(index, places))
+    home = VerifyHome(catalog, shape, result)
     run_stations(
         shape.layout(),
-        specs,
-        {"packs": home.packs_station, "contents": home.contents_station, "reports": home.reports_station},
+        _workers(shape, backend_places(members)),
+        home.stations(),
         inline=inline,
         signals=signals,
         cleanup=(str(catalog.temp_directory),),
@@ -244,6 +261,30 @@ def _verify_data(
     _name_lost(catalog, home.lost_chunks, ranges, result, unplaced=True)
     result.wrong_object_count, rows = home.contents.objects(NAMED_OBJECTS)
     result.wrong_objects = [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
+
+
+def _workers(shape: VerifyShape, places: BackendPlaces) -> list[WorkerSpec]:
+    readers = [
+        replace(
+            spec,
+            rings=(*spec.rings, *(f"raw/{index}/{hasher}" for hasher in range(shape.hashers))),
+            pools=(*spec.pools, f"raw/{index}"),
+        )
+        for index, spec in enumerate(
+            fan_workers(shape, verify_station, lambda index: VerifyOptions(index, shape.hashers, places))
+        )
+    ]
+    hashers = [
+        WorkerSpec(
+            name=f"hash-{hasher}",
+            station=hash_station,
+            options=HashOptions(hasher, shape.count),
+            rings=(f"reports/{shape.count + hasher}", *(f"raw/{index}/{hasher}" for index in range(shape.count))),
+            pools=(f"reports/{shape.count + hasher}", *(f"raw/{index}" for index in range(shape.count))),
+        )
+        for hasher in range(shape.hashers)
+    ]
+    return readers + hashers
 
 
 def _ranges(pack: np.void, missing: set[int]) -> list[LostRange]:

@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from manifests import format as fmt
-from manifests.columns import PIECE_DTYPE, PLAN_DTYPE, Batch, HeapBuilder
+from manifests.columns import PIECE_DTYPE, PLAN_DTYPE, Batch
 from manifests.directories import directory_sums
 from manifests.errors import BackendError, DrystoneError, Unreadable
 from manifests.ids import NIL
 from pipeline import messages
-from pipeline.fan import fan_station
+from pipeline.arena import Message
+from pipeline.fan import Work, fan_station
 from pipeline.packreader import PackPlace, PackReader, PackReaders, ReadFigures, ShardSource
 from pipeline.restore.work import BackendPlaces, pack_place
 from pipeline.shardfiles import ShardFile
 from pipeline.station import Context, Station
 from pipeline.topology import DECOMPRESS, FETCH, VERIFY
 from pipeline.trial import block_judge, search
-from pipeline.verify.contentwork import ContentVerifier
+from pipeline.verify.contentwork import ContentVerifier, wrong_contents
+from pipeline.verify.findings import (
+    BAD_CELLS,
+    CHECKED,
+    FLAWED_SHARD,
+    LOST_CHUNK,
+    LOST_DIRECTORY,
+    LOST_PACK,
+    MISLISTED,
+    MISSING_SHARD,
+    Finding,
+    PackFindings,
+)
+from pipeline.verify.piecework import PieceReader
+from pipeline.verify.window import BlockPieces, BlockWindow
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
 from stages.pack import parse_directory
 from stages.shard import data_offset, file_size, table_size
 
-#: A pack on its way to a worker.
+#: A pack on its way to a worker. Beside it, as beside planned chunks, are the numbers (u32) of those of its blocks that
+#: the pass over large contents decompresses.
 PACK_TASK_DTYPE = np.dtype(
     [
         ("pack_id", "u1", (16,)),
@@ -44,62 +60,17 @@ PACK_TASK_DTYPE = np.dtype(
         ("chunk_sum", "<u8"),
     ]
 )
-CHECKED, BAD_CELLS, MISSING_SHARD, FLAWED_SHARD, LOST_CHUNK, LOST_DIRECTORY, LOST_PACK = range(7)
-MISLISTED, WRONG_CONTENT = 7, 8
-#: A finding on its way home. CHECKED: `count` bytes read; BAD_CELLS: `count` cells of `shard`; LOST_DIRECTORY: only the
-#: manifests tell what lies in the pack; LOST_PACK: the manifests make no sense of it; MISLISTED: they tell of another
-#: content than its directory; WRONG_CONTENT: `chunk_id` is the content's id, the reason says which digest.
-FINDING_DTYPE = np.dtype(
-    [
-        ("kind", "u1"),
-        ("pack_id", "u1", (16,)),
-        ("shard", "u1"),
-        ("count", "<u8"),
-        ("chunk_id", "u1", (32,)),
-        ("reason_at", "<u4"),
-        ("reason_len", "<u4"),
-    ]
-)
-FETCH_AT_ONCE = 8 << 20
-CELLS_AT_ONCE = 256
-FINDINGS_AT_ONCE = 512
+#: What is read and hashed in one go: it stays in the cache, and its memory is used again.
+FETCH_AT_ONCE = 2 << 20
+CELLS_AT_ONCE = FETCH_AT_ONCE // fmt.CELL_SIZE
 NAMED_CELLS = 8
-REASON_BYTES = 600
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
     index: int
+    hashers: int
     backends: BackendPlaces
-
-
-@dataclass
-class Finding:
-    kind: int
-    shard: int = 0
-    count: int = 0
-    chunk_id: bytes = bytes(32)
-    reason: str = ""
-
-
-@dataclass
-class PackFindings:
-    """What was found in one pack."""
-
-    pack_id: bytes
-    entries: list[Finding] = field(default_factory=list)
-
-    def batches(self) -> Iterator[Batch]:
-        for start in range(0, len(self.entries), FINDINGS_AT_ONCE):
-            some = self.entries[start : start + FINDINGS_AT_ONCE]
-            rows, heap = np.zeros(len(some), FINDING_DTYPE), HeapBuilder()
-            rows["pack_id"] = np.frombuffer(self.pack_id, np.uint8)
-            for name in ("kind", "shard", "count"):
-                rows[name] = [getattr(entry, name) for entry in some]
-            rows["chunk_id"] = np.frombuffer(b"".join(entry.chunk_id for entry in some), np.uint8).reshape(-1, 32)
-            reasons = [entry.reason.encode()[:REASON_BYTES] for entry in some]
-            rows["reason_at"], rows["reason_len"] = heap.add_all(reasons)
-            yield Batch(rows, heap.getvalue())
 
 
 class PackVerifier:
@@ -114,8 +85,9 @@ class PackVerifier:
     def figures(self) -> ReadFigures:
         return self._readers.source.figures
 
-    def verify(self, task: np.void) -> PackFindings:
-        """Everything that is wrong with a pack; the first finding counts the bytes read."""
+    def verify(self, task: np.void, covered: np.ndarray) -> PackFindings:
+        """Everything that is wrong with a pack; the first finding counts the bytes read. `covered`: numbers of blocks
+        that somebody else decompresses, to check all their chunks."""
         findings = PackFindings(task["pack_id"].tobytes())
         figures = self._readers.source.figures
         before = figures.bytes
@@ -134,18 +106,20 @@ class PackVerifier:
             else:
                 if directory_sums(blocks, chunks) != (int(task["block_sum"]), int(task["chunk_sum"])):
                     findings.entries.append(Finding(MISLISTED))
-                self._check_chunks(reader, blocks, chunks, findings)
+                    covered = covered[:0]  # so say the manifests, of other chunks than these
+                is_covered = np.isin(np.arange(len(blocks)), covered)
+                self._check_chunks(reader, blocks, chunks, is_covered, findings)
             self._check_rest(reader)
             self._note_shards(reader, findings)
         self._clock.count(FETCH, 1, figures.bytes - before)
         findings.entries.insert(0, Finding(CHECKED, count=figures.bytes - before))
         return findings
 
-    def check_planned(self, rows: np.ndarray) -> PackFindings:
+    def check_planned(self, rows: np.ndarray, covered: np.ndarray) -> PackFindings:
         """What is lost of the chunks in these rows (PLAN_DTYPE, one pack, by block): for a pack whose directory can't
-        be read, out of the manifests."""
+        be read, out of the manifests. `covered` as above."""
         findings = PackFindings(rows[0]["pack_id"].tobytes())
-        _, first, inverse = np.unique(rows["block"], return_index=True, return_inverse=True)
+        numbers, first, inverse = np.unique(rows["block"], return_index=True, return_inverse=True)
         blocks = np.zeros(len(first), fmt.BLOCK_DTYPE)
         for name, column in (("offset", "block_offset"), ("stored", "stored"), ("raw", "raw"), ("codec", "codec")):
             blocks[name] = rows[column][first]
@@ -155,7 +129,8 @@ class PackVerifier:
             chunks[name] = rows[column]
         figures = self._readers.source.figures
         try:
-            self._check_chunks(self._readers.get(pack_place(rows[0])), blocks, chunks, findings)
+            reader = self._readers.get(pack_place(rows[0]))
+            self._check_chunks(reader, blocks, chunks, np.isin(numbers, covered), findings)
         except DrystoneError as error:
             self._lose(chunks, str(error), findings)
         figures.bad_cells.clear()
@@ -202,11 +177,19 @@ class PackVerifier:
         blocks, chunks = parse(stored)
         return blocks, chunks[np.argsort(chunks["block"], kind="stable")]
 
-    def _check_chunks(self, reader: PackReader, blocks: np.ndarray, chunks: np.ndarray, findings: PackFindings) -> None:
-        """Check each chunk of these blocks against its id."""
+    def _check_chunks(
+        self,
+        reader: PackReader,
+        blocks: np.ndarray,
+        chunks: np.ndarray,
+        is_covered: np.ndarray,
+        findings: PackFindings,
+    ) -> None:
+        """Check each chunk of these blocks against its id. Those that are covered are only read: their chunks are lost
+        where that fails, and otherwise up to who decompresses them."""
         borders = np.searchsorted(chunks["block"], np.arange(len(blocks) + 1))
         for first, last, data in self._fetched(reader, blocks, findings, chunks, borders):
-            for number in range(first, last):
+            for number in (first + np.flatnonzero(~is_covered[first:last])).tolist():
                 self._check_block(
                     blocks[number],
                     data,
@@ -242,7 +225,9 @@ class PackVerifier:
                     break
             first = last
 
-    def _read(self, reader: PackReader, blocks: np.ndarray, chunks: np.ndarray, at: int, length: int) -> bytes:
+    def _read(
+        self, reader: PackReader, blocks: np.ndarray, chunks: np.ndarray, at: int, length: int
+    ) -> bytes | memoryview:
         """Stored bytes of neighbouring blocks; of a single one that its chunks judge, if need be."""
         if length > max(fmt.BLOCK_MAX, FETCH_AT_ONCE):
             raise Unreadable(f"the directory tells of a block of {length} bytes, which is none")
@@ -323,19 +308,31 @@ def _numbers(cells: list[int]) -> str:
 
 
 def verify_station(context: Context, options: VerifyOptions) -> Station:
-    """Takes TASK (one pack each) and PLAN (chunks of one pack), answers with FINDING_DTYPE reports."""
+    """Takes TASK (one pack each), PLAN (chunks of one pack) and CONTENTS, and PIECES, whose bytes it hands on as RAW;
+    answers with FINDING_DTYPE reports."""
     context.clock.switch(FETCH)
-    verifier, contents = PackVerifier(context, options.backends), ContentVerifier(context, options.backends)
+    verifier, contents = PackVerifier(context, options.backends), ContentVerifier(context, VERIFY)
+    window = BlockWindow(context, options.backends, checks=True)
+    pieces = PieceReader(context, options.index, options.backends)
 
-    def work(kind: int, view: memoryview) -> Iterator[Batch]:
-        if kind == messages.CONTENTS:
-            wrong = contents.check(Batch.load(view, PIECE_DTYPE).copy())
-            found = [Finding(WRONG_CONTENT, chunk_id=each.content_id, reason=each.text) for each in wrong]
-            return PackFindings(NIL.bytes, found or [Finding(CHECKED)]).batches()
-        dtype = PACK_TASK_DTYPE if kind == messages.TASK else PLAN_DTYPE
-        rows = Batch.load(view, dtype).rows.copy()
-        context.at(f"pack {uuid.UUID(bytes=rows[0]['pack_id'].tobytes())}")
-        findings = verifier.verify(rows[0]) if kind == messages.TASK else verifier.check_planned(rows)
-        return findings.batches()
+    def work(message: Message, view: memoryview) -> Work:
+        if message.kind == messages.PIECES:
+            return pieces.work(message, Batch.load(view, PIECE_DTYPE).copy())
+        if message.kind == messages.CONTENTS:
+            batch = Batch.load(view, PIECE_DTYPE).copy()
+            return _check_contents(contents, batch, BlockPieces(window, batch.rows))
+        task = Batch.load(view, PACK_TASK_DTYPE if message.kind == messages.TASK else PLAN_DTYPE).copy()
+        covered = np.frombuffer(task.heap, np.uint32)
+        context.at(f"pack {uuid.UUID(bytes=task.rows[0]['pack_id'].tobytes())}")
+        if message.kind == messages.TASK:
+            return verifier.verify(task.rows[0], covered).batches()
+        return verifier.check_planned(task.rows, covered).batches()
 
-    return fan_station(context, options.index, work, lambda: verifier.figures)
+    yield from fan_station(context, options.index, work, lambda: verifier.figures)
+    for hasher in range(options.hashers):
+        context.send(f"raw/{options.index}/{hasher}", Message(messages.END))
+
+
+def _check_contents(contents: ContentVerifier, batch: Batch, pieces: BlockPieces) -> Work:
+    yield from PackFindings(NIL.bytes, [Finding(CHECKED)]).batches()
+    yield from wrong_contents(contents.check(batch, pieces))
