@@ -24,6 +24,7 @@ from manifests import store as membership
 from manifests.catalog import Catalog
 from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
 from manifests.errors import NotFound, UnsupportedFormat
+from manifests.index import DEFAULT_KIND, require_kind
 from manifests.inspect import StoreStats, store_stats
 from manifests.log import Run, State
 from manifests.objects import ObjectInfo, find_object, list_objects, object_digests
@@ -88,12 +89,15 @@ class FileStore:
         chunker: ChunkerSpec | None = None,
         codec: CodecSpec | None = None,
         pack_size: int = 32 << 20,
+        index: str = DEFAULT_KIND,
         cache: Path | None = None,
     ) -> FileStore:
-        """Make a new store: one directory gets k+m backends as subdirectories, several become the backends.
+        """Make a new store: one directory gets k+m backends as subdirectories, several become the backends. `index`:
+        kind of its dedupe index, memory or disk.
 
         >>> FileStore.create(["/mnt/a", "/mnt/b", "/mnt/c"], scheme=ECScheme(2, 1))  # doctest: +SKIP
         """
+        require_kind(index)
         config = StoreConfig(
             uuid.uuid4(),
             secrets.randbits(63),
@@ -103,7 +107,7 @@ class FileStore:
             pack_size,
         )
         members = membership.create(config, directories)
-        storelog.initialise(members)
+        storelog.initialise(members, index)
         first = next(iter(members.present.values()))
         return cls.open(first.storage.location, cache=cache)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 END = 0  # the sender sends no more on this ring
 
 # ingest
-KNOWN = 9  # home → dedupe: slot of pool known; amount: ids of 32 bytes; first: chunks (0) or contents (1)
+KNOWN = 9  # home → dedupe: slot of pool known; amount: rows (KNOWN); first: chunks (0) or contents (1)
 ENTRIES = 1  # scanner → reader: slot of pool entries: a batch of OBJECT_DTYPE
 DATA = 2  # reader → dedupe: slot of the reader's data pool; amount: chunks; first: the reader
 EXTENTS = 3  # reader → dedupe → home: slot of the reader's rows pool; amount: rows; first: the reader

@@ -1,37 +1,51 @@
 """The dedupe station: sees ids only, in whole batches.
 
-It learns the known ids from home, then drops from each data slot what is known, gives the slot to the compressor with
-the least to do, and lets rows pass on to home with a verdict about their contents.
+It learns from home what is known and not in an index on disk, then drops from each data slot what is known, gives the
+slot to the compressor with the least to do, and lets rows pass on to home with a verdict about their contents.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, Batch
+from manifests.index import KNOWN
 from pipeline import messages
 from pipeline.arena import FREE, Message
 from pipeline.ingest.chunktable import CHUNK_REF
+from pipeline.ingest.overlay import OverlayIndex
 from pipeline.station import Acquire, Context, Station, Take
 from pipeline.topology import DEDUPE
 from stages.dedupe import MemoryIndex
 
-#: What `first` of a KNOWN message says its ids are.
+#: What `first` of a KNOWN message says its rows (KNOWN) are of.
 KNOWN_CHUNKS, KNOWN_CONTENTS = 0, 1
 
 
 @dataclass(frozen=True)
-class DedupeOptions:
-    """`expected`: ids that home will send, about."""
+class IndexOptions:
+    """An index to be: of kind `disk` over the one in `below`, where there is one, or of kind `memory` with room for
+    `expected` ids, about."""
 
+    kind: str
+    expected: int
+    below: Path | None = None
+
+    def open(self) -> MemoryIndex | OverlayIndex:
+        return OverlayIndex(self.below) if self.kind == "disk" else MemoryIndex(self.expected)
+
+
+@dataclass(frozen=True)
+class DedupeOptions:
     readers: int
     compressors: int
     payload: int
-    expected_chunks: int
-    expected_contents: int
+    chunks: IndexOptions
+    contents: IndexOptions
 
 
 class Dispatch:
@@ -54,15 +68,15 @@ class Dispatch:
 def dedupe_station(context: Context, options: DedupeOptions) -> Station:
     """Takes known ids, then DATA, EXTENTS and OBJECTS; sends FRESH on fresh/<compressor>, rows on `rows`."""
     context.clock.switch(DEDUPE)
-    chunks, contents = MemoryIndex(options.expected_chunks), MemoryIndex(options.expected_contents)
+    chunks, contents = options.chunks.open(), options.contents.open()
     while True:
         _, message = yield Take(("known",))
         if message.kind == messages.END:
             break
         with context.slot("known", message.slot) as view:
-            ids = np.frombuffer(view, np.uint8, message.amount * 32).reshape(-1, 32).copy()
+            told = np.frombuffer(view, KNOWN, message.amount).copy()
         context.release("known", message.slot)
-        (chunks if message.first == KNOWN_CHUNKS else contents).add(ids)
+        (chunks if message.first == KNOWN_CHUNKS else contents).put_batch(told["id"], told["length"])
     dispatch = Dispatch(context, options.compressors)
     rings = tuple(f"data/{reader}" for reader in range(options.readers))
     left = len(rings)
@@ -74,7 +88,7 @@ def dedupe_station(context: Context, options: DedupeOptions) -> Station:
             pool = f"data/{message.first}"
             with context.slot(pool, message.slot) as view:
                 refs = np.frombuffer(view, CHUNK_REF, message.amount, options.payload).copy()
-            fresh = chunks.add(refs["id"])
+            fresh = chunks.put_batch(refs["id"], refs["length"])
             context.clock.count(DEDUPE, message.amount, int(refs["length"].sum()))
             if not fresh.any():
                 context.release(pool, message.slot)
@@ -90,7 +104,7 @@ def dedupe_station(context: Context, options: DedupeOptions) -> Station:
                 ids = rows["content_id"][with_extents]
                 del rows
             known = np.zeros(message.amount, bool)
-            known[with_extents] = ~contents.add(ids)
+            known[with_extents] = ~contents.put_batch(ids, np.ones(len(ids), np.uint32))
             verdict = yield Acquire("verdict")
             _write_verdict(context, verdict, known)
             context.send("rows", message._replace(aux=verdict))
@@ -99,6 +113,8 @@ def dedupe_station(context: Context, options: DedupeOptions) -> Station:
     for compressor in range(options.compressors):
         context.send(f"fresh/{compressor}", Message(messages.END))
     context.send("rows", Message(messages.END))
+    chunks.close()
+    contents.close()
 
 
 def _write_verdict(context: Context, slot: int, verdict: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:

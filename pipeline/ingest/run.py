@@ -18,7 +18,6 @@ import numpy.typing as npt
 from manifests.config import CodecSpec, shards_per_backend
 from manifests.ids import new_id
 from manifests.inflight import Inflight
-from manifests.known import chunk_ids, content_ids, count_rows
 from manifests.log import State, make_record, utc_now, write_record
 from manifests.replicas import Replicas
 from manifests.runrows import RunRows
@@ -29,6 +28,7 @@ from pipeline.ingest.collect import Collector, Tally
 from pipeline.ingest.command import FeedingCommand
 from pipeline.ingest.compress import CompressOptions, compress_station
 from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
+from pipeline.ingest.indexes import RunIndexes
 from pipeline.ingest.read import ReadOptions, read_station
 from pipeline.ingest.scan import ScanOptions, scan_station
 from pipeline.ingest.write import WriteOptions, write_station
@@ -82,7 +82,7 @@ class StageFigures:
 class IngestResult:
     """A committed run. `tally` in bytes and objects, `began` in RFC 3339, `seconds` from then to commit; `left_out`:
     reason → objects and bytes that were not wanted; `may_lose`: backends of `backends` that may be lost, or may rot,
-    from now on, with nothing lost."""
+    from now on, with nothing lost; `index_trouble`: why the index on disk could not be used, or empty."""
 
     run_id: uuid.UUID
     sources: list[str]
@@ -96,6 +96,7 @@ class IngestResult:
     may_lose: int
     backends: int
     checksums: ChecksumResult | None = None
+    index_trouble: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -119,6 +120,7 @@ def _specs(
     shape: IngestShape,
     members: Members,
     state: State,
+    indexes: RunIndexes,
     sources: tuple[Source, ...],
     options: IngestOptions,
     stream: FdHandle | None,
@@ -154,8 +156,8 @@ def _specs(
                 shape.readers,
                 shape.compressors,
                 shape.payload,
-                count_rows(state, "chunks"),
-                count_rows(state, "objects") // 8,
+                indexes.chunks,
+                indexes.contents,
             ),
             rings=("known", "rows", *data, *(f"fresh/{i}" for i in compressors)),
             pools=("known", "verdict", *data),
@@ -238,17 +240,18 @@ def _ingest(
         stream = command.fd if command is not None else options.stream
         inflight.begin()
         try:
+            indexes = stack.enter_context(RunIndexes.opened(state, replicas, signals.check))
             home: dict[str, Callable[[Context], Station]] = {
                 "known": lambda context: collector.known_station(
                     context,
-                    chain(chunk_ids(state, replicas), collector.adopt(adoptable(members, state, replicas))),
-                    content_ids(state, replicas),
+                    chain(indexes.known_chunks(), collector.adopt(adoptable(members, state, replicas))),
+                    indexes.known_contents(),
                 ),
                 "rows": collector.rows_station,
                 "packs": collector.packs_station,
             }
             specs = _specs(
-                shape, members, state, sources, options,
+                shape, members, state, indexes, sources, options,
                 FdHandle(stream) if any(source.stream for source in sources) else None,
                 None if listed is None else FdHandle(listed.fileno()),
             )  # fmt: skip
@@ -281,6 +284,7 @@ def _ingest(
                 may_lose=_may_lose(members, collector.tally),
                 backends=members.count,
                 checksums=None if checksums is None else checksums.result(),
+                index_trouble=indexes.trouble,
             )
             signals.check()
             record = make_record(run_id, "ingest", {"run": _summary(result, sources, options)}, files)
