@@ -9,6 +9,7 @@
     ├── CorruptRecord         a record whose armour can't heal it
     ├── Unreadable            bytes that no copy or parity can give back
     ├── DamagedIndex          a dedupe index whose file can't be used; it is built anew from the manifests
+    ├── IndexBusy             a dedupe index that another process changes just now
     └── BackendError          a backend failed: what, where
         ├── KeyNotFound       no such key on the backend
         └── BackendFull       no space left
@@ -57,6 +58,10 @@ class Unreadable(DrystoneError):
 
 class DamagedIndex(DrystoneError):
     """A dedupe index on disk that can't be used."""
+
+
+class IndexBusy(DrystoneError):
+    """A dedupe index that another process changes."""
 
 
 class BackendError(DrystoneError):

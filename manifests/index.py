@@ -21,6 +21,8 @@ KINDS = ("memory", "disk")
 DEFAULT_KIND = "memory"
 
 KEY_BYTES = 16
+#: What a chunk costs in an index of kind `memory`, at most, also while that grows.
+MEMORY_BYTES = 30
 #: Ids, n × 32 bytes; the first KEY_BYTES of each count, so keys will do where they are given back.
 Ids = npt.NDArray[np.uint8]
 #: Lengths in bytes, at least 1: 0 says that an id is not known.

@@ -55,11 +55,15 @@ def known_contents(state: State, replicas: Replicas, but: Collection[str] = ()) 
                     yield known_rows(_ids(ids), 1)
 
 
+#: Table → all that it makes known.
+KNOWN_OF = {"chunks": known_chunks, "objects": known_contents}
+
+
 def known_in_order(
     table: str, state: State, replicas: Replicas, names: Collection[str], temp_directory: Path
 ) -> Iterator[Entries]:
-    """What the manifest files `names` of `table` make known (KNOWN), sorted by id, some twice: an index on disk is
-    built twenty times as fast in order. Sorted by DuckDB, which spills to `temp_directory`."""
+    """What the manifest files `names` of `table` make known (KNOWN), sorted by id, some twice. Sorted by DuckDB, which
+    spills to `temp_directory`."""
     key, length, condition = _COLUMNS[table]
     files = {file.key: file for file in state.files(table) if file.name in names}
     chosen = replace(state, manifests={table: files})

@@ -23,8 +23,9 @@ from manifests import log as storelog
 from manifests import store as membership
 from manifests.catalog import Catalog
 from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
-from manifests.errors import NotFound, UnsupportedFormat
+from manifests.errors import DrystoneError, NotFound, UnsupportedFormat
 from manifests.index import DEFAULT_KIND, require_kind
+from manifests.indexcache import IndexStatus, destroy_indexes, index_status, rebuild_indexes
 from manifests.inspect import StoreStats, store_stats
 from manifests.log import Run, State
 from manifests.objects import ObjectInfo, find_object, list_objects, object_digests
@@ -156,6 +157,10 @@ class FileStore:
             self._catalog.close()
             self._catalog = None
 
+    def _require_writable_format(self) -> None:
+        if self.config.read_only:
+            raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
+
     # --- operations --------------------------------------------------------------------------------------------------
 
     def ingest(
@@ -168,8 +173,7 @@ class FileStore:
     ) -> IngestResult:
         """Archive files, directories or standard input (`-`) as one run. Raises what kept it from being committed;
         skipped items are in the result."""
-        if self.config.read_only:
-            raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
+        self._require_writable_format()
         options = options or IngestOptions()
         with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
             self.members.require_writable()
@@ -262,6 +266,33 @@ class FileStore:
     def stats(self) -> StoreStats:
         """Sums over the store."""
         return store_stats(self.catalog, self.state)
+
+    def index_status(self) -> IndexStatus:
+        """The dedupe index: its kind, and how it stands in this cache; changes nothing."""
+        return index_status(self._cache, self.state)
+
+    def rebuild_index(self, kind: str | None = None) -> IndexStatus:
+        """Build the dedupe index of this cache anew, from the manifests. With `kind` other than the store's, that is
+        recorded first, and all ingests use it from now on. Raises Unreadable where a manifest is lost, IndexBusy while
+        somebody else changes the index."""
+        if kind is not None and kind != self.state.index:
+            self._choose_index(kind)
+        try:
+            if self.state.index == "disk":
+                rebuild_indexes(self._cache, self.state, self.replicas, self._scratch)
+            else:
+                destroy_indexes(self._cache)
+        except OSError as error:
+            raise DrystoneError(f"building the dedupe index in {self._cache} failed: {error}") from error
+        return self.index_status()
+
+    def _choose_index(self, kind: str) -> None:
+        require_kind(kind)
+        self._require_writable_format()
+        self.members.require_writable()
+        self.log.complete(self.members)
+        storelog.choose_index(self.members, self.state, kind)
+        self._reload()
 
     def verify(
         self,

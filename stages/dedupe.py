@@ -22,20 +22,22 @@ Places = npt.NDArray[np.int64]
 SUB_TABLES = 256
 LENGTH_BYTES = 4
 FIRST_CAPACITY = 1024
+EXPECTED_FULL = 0.75  # how full sub-tables are when all that was expected has come
 FULL = 0.8  # a sub-table grows when it is this full …
-GROWTH = 1.15  # … by this much, so it is never less than 69 % full once it has grown
+GROWTH = 1.2  # … by this much, so it is never less than two thirds full once it has grown
 
 
 class MemoryIndex:
     """An index (manifests/index.py) of kind `memory`. Owned by one process."""
 
     def __init__(self, expected: int = 0) -> None:
-        """`expected` ids are reserved for (address space, not memory)."""
-        self._capacity = np.full(SUB_TABLES, FIRST_CAPACITY, np.uint64)
+        """`expected` ids are made room for, so that no sub-table grows until they are there."""
+        room = max(FIRST_CAPACITY, int(expected / SUB_TABLES / EXPECTED_FULL) + 1)
+        self._capacity = np.full(SUB_TABLES, room, np.uint64)
         self._count = np.zeros(SUB_TABLES, np.int64)
         self._total_bytes = 0
         self._stride = FIRST_CAPACITY
-        while self._stride * SUB_TABLES * FULL < 2 * expected:
+        while self._stride < 2 * room:
             self._stride *= 2
         self._reserve()
 
@@ -48,7 +50,7 @@ class MemoryIndex:
 
     @property
     def touched_bytes(self) -> int:
-        """Memory in use by the table."""
+        """Memory in use by the table, at most: pages that no id fell on are not there."""
         return int(self._capacity.sum()) * (KEY_BYTES + LENGTH_BYTES)
 
     def _reserve(self) -> None:

@@ -122,7 +122,7 @@ def test_a_sub_table_whose_ids_all_collide_grows_and_wraps() -> None:
         ids = [clustered(number // 2) for number in range(start, start + 1200)]
         assert add(index, as_array(ids)).tolist() == expected_of(known, ids)
     assert len(index) == len(known)
-    assert index.touched_bytes > SUB_TABLES * FIRST_CAPACITY * 16, "it never grew"
+    assert index.touched_bytes > SUB_TABLES * FIRST_CAPACITY * 20, "it never grew"
     assert has(index, as_array(sorted(known))).all()
     assert not has(index, as_array([clustered(number) for number in range(5000, 5100)])).any()
 
@@ -149,16 +149,17 @@ def test_nothing_is_lost_or_found_twice_while_growing_through_many_sizes() -> No
         assert len(index) == seen
         assert has(index, ids[:seen]).all()
     assert seen > 690_000
-    assert index.widened >= 2
+    assert index.widened
     assert not add(index, ids[:seen]).any()
     assert not has(index, random_ids(10_000, 2)).any()
 
 
-def test_what_was_reserved_for_needs_no_wider_space() -> None:
+def test_what_was_expected_needs_hardly_any_growth() -> None:
     index = Watched(expected=300_000)
-    assert index.touched_bytes == FIRST_BYTES
+    room = index.touched_bytes
+    assert room <= FIRST_BYTES + BYTES_AN_ID * 300_000
     assert add(index, random_ids(300_000, 3)).all()
-    assert index.widened == 0
+    assert index.widened == 0 and index.touched_bytes <= 1.02 * room
 
 
 @pytest.mark.parametrize("batch", [4096, 32 << 10, 1_000_000])

@@ -151,6 +151,8 @@ def ingest_command(
             click.echo(f"… and {listed.missing - NAMED_SHORT:,} more; see: drystone ingest -v", err=True)
     for reason in result.lost_backends:
         click.echo(f"short of redundancy: {reason}", err=True)
+    if result.index_trouble:
+        click.echo(f"done without the index on disk, out of the manifests: {result.index_trouble}", err=True)
     if output == "table":
         show_result(result, quiet)
     else:

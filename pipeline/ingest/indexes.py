@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from manifests.errors import DamagedIndex
 from manifests.index import Entries
-from manifests.indexcache import IndexCache, UsableIndex
+from manifests.indexcache import TABLES, IndexCache, UsableIndex
 from manifests.known import count_rows, known_chunks, known_contents
 from manifests.log import State
 from manifests.replicas import Replicas
@@ -41,7 +41,7 @@ class RunIndexes:
             if state.index == "disk":
                 temp_directory = replicas.cache / f"tmp-index-{secrets.token_hex(4)}"
                 stack.callback(shutil.rmtree, temp_directory, ignore_errors=True)
-                for table in ("chunks", "objects"):
+                for table in TABLES:
                     cache = IndexCache(replicas.cache, table)
                     usable = cache.bring_up_to_date(state, replicas, temp_directory, check)
                     below[table] = stack.enter_context(usable)
@@ -62,7 +62,7 @@ class RunIndexes:
     @property
     def contents(self) -> IndexOptions:
         """How the dedupe station opens its index of contents."""
-        return self._options("objects", count_rows(self.state, "objects") // 8)
+        return self._options("objects", 0)
 
     def _options(self, table: str, expected: int) -> IndexOptions:
         below = self.below.get(table)
