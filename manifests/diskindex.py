@@ -32,6 +32,7 @@ BATCH = 32 << 10
 MAP_SIZE = 256 << 30
 _UNKNOWN = bytes(4)
 _TOTAL = b"bytes"
+_BEGUN, _WHOLE = b"begun", b"whole"
 
 
 class DiskIndex:
@@ -167,16 +168,17 @@ class DiskIndex:
     def stream(self, accept: Callable[[Entries], Mask]) -> Iterator[Entries]:
         return accepted(self.iterate(), accept)
 
-    def files(self) -> set[str]:
-        """Names of the manifest files that the index was built from."""
+    def files(self, *, begun: bool = False) -> set[str]:
+        """Names of the manifest files of which the index holds all; with `begun`, also of those of which it may hold
+        some."""
         with self._begin() as transaction, transaction.cursor(self._files) as cursor:
-            return {name.decode() for name in cursor.iternext(keys=True, values=False)}
+            return {name.decode() for name, state in cursor if begun or state == _WHOLE}
 
-    def note_files(self, names: set[str]) -> None:
-        """From now on the index holds all that these manifest files name."""
+    def note_files(self, names: set[str], *, whole: bool) -> None:
+        """The index holds all that these manifest files name; not `whole`: from now on it may hold some of it."""
         with self._begin(write=True) as transaction:
             for name in sorted(names):
-                transaction.put(name.encode(), b"", db=self._files)
+                transaction.put(name.encode(), _WHOLE if whole else _BEGUN, db=self._files)
 
     def sync(self) -> None:
         try:

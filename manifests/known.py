@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,20 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import format as fmt
-from manifests.catalog import Catalog
 from manifests.index import Entries, known_rows
 from manifests.log import State
 from manifests.replicas import Replicas
 
 BATCH_ROWS = 28 << 10
-#: Memory of DuckDB while it sorts; beyond, it spills.
-SORT_MEMORY = 96 << 20
-
-#: Table → columns of its ids and lengths, and the condition of rows that count.
-_COLUMNS: dict[str, tuple[str, str, str]] = {
-    "chunks": ("chunk_id", "length", "true"),
-    "objects": ("content_id", "1::UINTEGER", f"content_kind = {fmt.CONTENT_EXTENTS}"),
-}
 
 
 def count_rows(state: State, table: str) -> int:
@@ -59,28 +48,8 @@ def known_contents(state: State, replicas: Replicas, but: Collection[str] = ()) 
 KNOWN_OF = {"chunks": known_chunks, "objects": known_contents}
 
 
-def known_in_order(
-    table: str, state: State, replicas: Replicas, names: Collection[str], temp_directory: Path
-) -> Iterator[Entries]:
-    """What the manifest files `names` of `table` make known (KNOWN), sorted by id, some twice. Sorted by DuckDB, which
-    spills to `temp_directory`."""
-    key, length, condition = _COLUMNS[table]
-    files = {file.key: file for file in state.files(table) if file.name in names}
-    chosen = replace(state, manifests={table: files})
-    with Catalog(chosen, replicas, memory_limit=SORT_MEMORY, threads=2, temp_directory=temp_directory) as catalog:
-        catalog.use(table)
-        query = f"SELECT {key} AS id, {length} AS length FROM {table} WHERE {condition} ORDER BY {key}"
-        for batch in catalog.batches(query):
-            if batch.num_rows:
-                yield known_rows(_ids(batch.column(0)), batch.column(1).to_numpy())
-
-
 def _ids(column: Any) -> Any:
-    """Ids of a column of binaries, all of 32 bytes: of fixed size, or with places, as DuckDB gives them."""
-    start = column.offset * 32
-    if len(column.buffers()) == 3:
-        start = int(np.frombuffer(column.buffers()[1], np.int32)[column.offset])
-    return np.frombuffer(column.buffers()[-1], np.uint8, len(column) * 32, start).reshape(-1, 32)
+    return np.frombuffer(column.buffers()[1], np.uint8, len(column) * 32, column.offset * 32).reshape(-1, 32)
 
 
 def pack_ids(state: State, replicas: Replicas, among: set[uuid.UUID]) -> set[uuid.UUID]:

@@ -279,7 +279,7 @@ class FileStore:
             self._choose_index(kind)
         try:
             if self.state.index == "disk":
-                rebuild_indexes(self._cache, self.state, self.replicas, self._scratch)
+                rebuild_indexes(self._cache, self.state, self.replicas)
             else:
                 destroy_indexes(self._cache)
         except OSError as error:

@@ -72,7 +72,7 @@ def data_file(store: FileStore) -> Path:
 
 def update(store: FileStore, check: Callable[[], None] = lambda: None, table: str = "chunks") -> Path | None:
     """Bring an index up to date; its directory."""
-    usable = cache_of(store, table).bring_up_to_date(store.state, store.replicas, store.replicas.cache / "sort", check)
+    usable = cache_of(store, table).bring_up_to_date(store.state, store.replicas, check)
     usable.close()
     assert not usable.trouble
     return usable.folder
@@ -251,7 +251,7 @@ def test_chunks_of_manifest_files_that_are_gone_are_forgotten(store: FileStore, 
     gone.manifests["chunks"] = {key: file for key, file in store.state.manifests["chunks"].items() if file != first}
     status = cache_of(store).status(gone)
     assert status.condition == "stale"
-    usable = cache_of(store).bring_up_to_date(gone, store.replicas, tmp_path / "sort", lambda: None)
+    usable = cache_of(store).bring_up_to_date(gone, store.replicas, lambda: None)
     usable.close()
     assert usable.folder not in (None, before) and first.name not in usable.files
     assert usable.folder is not None
@@ -267,7 +267,7 @@ def test_files_newer_than_what_we_know_are_not_taken_for_gone(store: FileStore, 
     before, old = update(store), store.state
     ingest(store, make_tree(tmp_path / "more", seed=5, files=15))
     update(store)
-    usable = cache_of(store).bring_up_to_date(old, store.replicas, tmp_path / "sort", lambda: None)
+    usable = cache_of(store).bring_up_to_date(old, store.replicas, lambda: None)
     usable.close()
     assert usable.folder == before and usable.files > {file.name for file in old.files("chunks")}
 
@@ -337,7 +337,7 @@ def test_an_index_that_somebody_changes_is_read_as_it_stands(store: FileStore, t
     before, known = update(store), pointer(store)
     ingest(store, make_tree(tmp_path / "more", seed=5, files=15))
     with somebody_changes(store):
-        usable = cache_of(store).bring_up_to_date(store.state, store.replicas, tmp_path / "sort", lambda: None)
+        usable = cache_of(store).bring_up_to_date(store.state, store.replicas, lambda: None)
         assert usable.folder == before and len(usable.files) == 1
         usable.close()
         for source in (tree, tmp_path / "more"):
@@ -357,26 +357,46 @@ def test_one_that_is_built_anew_by_somebody_is_done_without(
     update(store)
     damage(store)
     with somebody_changes(store):
-        usable = cache_of(store).bring_up_to_date(store.state, store.replicas, store.replicas.cache, lambda: None)
+        usable = cache_of(store).bring_up_to_date(store.state, store.replicas, lambda: None)
         assert usable.folder is None and not usable.files and not usable.trouble
         assert ingest(store, tree).tally.new_chunks == 0
 
 
-def test_a_process_that_died_while_changing_it_left_it_whole_for_readers(store: FileStore, tree: Path) -> None:
+def test_what_a_process_left_that_died_while_changing_it(store: FileStore, tree: Path, tmp_path: Path) -> None:
+    """Readers may use it as long as nothing of which it holds a part is gone; who may change it builds it anew."""
     ingest(store, tree)
     before = update(store)
-    record = {**pointer(store), "mark": None, "boot": indexcache._boot()}
-    (folder_of(store) / "current.json").write_text(json.dumps(record))
+    ingest(store, make_tree(tmp_path / "more", seed=5, files=15))
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        update(store, die)
+    half = set(store.state.manifests["chunks"]) - {f"manifests/chunks/{name}" for name in files_of(before)}
+    gone = replace(store.state, manifests={"chunks": dict(store.state.manifests["chunks"])})
+    for key in half:
+        del gone.manifests["chunks"][key]
     with somebody_changes(store):
-        usable = cache_of(store).bring_up_to_date(store.state, store.replicas, store.replicas.cache, lambda: None)
-        assert usable.folder == before
-        usable.close()
+        for state, folder in ((store.state, before), (gone, None)):
+            usable = cache_of(store).bring_up_to_date(state, store.replicas, lambda: None)
+            assert usable.folder == folder and len(usable.files) == (folder is not None)
+            usable.close()
+        assert ingest(store, tree).tally.new_chunks == 0
     assert update(store) != before
+
+
+def files_of(folder: Path | None) -> set[str]:
+    assert folder is not None
+    index = DiskIndex(folder, read_only=True)
+    files = index.files()
+    index.close()
+    return files
 
 
 def test_a_generation_in_use_stays_until_it_is_released(store: FileStore, tree: Path) -> None:
     ingest(store, tree)
-    usable = cache_of(store).bring_up_to_date(store.state, store.replicas, store.replicas.cache, lambda: None)
+    usable = cache_of(store).bring_up_to_date(store.state, store.replicas, lambda: None)
     assert usable.folder is not None
     store.rebuild_index()
     assert (usable.folder / DATA_FILE).exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from manifests import diskindex
 from manifests.diskindex import DiskIndex
 from manifests.errors import DamagedIndex
-from manifests.index import ENTRY, KEY_BYTES, KINDS, Entries, Ids, Index, Lengths
+from manifests.index import ENTRY, KEY_BYTES, KINDS, Entries, Ids, Index, Lengths, known_rows
+from manifests.ordering import PARTS, in_order
 from stages.dedupe import MemoryIndex
 
 Make = Callable[[Path], Index]
@@ -242,11 +244,13 @@ def test_a_disk_index_is_found_again(tmp_path: Path) -> None:
     ids = random_ids(1000)
     index = DiskIndex(tmp_path / "index")
     index.put_batch(ids, np.full(1000, 3, np.uint32))
-    index.note_files({"a", "b"})
+    index.note_files({"a", "b", "c"}, whole=False)
+    index.note_files({"a", "b"}, whole=True)
     index.sync()
     index.close()
     again = DiskIndex(tmp_path / "index", read_only=True)
-    assert (again.get_batch(ids) == 3).all() and again.files() == {"a", "b"} and again.total_bytes == 3000
+    assert (again.get_batch(ids) == 3).all() and again.total_bytes == 3000
+    assert again.files() == {"a", "b"} and again.files(begun=True) == {"a", "b", "c"}
     again.close()
 
 
@@ -279,3 +283,21 @@ def test_a_file_that_makes_no_sense_is_an_error_with_its_name(tmp_path: Path) ->
         DiskIndex(tmp_path / "index")
     with pytest.raises(DamagedIndex, match="nowhere can't be used"):
         DiskIndex(tmp_path / "nowhere", read_only=True)
+
+
+def test_rows_come_in_order_of_their_keys_part_by_part(tmp_path: Path) -> None:
+    ids = random_ids(30_000)
+    ids[:50, 0], ids[50:100, 0] = 0, 255
+    batches = [
+        known_rows(ids[start : start + 7000], np.arange(start, start + len(ids[start : start + 7000])))
+        for start in range(0, 30_000, 7000)
+    ]
+    parts = list(in_order(batches, tmp_path))
+    assert len(parts) == PARTS and list(tmp_path.iterdir()) == []
+    for part, following in pairwise(parts):
+        assert part["key"][:, 0].max() < following["key"][:, 0].min()
+    together = np.concatenate(parts)
+    expected = {identity[:KEY_BYTES].tobytes(): length for length, identity in enumerate(ids)}
+    assert len(together) == len(expected)
+    assert {row["key"].tobytes(): int(row["length"]) for row in together} == expected
+    assert list(in_order([], tmp_path)) == []

@@ -6,6 +6,7 @@ slot to the compressor with the least to do, and lets rows pass on to home with 
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,16 @@ from pipeline import messages
 from pipeline.arena import FREE, Message
 from pipeline.ingest.chunktable import CHUNK_REF
 from pipeline.ingest.overlay import OverlayIndex
-from pipeline.station import Acquire, Context, Station, Take
+from pipeline.station import Acquire, Context, Station, Steps, Take
 from pipeline.topology import DEDUPE
 from stages.dedupe import MemoryIndex
 
 #: What `first` of a KNOWN message says its rows (KNOWN) are of.
 KNOWN_CHUNKS, KNOWN_CONTENTS = 0, 1
+
+
+#: What a run looks up in, and makes known in.
+RunIndex = MemoryIndex | OverlayIndex
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class IndexOptions:
     expected: int
     below: Path | None = None
 
-    def open(self) -> MemoryIndex | OverlayIndex:
+    def open(self) -> RunIndex:
         return OverlayIndex(self.below) if self.kind == "disk" else MemoryIndex(self.expected)
 
 
@@ -68,7 +73,11 @@ class Dispatch:
 def dedupe_station(context: Context, options: DedupeOptions) -> Station:
     """Takes known ids, then DATA, EXTENTS and OBJECTS; sends FRESH on fresh/<compressor>, rows on `rows`."""
     context.clock.switch(DEDUPE)
-    chunks, contents = options.chunks.open(), options.contents.open()
+    with closing(options.chunks.open()) as chunks, closing(options.contents.open()) as contents:
+        yield from _dedupe(context, options, chunks, contents)
+
+
+def _dedupe(context: Context, options: DedupeOptions, chunks: RunIndex, contents: RunIndex) -> Steps:
     while True:
         _, message = yield Take(("known",))
         if message.kind == messages.END:
@@ -113,8 +122,6 @@ def dedupe_station(context: Context, options: DedupeOptions) -> Station:
     for compressor in range(options.compressors):
         context.send(f"fresh/{compressor}", Message(messages.END))
     context.send("rows", Message(messages.END))
-    chunks.close()
-    contents.close()
 
 
 def _write_verdict(context: Context, slot: int, verdict: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:

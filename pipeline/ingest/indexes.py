@@ -7,8 +7,6 @@ manifests, too.
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -39,11 +37,8 @@ class RunIndexes:
         below: dict[str, UsableIndex] = {}
         with ExitStack() as stack:
             if state.index == "disk":
-                temp_directory = replicas.cache / f"tmp-index-{secrets.token_hex(4)}"
-                stack.callback(shutil.rmtree, temp_directory, ignore_errors=True)
                 for table in TABLES:
-                    cache = IndexCache(replicas.cache, table)
-                    usable = cache.bring_up_to_date(state, replicas, temp_directory, check)
+                    usable = IndexCache(replicas.cache, table).bring_up_to_date(state, replicas, check)
                     below[table] = stack.enter_context(usable)
             try:
                 yield cls(state, replicas, below)

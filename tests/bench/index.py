@@ -85,37 +85,56 @@ def descendants(pid: int) -> Iterator[int]:
         yield from descendants(int(child))
 
 
-class Peak:
-    """The most private memory of this process, or of the worker called `worker`, while it is watched."""
+def cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Watch:
+    """While it runs: the most private memory of this process or, with `worker`, of the worker so called; and the CPU
+    seconds of all workers together."""
 
     def __init__(self, worker: str = "") -> None:
         self.most = 0
         self._worker = worker
+        self._cpu: dict[int, float] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
-    def _pids(self) -> Iterator[int]:
+    @property
+    def cpu(self) -> float:
+        return sum(self._cpu.values())
+
+    def _look(self) -> None:
         if not self._worker:
-            yield os.getpid()
+            self.most = max(self.most, private_bytes(os.getpid()))
             return
         for pid in descendants(os.getpid()):
             try:
-                if Path(f"/proc/{pid}/comm").read_text().strip() == self._worker:
-                    yield pid
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
             except OSError:
                 continue
+            if name.startswith("dry-"):
+                self._cpu[pid] = max(self._cpu.get(pid, 0.0), cpu_seconds(pid))
+            if name == self._worker:
+                self.most = max(self.most, private_bytes(pid))
 
     def _watch(self) -> None:
         while not self._end.wait(0.005):
-            self.most = max([self.most, *map(private_bytes, self._pids())])
+            self._look()
 
-    def __enter__(self) -> Peak:
+    def __enter__(self) -> Watch:
+        self._own = time.process_time()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
+        self._cpu[os.getpid()] = time.process_time() - self._own
 
 
 @contextmanager
@@ -136,7 +155,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
         batches = {"known": known, "new": random_ids(LOOKUPS, 10**6)}
         before = private_bytes(os.getpid())
         index: MemoryIndex | OverlayIndex
-        with Peak() as peak:
+        with Watch() as peak:
             if kind == "memory":
                 memory = MemoryIndex(chunks)
                 with took(figures, "load"):
@@ -146,15 +165,15 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
             else:
                 cache = IndexCache(folder / "cache" / str(store.config.store_id), "chunks")
                 with took(figures, "build"):
-                    usable = cache.bring_up_to_date(store.state, store.replicas, folder / "sort", lambda: None)
+                    usable = cache.bring_up_to_date(store.state, store.replicas, lambda: None)
                 usable.close()
                 with took(figures, "load"):
-                    cache.bring_up_to_date(store.state, store.replicas, folder / "sort", lambda: None).close()
+                    cache.bring_up_to_date(store.state, store.replicas, lambda: None).close()
                     assert usable.folder is not None
                     index = OverlayIndex(usable.folder)
                 figures["bytes_a_chunk"] = (usable.folder / "data.mdb").stat().st_size / chunks
         figures["peak_loading"] = peak.most - before
-        with Peak() as peak:
+        with Watch() as peak:
             for name, ids in batches.items():
                 with took(figures, name):
                     added = sum(
@@ -170,7 +189,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
 
 def measure_ingest(folder: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
     """Ingests of files that are all new, with each kind in turn, in worker processes."""
-    found: dict[str, dict[str, list[float]]] = {kind: {"seconds": [], "dedupe": []} for kind in KINDS}
+    found: dict[str, dict[str, list[float]]] = {kind: {"seconds": [], "cpu": [], "dedupe": []} for kind in KINDS}
     source = folder / "source"
     for turn in range(rounds):
         for kind in KINDS:
@@ -184,10 +203,11 @@ def measure_ingest(folder: Path, rounds: int) -> dict[str, dict[str, list[float]
                     store._choose_index(kind)
                 if kind == "disk":  # what the other kind's run added is added here, outside the measurement
                     store.ingest([__file__], options=IngestOptions(workers=1))
-                with Peak("dry-dedupe") as peak:
+                with Watch("dry-dedupe") as watch:
                     result = store.ingest([str(source)], options=IngestOptions(host="bench"))
                 found[kind]["seconds"].append(result.seconds)
-                found[kind]["dedupe"].append(peak.most)
+                found[kind]["cpu"].append(watch.cpu)
+                found[kind]["dedupe"].append(watch.most)
     return found
 
 
@@ -219,6 +239,7 @@ def main() -> None:
             print(
                 f"ingest of 512 MiB with {kind}: {statistics.median(lists['seconds']):.2f} s "
                 f"(each: {', '.join(f'{value:.2f}' for value in sorted(lists['seconds']))}), "
+                f"{statistics.median(lists['cpu']):.2f} s of CPU, "
                 f"dedupe worker at most {max(lists['dedupe']) / 2**20:.0f} MiB private"
             )
     finally:
