@@ -1,8 +1,8 @@
 """Putting what is known into the order of its keys, on disk, to build an index of it.
 
-Ids are hashes, so their first bits cut them into equal parts. Each part goes to an unnamed file; these are read one after
-the other, and an index sorts what it is given at a time. Memory is a part's, 20 bytes an id. (DuckDB's sort of 50 M ids
-ran out of 96 MiB.)
+Ids are hashes, so their first bits cut them into equal parts. Each part goes to an unnamed file; these are read one
+after the other, and an index sorts what it is given at a time. Memory is a part's, 20 bytes an id. (DuckDB's sort of
+50 M ids ran out of 96 MiB.)
 """
 
 from __future__ import annotations
