@@ -12,6 +12,16 @@ from manifests import format as fmt
 from manifests.errors import CorruptRecord, UnsupportedFormat, UsageError
 from manifests.sizes import format_size, parse_size
 
+#: Kinds of dedupe indexes (manifests/index.py).
+INDEX_KINDS = ("memory", "disk")
+DEFAULT_INDEX = "memory"
+
+
+def require_index_kind(kind: str) -> None:
+    """Raises UsageError where there is no such kind of index."""
+    if kind not in INDEX_KINDS:
+        raise UsageError(f"no index of kind {kind!r}; there are {' and '.join(INDEX_KINDS)}")
+
 
 @dataclass(frozen=True)
 class ECScheme:

@@ -8,6 +8,8 @@
     ├── TooFewBackends        not enough backends answer for what was asked
     ├── CorruptRecord         a record whose armour can't heal it
     ├── Unreadable            bytes that no copy or parity can give back
+    ├── DamagedIndex          a dedupe index whose file can't be used; it is built anew from the manifests
+    ├── IndexBusy             a dedupe index that another process changes just now
     └── BackendError          a backend failed: what, where
         ├── KeyNotFound       no such key on the backend
         └── BackendFull       no space left
@@ -52,6 +54,14 @@ class CorruptRecord(DrystoneError):
 
 class Unreadable(DrystoneError):
     """Bytes of the store that can't be given back from what is left."""
+
+
+class DamagedIndex(DrystoneError):
+    """A dedupe index on disk that can't be used."""
+
+
+class IndexBusy(DrystoneError):
+    """A dedupe index that another process changes."""
 
 
 class BackendError(DrystoneError):

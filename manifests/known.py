@@ -1,7 +1,9 @@
-"""Ids that a store holds already, streamed from its manifests for the dedupe index.
+"""What a store holds already, out of its manifests, for the dedupe indexes.
 
-A manifest file that is lost on every backend costs what it alone tells: `lost` gets the reason, and what nothing places
-any more is not known, so that ingesting again stores it again.
+Two tables tell: `chunks` of chunks with their lengths, `extents` of contents. This is the one place that says what is
+known; a chunk that must not be referred to is left out here. A manifest file that is lost on every backend costs what
+it alone tells: `lost` gets the reason, and what nothing places any more is not known, so that ingesting again stores it
+again.
 
 pyarrow is imported when they are read: an ingest does so while its workers begin.
 """
@@ -9,17 +11,18 @@ pyarrow is imported when they are read: an ingest does so while its workers begi
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import Unreadable
+from manifests.index import Entries, known_rows
 from manifests.log import ManifestFile, State
 from manifests.replicas import Replicas
 
-BATCH_ROWS = 32 << 10
+BATCH_ROWS = 28 << 10
 Ids = npt.NDArray[np.uint8]
 
 
@@ -62,19 +65,20 @@ def _batches(paths: list[str], columns: list[str]) -> Iterator[Any]:
                     yield batch
 
 
-def chunk_ids(state: State, replicas: Replicas, lost: list[str]) -> Iterator[Ids]:
-    """Ids (n × 32 bytes) of all chunks that the manifests place. This is the rule: only they need not be stored
-    again."""
+def known_chunks(state: State, replicas: Replicas, lost: list[str], but: Collection[str] = ()) -> Iterator[Entries]:
+    """Chunks (KNOWN) that the manifests place, but for those of the files called `but`, in batches of up to BATCH_ROWS.
+    This is the rule: only they need not be stored again."""
     placed = _placed_packs(state, replicas, lost)
-    columns = ["chunk_id"] if placed is None else ["chunk_id", "pack_id"]
-    for batch in _batches(readable_paths(state.files("chunks"), replicas, lost), columns):
-        ids = batch.column(0)
+    columns = ["chunk_id", "length", *([] if placed is None else ["pack_id"])]
+    files = [file for file in state.files("chunks") if file.name not in but]
+    for batch in _batches(readable_paths(files, replicas, lost), columns):
+        rows = known_rows(fixed_bytes(batch.column(0), 32), batch.column(1).to_numpy())
         if placed is not None:
             import pyarrow.compute as pc
 
-            ids = ids.filter(pc.is_in(batch.column(1), value_set=placed))
-        if len(ids):
-            yield fixed_bytes(ids, 32)
+            rows = rows[pc.is_in(batch.column(2), value_set=placed).to_numpy(zero_copy_only=False)]
+        if len(rows):
+            yield rows
 
 
 def _placed_packs(state: State, replicas: Replicas, lost: list[str]) -> Any:
@@ -93,16 +97,30 @@ def _placed_packs(state: State, replicas: Replicas, lost: list[str]) -> Any:
     return pa.array(sorted(set.intersection(*found)), pa.binary(16))
 
 
-def content_ids(state: State, replicas: Replicas, lost: list[str]) -> Iterator[Ids]:
-    """Ids (n × 32 bytes, some twice) of the contents that have all their rows in the extents table. Where a file of it
-    is lost nobody can tell which have, so none is known."""
+def known_contents(state: State, replicas: Replicas, lost: list[str], but: Collection[str] = ()) -> Iterator[Entries]:
+    """Contents (KNOWN, some twice) that have all their rows in the extents table, as `known_chunks`; their length is 1.
+    Where a file of that table is lost nobody can tell which have, so none is known."""
     before = len(lost)
     paths = readable_paths(state.files("extents"), replicas, lost)
-    if len(lost) == before:
-        for batch in _batches(paths, ["content_id"]):
-            ids = fixed_bytes(batch.column(0), 32)
-            # Those of one content lie side by side.
-            yield ids[np.concatenate(([True], (ids[1:] != ids[:-1]).any(axis=1)))]
+    if len(lost) > before:
+        return
+    wanted = readable_paths([file for file in state.files("extents") if file.name not in but], replicas, lost)
+    for batch in _batches(wanted if but else paths, ["content_id"]):
+        ids = fixed_bytes(batch.column(0), 32)
+        # Those of one content lie side by side.
+        yield known_rows(ids[np.concatenate(([True], (ids[1:] != ids[:-1]).any(axis=1)))], 1)
+
+
+#: Table → all that it makes known.
+KNOWN_OF: dict[str, Callable[..., Iterator[Entries]]] = {"chunks": known_chunks, "extents": known_contents}
+
+
+def lost_tables(state: State, replicas: Replicas) -> list[str]:
+    """Why manifest files can't be read that tell what is known."""
+    lost: list[str] = []
+    for table in ("chunks", "extents", "packs", "blocks"):
+        readable_paths(state.files(table), replicas, lost)
+    return lost
 
 
 def pack_ids(state: State, replicas: Replicas, among: set[uuid.UUID], lost: list[str]) -> set[uuid.UUID]:

@@ -20,7 +20,7 @@ from blake3 import blake3
 from manifests import format as fmt
 from manifests.armour import mend_json, open_json, seal_json
 from manifests.backends import BackendStorage
-from manifests.config import StoreConfig, text, whole_number
+from manifests.config import DEFAULT_INDEX, INDEX_KINDS, StoreConfig, text, whole_number
 from manifests.errors import BackendError, CorruptRecord, NotFound, UnsupportedFormat
 from manifests.ids import NIL, new_id
 from manifests.store import (
@@ -140,12 +140,13 @@ class Run:
 
 @dataclass
 class State:
-    """The fold of the log."""
+    """The fold of the log. `index`: the kind of dedupe index that ingests use."""
 
     backends: list[BackendInfo] = field(default_factory=list)
     manifests: dict[str, dict[str, ManifestFile]] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     newest: uuid.UUID = NIL
+    index: str = DEFAULT_INDEX
 
     def files(self, table: str) -> list[ManifestFile]:
         return list(self.manifests.get(table, {}).values())
@@ -174,6 +175,9 @@ def fold(records: Iterable[LogRecord]) -> State:
         for file in record.adds():
             state.manifests.setdefault(file.table, {})[file.key] = file
         replaced.update(map(text, record.body.get("replaces", ())))
+        # A kind of a newer version is read as the default: what an index is made of concerns nobody else.
+        kind = text(record.body.get("index", state.index))
+        state.index = kind if kind in INDEX_KINDS else DEFAULT_INDEX
         if record.kind == "ingest":
             state.runs.append(Run(record.record_id, text(record.body["time"]), dict(record.body["run"])))
     for files in state.manifests.values():
@@ -295,10 +299,15 @@ def write_record(members: Members, record: LogRecord) -> int:
     return members.put_everywhere(record.key, [seal_json(record.body)])
 
 
-def initialise(members: Members) -> None:
-    """Write the store's first record: its backends."""
-    record = make_record(new_id(), "init", {"backends": [info.to_record() for info in members.all]}, [])
-    write_record(members, record)
+def initialise(members: Members, index: str = DEFAULT_INDEX) -> None:
+    """Write the store's first record: its backends, and the kind of its dedupe index."""
+    content = {"backends": [info.to_record() for info in members.all], "index": index}
+    write_record(members, make_record(new_id(), "init", content, []))
+
+
+def choose_index(members: Members, state: State, kind: str) -> None:
+    """Record that ingests use a dedupe index of `kind` from now on."""
+    write_record(members, make_record(new_id(state.newest), "index", {"index": kind}, []))
 
 
 def _read_config(found: Iterable[FoundBackend], store_id: uuid.UUID) -> tuple[StoreConfig, bool]:

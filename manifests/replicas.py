@@ -70,8 +70,8 @@ class Replicas:
     def __init__(self, members: Members, cache: Path) -> None:
         """`cache`: directory for what was checked and mended; made when needed, disposable."""
         self._members = members
-        self._cache = cache
-        self._checked = CheckedFiles(self._cache)
+        self.cache = cache
+        self._checked = CheckedFiles(self.cache)
         self.healed = 0
 
     def paths(self, files: list[ManifestFile]) -> list[str]:
@@ -113,8 +113,8 @@ class Replicas:
         return self._mend(file)
 
     def _mend(self, file: ManifestFile) -> Path:
-        target = self._cache / "mended" / file.table / file.name
-        mended = LocalDirectory(self._cache / "mended")
+        target = self.cache / "mended" / file.table / file.name
+        mended = LocalDirectory(self.cache / "mended")
         if target.exists() and _digest(mended, f"{file.table}/{file.name}") == file.blake3:
             return target
         target.parent.mkdir(parents=True, exist_ok=True)

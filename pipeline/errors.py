@@ -16,7 +16,9 @@ from manifests.errors import DrystoneError
 
 
 class PipelineError(DrystoneError):
-    """A run of workers ended badly; nothing was committed."""
+    """A run of workers ended badly; nothing was committed. `worker`: by whom, where it was one."""
+
+    worker = ""
 
 
 class StageFailed(PipelineError):

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from manifests import log as storelog
 from manifests import store as membership
-from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
-from manifests.errors import NotFound, UnsupportedFormat
+from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, StoreConfig, require_index_kind
+from manifests.errors import DrystoneError, NotFound, UnsupportedFormat
 from manifests.log import Run, State
 from manifests.replicas import Replicas
 from manifests.store import Members
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from manifests.catalog import Catalog
+    from manifests.indexcache import IndexStatus
     from manifests.inspect import StoreStats
     from manifests.objects import ObjectInfo
     from manifests.plan import PlanTotals
@@ -90,12 +91,15 @@ class FileStore:
         chunker: ChunkerSpec | None = None,
         codec: CodecSpec | None = None,
         pack_size: int = 32 << 20,
+        index: str = DEFAULT_INDEX,
         cache: Path | None = None,
     ) -> FileStore:
-        """Make a new store: one directory gets k+m backends as subdirectories, several become the backends.
+        """Make a new store: one directory gets k+m backends as subdirectories, several become the backends. `index`:
+        kind of its dedupe index, memory or disk.
 
         >>> FileStore.create(["/mnt/a", "/mnt/b", "/mnt/c"], scheme=ECScheme(2, 1))  # doctest: +SKIP
         """
+        require_index_kind(index)
         config = StoreConfig(
             uuid.uuid4(),
             int.from_bytes(os.urandom(8), "little") >> 1,
@@ -105,7 +109,7 @@ class FileStore:
             pack_size,
         )
         members = membership.create(config, directories)
-        storelog.initialise(members)
+        storelog.initialise(members, index)
         first = next(iter(members.present.values()))
         return cls.open(first.storage.location, cache=cache)
 
@@ -156,6 +160,10 @@ class FileStore:
             self._catalog.close()
             self._catalog = None
 
+    def _require_writable_format(self) -> None:
+        if self.config.read_only:
+            raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
+
     # --- operations --------------------------------------------------------------------------------------------------
 
     def ingest(
@@ -171,8 +179,7 @@ class FileStore:
         from pipeline.ingest.run import IngestOptions, ingest
         from pipeline.ingest.sources import gather
 
-        if self.config.read_only:
-            raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
+        self._require_writable_format()
         options = options or IngestOptions()
         with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
             self.members.require_writable()
@@ -285,6 +292,37 @@ class FileStore:
         from manifests.inspect import store_stats
 
         return store_stats(self.catalog, self.state)
+
+    def index_status(self) -> IndexStatus:
+        """The dedupe index: its kind, and how it stands in this cache; changes nothing."""
+        from manifests.indexcache import index_status
+
+        return index_status(self._cache, self.state)
+
+    def rebuild_index(self, kind: str | None = None) -> IndexStatus:
+        """Build the dedupe index of this cache anew, from the manifests. With `kind` other than the store's, that is
+        recorded first, and all ingests use it from now on. Raises Unreadable where a manifest is lost, IndexBusy while
+        somebody else changes the index."""
+        from manifests.indexcache import destroy_indexes, rebuild_indexes
+
+        if kind is not None and kind != self.state.index:
+            self._choose_index(kind)
+        try:
+            if self.state.index == "disk":
+                rebuild_indexes(self._cache, self.state, self.replicas)
+            else:
+                destroy_indexes(self._cache)
+        except OSError as error:
+            raise DrystoneError(f"building the dedupe index in {self._cache} failed: {error}") from error
+        return self.index_status()
+
+    def _choose_index(self, kind: str) -> None:
+        require_index_kind(kind)
+        self._require_writable_format()
+        self.members.require_writable()
+        self.log.complete(self.members)
+        storelog.choose_index(self.members, self.state, kind)
+        self._reload()
 
     def verify(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 END = 0  # the sender sends no more on this ring
 
 # ingest
-KNOWN = 9  # home → dedupe: slot of pool known; amount: ids of 32 bytes; first: chunks (0) or contents (1)
+KNOWN = 9  # home → dedupe: slot of pool known; amount: rows (KNOWN); first: chunks (0) or contents (1)
 WANTED = 10  # home → dedupe: slot of pool known; amount: ids of chunks that it asks for
 FOUND = 11  # dedupe → home: aux: a verdict slot, one byte for each id of the oldest WANTED; amount: ids
 PARENT = 12  # home → reader: the file of a ParentTable is complete

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from manifests.errors import DrystoneError
 from pipeline import forkserver
 from pipeline.arena import Arena, Layout
 from pipeline.errors import Interrupted, RemoteTraceback, StageFailed, WorkerDied
@@ -231,7 +230,8 @@ class Supervisor:
         if failure is not None:
             where = f" at {failure.item}" if failure.item else ""
             text = f"{spec.name}{where}: {failure.message or failure.kind}"
-            raised: DrystoneError = StageFailed(text)
+            raised = StageFailed(text)
+            raised.worker = spec.name
             raise raised from RemoteTraceback(failure.trace)
         if code == 0:
             return
@@ -240,7 +240,9 @@ class Supervisor:
         how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exited with {code}"
         item = arena.read_item(index)
         doing = f" while at {item}" if item else ""
-        raise WorkerDied(f"worker {spec.name} {how}{doing}; nothing was committed, run it again")
+        died = WorkerDied(f"worker {spec.name} {how}{doing}; nothing was committed, run it again")
+        died.worker = spec.name
+        raise died
 
     def _abort(self) -> None:
         """End all workers that are left: they leave when the pipe closes; who doesn't in time is killed."""

@@ -488,7 +488,7 @@ def test_json_records_have_the_keys_of_the_document(store: RealStore) -> None:
     common = keys_of("Log records")
     assert set(record_at(store.first / "store.json")) == keys_of("store.json")
     assert set(record_at(store.first / "backend.json")) == keys_of("backend.json")
-    assert set(log["init"]) == common | {"backends"}
+    assert set(log["init"]) == common | {"backends", "index"}
     assert set(log["ingest"]) == common | {"run"}
     assert {key for entry in log["init"]["backends"] for key in entry} == keys_of("Records of kind init")
     assert set(log["ingest"]["run"]) == keys_of("Records of kind ingest")

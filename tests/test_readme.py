@@ -126,6 +126,7 @@ VARYING = [
     (rf"{SIZE} read\b", "SIZE read"),
     (r"compression ratio [\d.]+", "compression ratio RATIO"),
     (r"[\d,]+ chunks", "CHUNKS"),
+    (r"^chunks [\d,]+", "chunks COUNT"),
     (r"packs/XX/ID\.\d", "packs/XX/ID.SHARD"),
     (r"lie on \d+ devices?", "lie on DEVICES"),
     (r"^( \w+) \d+ [\d,]+ \d+% \d+%$", r"\1 FIGURES"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from manifests.config import ChunkerSpec, CodecSpec, ECScheme
+from manifests.config import DEFAULT_INDEX, INDEX_KINDS, ChunkerSpec, CodecSpec, ECScheme
 from pipeline.cli.options import SIZE, Parsed, cache_directory, format_options
 from pipeline.cli.output import emit_json
 
@@ -34,6 +34,7 @@ from pipeline.cli.output import emit_json
     help="none, lz4 or zstd:LEVEL.",
 )
 @click.option("--pack-size", type=SIZE, default="32MiB", show_default=True, metavar="SIZE", help="Payload of a pack.")
+@click.option("--index", type=click.Choice(INDEX_KINDS), default=DEFAULT_INDEX, show_default=True, help="Dedupe index.")
 @format_options
 def init_command(
     directories: tuple[str, ...],
@@ -41,6 +42,7 @@ def init_command(
     chunker: ChunkerSpec,
     compression: CodecSpec,
     pack_size: int,
+    index: str,
     output: str,
 ) -> None:
     """Make a store in DIR. One directory gets a subdirectory for each of its backends; name several, on disks of their
@@ -55,12 +57,13 @@ def init_command(
     from pipeline.filestore import FileStore
 
     with FileStore.create(
-        directories, scheme=scheme, chunker=chunker, codec=compression, pack_size=pack_size, cache=cache_directory()
-    ) as store:
+        directories, scheme=scheme, chunker=chunker, codec=compression, pack_size=pack_size, index=index,
+        cache=cache_directory(),
+    ) as store:  # fmt: skip
         members = store.members
         per_domain: dict[str, int] = {}
-        for index in range(scheme.total_shards):
-            domain = members.all[index % members.count].domain
+        for shard in range(scheme.total_shards):
+            domain = members.all[shard % members.count].domain
             per_domain[domain] = per_domain.get(domain, 0) + 1
         safe_domains = sum(sorted(per_domain.values(), reverse=True)[:1]) <= scheme.m
         if output != "table":

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, ROW_EXTENT_DTYPE, Batch
 from manifests.config import ECScheme
+from manifests.index import KNOWN, Entries, known_rows
 from manifests.inflight import Inflight
 from pipeline import messages
 from pipeline.arena import Message
@@ -30,8 +31,8 @@ from stages.shard import file_size
 if TYPE_CHECKING:
     from manifests.runrows import RunRows
 
-#: Ids in one message to the dedupe station: what fits into its slot.
-KNOWN_BATCH = SMALL_SLOT // 32
+#: Rows in one message to the dedupe station: what fits into its slot.
+KNOWN_BATCH = SMALL_SLOT // KNOWN.itemsize
 #: Skipped items that a summary names; the manifest has all of them.
 NAMED_ERRORS = 100
 #: Distinct reasons that are counted each for itself.
@@ -115,28 +116,29 @@ class Collector:
         if "rows" in self.__dict__:
             self.rows.close()
 
-    def adopt(self, packs: Iterable[AdoptedPack]) -> Iterator[Any]:
-        """Make packs of unfinished runs this run's own; yields the ids of their chunks in batches."""
+    def adopt(self, packs: Iterable[AdoptedPack]) -> Iterator[Entries]:
+        """Make packs of unfinished runs this run's own; yields their chunks (KNOWN) in batches."""
         for pack in packs:
             self.rows.add_pack(pack.pack_row, pack.shard_rows, pack.blocks, pack.chunks)
             self.inflight.note_pack(pack.pack_id)
             self.tally.adopted_packs += 1
             self.tally.adopted_bytes += int(pack.chunks["length"].sum())
             for start in range(0, len(pack.chunks), KNOWN_BATCH):
-                yield pack.chunks["id"][start : start + KNOWN_BATCH]
+                part = pack.chunks[start : start + KNOWN_BATCH]
+                yield known_rows(part["id"], part["length"])
 
-    def known_station(self, context: Context, chunks: Iterator[Any], contents: Iterator[Any]) -> Station:
-        """Streams known ids to the dedupe station: batches of at most KNOWN_BATCH ids. Then asks it for those of the
-        parent run, and gives the readers what it vouches for."""
+    def known_station(self, context: Context, chunks: Iterator[Entries], contents: Iterator[Entries]) -> Station:
+        """Streams what is known (KNOWN) to the dedupe station: batches of at most KNOWN_BATCH rows. Then asks it for
+        the chunks of the parent run, and gives the readers what it vouches for."""
         context.clock.switch(RECORD)
         _ = self.rows
         for kind, batches in ((KNOWN_CHUNKS, chunks), (KNOWN_CONTENTS, contents)):
-            for ids in batches:
+            for rows in batches:
                 slot = yield Acquire("known")
                 with context.slot("known", slot) as view:
-                    view[: ids.nbytes] = ids.tobytes()
+                    view[: rows.nbytes] = rows.tobytes()
                 context.seal("known", slot)
-                context.send("known", Message(messages.KNOWN, slot, amount=len(ids), first=kind))
+                context.send("known", Message(messages.KNOWN, slot, amount=len(rows), first=kind))
         if self.parent is not None:
             yield from self.parent.ask(context)
         context.send("known", Message(messages.END))

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from manifests.config import CodecSpec, shards_per_backend
 from manifests.ids import new_id
 from manifests.inflight import Inflight
-from manifests.known import chunk_ids, content_ids, count_rows
 from manifests.log import State, make_record, utc_now, write_record
 from manifests.parent import ParentFiles
 from manifests.replicas import Replicas
@@ -30,6 +29,7 @@ from pipeline.ingest.collect import Collector, Tally
 from pipeline.ingest.command import FeedingCommand
 from pipeline.ingest.compress import CompressOptions, compress_station
 from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
+from pipeline.ingest.indexes import RunIndexes
 from pipeline.ingest.mix import observed_mix
 from pipeline.ingest.parent import ParentBuilder, ParentOptions, choose_parent, log_text
 from pipeline.ingest.read import ReadOptions, read_station
@@ -91,7 +91,7 @@ class IngestResult:
     reason → objects and bytes that were not wanted; `may_lose`: backends of `backends` that may be lost, or may rot,
     from now on, with nothing lost; `parent`: the run from which unchanged files took their contents, `ignored`: what of
     their stat was not compared; `lost_manifests`: why manifest files could not be read, so that what they alone told
-    was stored again."""
+    was stored again; `index_trouble`: why the index on disk could not be used, or empty."""
 
     run_id: uuid.UUID
     sources: list[str]
@@ -108,6 +108,7 @@ class IngestResult:
     parent: uuid.UUID | None = None
     ignored: tuple[str, ...] = ()
     lost_manifests: tuple[str, ...] = ()
+    index_trouble: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -131,6 +132,7 @@ def _specs(
     shape: IngestShape,
     members: Members,
     state: State,
+    indexes: RunIndexes,
     sources: tuple[Source, ...],
     options: IngestOptions,
     stream: FdHandle | None,
@@ -167,8 +169,8 @@ def _specs(
                 shape.readers,
                 shape.compressors,
                 shape.payload,
-                count_rows(state, "chunks"),
-                count_rows(state, "extents") // 2,
+                indexes.chunks,
+                indexes.contents,
             ),
             rings=("known", "rows", *data, *(f"fresh/{i}" for i in compressors)),
             pools=("known", "verdict", *data),
@@ -264,17 +266,18 @@ def _ingest(
         stream = command.fd if command is not None else options.stream
         inflight.begin()
         try:
+            indexes = stack.enter_context(RunIndexes.opened(state, replicas, signals.check, lost))
             home: dict[str, Callable[[Context], Station]] = {
                 "known": lambda context: collector.known_station(
                     context,
-                    chain(chunk_ids(state, replicas, lost), collector.adopt(adoptable(members, state, replicas, lost))),
-                    content_ids(state, replicas, lost),
+                    chain(indexes.known_chunks(), collector.adopt(adoptable(members, state, replicas, lost))),
+                    indexes.known_contents(),
                 ),
                 "rows": collector.rows_station,
                 "packs": collector.packs_station,
             }
             specs = _specs(
-                shape, members, state, sources, options,
+                shape, members, state, indexes, sources, options,
                 FdHandle(stream) if any(source.stream for source in sources) else None,
                 None if listed is None else FdHandle(listed.fileno()),
                 None if collector.parent is None
@@ -312,6 +315,7 @@ def _ingest(
                 parent=None if parent is None else parent.run_id,
                 ignored=() if parent is None else options.parent.comparison.ignored,
                 lost_manifests=tuple(lost),
+                index_trouble=indexes.trouble,
             )
             signals.check()
             summary = _summary(result, sources, options, str(codec), listed is not None)

@@ -1,0 +1,387 @@
+"""Disk indexes in a store's cache directory: found, brought up to date, built anew.
+
+For each table that makes something known (manifests/known.py) there is a folder:
+
+    lock            held by whoever changes something here, and never waited for
+    current.json    which generation counts, and how its file looked when it was whole
+    <generation>/   an LMDB environment (manifests/diskindex.py)
+
+An index notes the manifest files that it was built from. New ones are added; where one is gone, or the file does not
+look as it was left (damaged, copied, from before a power loss), a new generation is built beside it, from the
+manifests. While somebody else changes an index, it is read as it stands, and what it lacks comes from the manifests.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from manifests.diskindex import DATA_FILE, DiskIndex
+from manifests.errors import DamagedIndex, IndexBusy, Unreadable
+from manifests.index import MEMORY_BYTES, Entries
+from manifests.known import KNOWN_OF, count_rows
+from manifests.log import State
+from manifests.ordering import in_order
+from manifests.replicas import Replicas
+
+#: Changed when what lies in the folder is laid out in another way.
+LAYOUT = 1
+FOLDER = "index"
+#: Tables that make chunks, and contents with extents, known.
+TABLES = ("chunks", "extents")
+#: Rows that are added file by file. More of them are put in order first: each page of the index is then changed once.
+UNSORTED_ROWS = 256 << 10
+_POINTER = "current.json"
+
+
+@dataclass(frozen=True)
+class CacheStatus:
+    """An index as it stands. `condition`: current, behind (of new manifest files), stale (of files that are gone),
+    damaged, absent, or busy: somebody changes it. `files`: manifest files that it covers; `missing`: that it lacks;
+    `bytes`: sum of the lengths of its entries; `size`: bytes on disk."""
+
+    condition: str
+    entries: int = 0
+    bytes: int = 0
+    files: int = 0
+    missing: int = 0
+    size: int = 0
+
+
+class UsableIndex:
+    """An index to be looked up in: `folder` is None where there is none; `files` are the manifest files that it covers.
+    `trouble`: why it could not be brought up to date, or empty. Kept from being removed until it is closed."""
+
+    def __init__(self, cache: IndexCache, folder: Path | None, files: frozenset[str], trouble: str = "") -> None:
+        self.folder, self.files, self.trouble = folder, files, trouble
+        self._cache = cache
+        self._held = None if folder is None else _hold(folder)
+
+    def __enter__(self) -> UsableIndex:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def distrust(self) -> None:
+        """Who used it failed by it: it is built anew when it is needed next."""
+        self._cache.forget()
+
+    def close(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+
+class IndexCache:
+    """The disk index of one table of one store."""
+
+    def __init__(self, folder: Path, table: str) -> None:
+        """`folder`: the store's own cache directory."""
+        self._folder = folder / FOLDER / table
+        self._table = table
+
+    def bring_up_to_date(self, state: State, replicas: Replicas, check: Callable[[], None]) -> UsableIndex:
+        """The index of all that the manifests of `state` make known, or of as much as can be had without waiting.
+        `check` is called between batches and may raise. Raises Unreadable where a manifest is lost."""
+        try:
+            with self._lock() as held:
+                if not held:
+                    return self._as_it_stands(state)
+                try:
+                    return self._update(state, replicas, check)
+                except DamagedIndex:
+                    self.forget()
+                    return self._update(state, replicas, check)
+        except (OSError, DamagedIndex) as error:
+            # A cache that can't be written is done without.
+            return UsableIndex(self, None, frozenset(), str(error))
+
+    def rebuild(self, state: State, replicas: Replicas) -> None:
+        """Build the index anew. Raises IndexBusy, OSError, DamagedIndex, Unreadable."""
+        with self._lock() as held:
+            self._require(held)
+            self.forget()
+            self._update(state, replicas, lambda: None).close()
+
+    def destroy(self) -> None:
+        """Remove the index. Raises IndexBusy, OSError."""
+        if self._folder.exists():
+            with self._lock() as held:
+                self._require(held)
+                self.forget()
+                shutil.rmtree(self._folder)
+
+    def _require(self, held: bool) -> None:
+        if not held:
+            raise IndexBusy(f"the dedupe index in {self._folder} is being changed by another process; try again later")
+
+    def forget(self) -> None:
+        """Let no generation count any more."""
+        with suppress(FileNotFoundError):
+            (self._folder / _POINTER).unlink()
+
+    def status(self, state: State) -> CacheStatus:
+        """How the index stands; changes nothing."""
+        if not (self._folder / _POINTER).exists():
+            return CacheStatus("absent")
+        with self._lock() as held:
+            if not held:
+                return CacheStatus("busy")
+            generation = self._whole_generation()
+            if generation is None:
+                return CacheStatus("damaged")
+            try:
+                index = DiskIndex(generation, read_only=True)
+                try:
+                    files, wanted = index.files(), self._wanted(state)
+                    condition = "behind" if wanted - files else "current"
+                    if self._gone(files - wanted, state):
+                        condition = "stale"
+                    size = (generation / DATA_FILE).stat().st_size
+                    return CacheStatus(condition, len(index), index.total_bytes, len(files), len(wanted - files), size)
+                finally:
+                    index.close()
+            except DamagedIndex:
+                return CacheStatus("damaged")
+
+    # --- bringing up to date -----------------------------------------------------------------------------------------
+
+    def _update(self, state: State, replicas: Replicas, check: Callable[[], None]) -> UsableIndex:
+        """With the lock held: add what is missing, or build anew."""
+        wanted, generation = self._wanted(state), self._whole_generation()
+        if generation is not None:
+            index = DiskIndex(generation)
+            try:
+                files = index.files()
+                if not self._gone(files - wanted, state):
+                    if missing := wanted - files:
+                        self._point_at(generation, whole=False)
+                        self._fill(index, missing, state, replicas, check)
+                    index.close()
+                    if missing:
+                        self._point_at(generation, whole=True)
+                    self._remove_others(generation)
+                    return UsableIndex(self, generation, frozenset(files | wanted))
+            finally:
+                index.close()
+        self.forget()
+        generation = self._folder / secrets.token_hex(8)
+        generation.mkdir()
+        index = DiskIndex(generation)
+        try:
+            self._fill(index, wanted, state, replicas, check)
+        except BaseException:
+            index.destroy()
+            raise
+        index.close()
+        self._point_at(generation, whole=True)
+        self._remove_others(generation)
+        return UsableIndex(self, generation, frozenset(wanted))
+
+    def _fill(
+        self,
+        index: DiskIndex,
+        names: set[str],
+        state: State,
+        replicas: Replicas,
+        check: Callable[[], None],
+    ) -> None:
+        index.note_files(names, whole=False)
+        files = [file for file in state.files(self._table) if file.name in names]
+        lost: list[str] = []
+        known = _checked(KNOWN_OF[self._table](state, replicas, lost, self._wanted(state) - names), check)
+        if sum(file.rows for file in files) > UNSORTED_ROWS:
+            for entries in _checked(in_order(known, self._folder), check):
+                index.put_batch(entries["key"], entries["length"])
+        else:
+            for rows in known:
+                index.put_batch(rows["id"], rows["length"])
+        if lost:
+            raise Unreadable("; ".join(lost))
+        index.note_files(names, whole=True)
+        index.sync()
+
+    def _as_it_stands(self, state: State) -> UsableIndex:
+        """Somebody else changes the index. What it held whole when that began is there for readers, whose transactions
+        see no half of a change; while it is built anew, nothing is."""
+        pointer, nothing = self._read_pointer(), UsableIndex(self, None, frozenset())
+        generation = self._folder / str(pointer.get("generation"))
+        # Marked as being changed by a process of this boot, it is whole for readers, even if that one died; after a
+        # power loss nothing is known.
+        if pointer.get("mark", ()) != (None if pointer.get("boot") == _boot() else _mark(generation)):
+            return nothing
+        try:
+            index = DiskIndex(generation, read_only=True)
+            try:
+                files, begun = index.files(), index.files(begun=True)
+            finally:
+                index.close()
+            if self._gone(begun - self._wanted(state), state):
+                return nothing
+            return UsableIndex(self, generation, frozenset(files))
+        except (DamagedIndex, OSError):
+            return nothing
+
+    def _wanted(self, state: State) -> set[str]:
+        return {file.name for file in state.files(self._table)}
+
+    def _gone(self, others: set[str], state: State) -> bool:
+        """Whether one of the files that an index covers and `state` does not name is gone, not just newer than it."""
+        for name in others:
+            try:
+                owner = uuid.UUID(name[:36])
+            except ValueError:
+                return True
+            if owner.int <= state.newest.int:
+                return True
+        return False
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _lock(self) -> Iterator[bool]:
+        """Whether this process may change the folder."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(fd)
+
+    def _read_pointer(self) -> dict[str, Any]:
+        try:
+            pointer = json.loads((self._folder / _POINTER).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return pointer if isinstance(pointer, dict) and pointer.get("layout") == LAYOUT else {}
+
+    def _whole_generation(self) -> Path | None:
+        """With the lock held: the generation that counts, if its file is as it was left."""
+        pointer = self._read_pointer()
+        generation = self._folder / str(pointer.get("generation"))
+        return generation if pointer.get("mark") is not None and pointer["mark"] == _mark(generation) else None
+
+    def _point_at(self, generation: Path, *, whole: bool) -> None:
+        """Let `generation` count, durably. Where it is not whole, it is about to be changed: should that never end, it
+        is not used again."""
+        pointer = {
+            "layout": LAYOUT,
+            "generation": generation.name,
+            "mark": _mark(generation) if whole else None,
+            "boot": None if whole else _boot(),
+        }
+        temp = self._folder / f"{_POINTER}.new"
+        with open(temp, "w") as file:
+            json.dump(pointer, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, self._folder / _POINTER)
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _remove_others(self, generation: Path) -> None:
+        """Remove generations that nobody uses any more."""
+        for folder in self._folder.iterdir():
+            if folder == generation or not folder.is_dir():
+                continue
+            try:
+                fd = os.open(folder / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                shutil.rmtree(folder)
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            except BlockingIOError:
+                continue  # by the next one who looks
+            finally:
+                os.close(fd)
+
+
+def _checked(batches: Iterator[Entries], check: Callable[[], None]) -> Iterator[Entries]:
+    """`batches`, with a call of `check` after each."""
+    for batch in batches:
+        yield batch
+        check()
+
+
+def _hold(generation: Path) -> int:
+    """A descriptor that keeps `generation` from being removed. Raises FileNotFoundError where it is gone."""
+    fd = os.open(generation / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        os.stat(generation / DATA_FILE)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _boot() -> str:
+    """Which boot of the machine this is."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _mark(generation: Path) -> list[int] | None:
+    """How the file of an index looks: whoever changes it leaves another mark, also where only bytes differ."""
+    try:
+        stat = os.stat(generation / DATA_FILE)
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+@dataclass(frozen=True)
+class IndexStatus:
+    """The dedupe index of a store in one cache directory. `chunks` and `contents` are as the kind `disk` stands; of the
+    kind `memory` nothing is kept. `rows`: chunks in the manifests, `memory`: bytes that the kind `memory` takes for
+    them at most."""
+
+    kind: str
+    location: str
+    rows: int
+    memory: int
+    chunks: CacheStatus | None = None
+    contents: CacheStatus | None = None
+
+
+def index_status(cache: Path, state: State) -> IndexStatus:
+    """The index of the store of `state` in its own cache directory."""
+    rows = count_rows(state, "chunks")
+    if state.index != "disk":
+        return IndexStatus(state.index, "", rows, rows * MEMORY_BYTES)
+    chunks, contents = (IndexCache(cache, table).status(state) for table in TABLES)
+    return IndexStatus(state.index, str(cache / FOLDER), rows, rows * MEMORY_BYTES, chunks, contents)
+
+
+def rebuild_indexes(cache: Path, state: State, replicas: Replicas) -> None:
+    """Build both disk indexes anew. Raises IndexBusy, OSError, DamagedIndex, Unreadable."""
+    for table in TABLES:
+        IndexCache(cache, table).rebuild(state, replicas)
+
+
+def destroy_indexes(cache: Path) -> None:
+    """Remove both disk indexes. Raises IndexBusy, OSError."""
+    for table in TABLES:
+        IndexCache(cache, table).destroy()

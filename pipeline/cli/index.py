@@ -1,0 +1,122 @@
+"""drystone index"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from manifests.config import INDEX_KINDS
+from manifests.sizes import format_size
+from pipeline.cli.options import format_options, open_store, quiet_option, store_option
+from pipeline.cli.output import emit, emit_json
+
+if TYPE_CHECKING:
+    from manifests.indexcache import CacheStatus, IndexStatus
+
+
+@click.group("index")
+def index_command() -> None:
+    """Show the dedupe index, or build it anew.
+
+    \b
+    drystone -s /mnt/archive index status
+    drystone -s /mnt/archive index rebuild --kind disk
+
+    It says which chunks the store holds. Of kind memory it is read from the manifests at each ingest; of kind disk it
+    lies in the cache directory, and each ingest adds what is new. Nothing but ingest needs it, and where it is lost,
+    stale or damaged, the next one builds it anew.
+    """
+
+
+@index_command.command("status")
+@store_option
+@format_options
+@click.pass_context
+def status_command(context: click.Context, store: str | None, output: str) -> None:
+    """Show the kind of the index, and how it stands.
+
+    \b
+    drystone -s /mnt/archive index status
+
+    Like `restic cache` and `borg repo-info`.
+    """
+    with open_store(context, store) as opened:
+        status = opened.index_status()
+    _emit(status, output, {})
+
+
+@index_command.command("rebuild")
+@store_option
+@click.option("--kind", type=click.Choice(INDEX_KINDS), help="Use this kind from now on [default: as it is].")
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done.")
+@format_options
+@quiet_option
+@click.pass_context
+def rebuild_command(
+    context: click.Context, store: str | None, kind: str | None, dry_run: bool, output: str, quiet: bool
+) -> None:
+    """Build the index anew from the manifests; with --kind, record that all ingests use that kind from now on.
+
+    \b
+    drystone -s /mnt/archive index rebuild
+    drystone -s /mnt/archive index rebuild --kind disk
+
+    Like `restic repair index` and `borg check --repair`.
+    """
+    with open_store(context, store) as opened:
+        before = opened.index_status()
+        status = before if dry_run else opened.rebuild_index(kind)
+    wanted = kind or before.kind
+    if output != "table":
+        _emit(status, output, {"dry_run": dry_run, "wanted": wanted})
+    elif not quiet and dry_run:
+        what = "build the index on disk anew" if wanted == "disk" else "remove what lies in the cache"
+        switch = f"record the kind {wanted} instead of {before.kind}, and " if wanted != before.kind else ""
+        click.echo(f"would {switch}{what}; the manifests name {before.rows:,} chunks")
+    elif not quiet:
+        _show(status)
+
+
+def _emit(status: IndexStatus, output: str, more: dict[str, Any]) -> None:
+    if output == "table":
+        _show(status)
+    elif output in ("json", "jsonl"):
+        emit_json({"type": "summary", **more, **asdict(status)})
+    else:
+        flat = {"kind": status.kind, "location": status.location, "rows": status.rows, "memory": status.memory}
+        for name, part in (("chunks", status.chunks), ("contents", status.contents)):
+            values = {} if part is None else asdict(part)
+            flat |= {f"{name}_{key}": value for key, value in values.items()}
+        emit([{**more, **flat}], [], output)
+
+
+def _show(status: IndexStatus) -> None:
+    lines = [("kind", status.kind, "")]
+    if status.chunks is None or status.contents is None:
+        size = format_size(status.memory)
+        lines.append(
+            ("chunks", f"{status.rows:,}", f"read from the manifests at each ingest, at most {size} of memory")
+        )
+    else:
+        lines.append(
+            ("chunks", f"{status.chunks.entries:,}", f"{format_size(status.chunks.bytes)}, {_how(status.chunks)}")
+        )
+        lines.append(("contents", f"{status.contents.entries:,}", f"of several chunks, {_how(status.contents)}"))
+        lines.append(("location", "", status.location))
+    for name, value, more in lines:
+        click.echo(f"{name:<14} {value:>12}  {more}".rstrip())
+
+
+def _how(part: CacheStatus) -> str:
+    """The condition in words."""
+    words = {
+        "current": "current",
+        "behind": f"behind: the next ingest adds {part.missing:,} manifest files",
+        "stale": "stale: the next ingest builds it anew",
+        "damaged": "damaged: the next ingest builds it anew",
+        "absent": "absent: the next ingest builds it",
+        "busy": "being changed by another process",
+    }
+    return words[part.condition] + (f", {format_size(part.size)} on disk" if part.size else "")
