@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from manifests import format as fmt
 from manifests.armour import mend_json, open_json, seal_json
-from manifests.backends import BackendStorage
+from manifests.backends import BACKEND_TYPES, BackendStorage
 from manifests.config import StoreConfig, text, whole_number
 from manifests.errors import BackendError, CorruptRecord, NotFound, UnsupportedFormat
 from manifests.ids import NIL, new_id
@@ -29,6 +29,7 @@ from manifests.store import (
     FoundBackend,
     Members,
     assign,
+    family,
     find_backends,
     hinted_places,
     probe,
@@ -335,16 +336,21 @@ def open_store(location: str | Path) -> tuple[Members, Log, State]:
     Raises NotFound, UsageError, UnsupportedFormat, CorruptRecord."""
     found = find_backends(location)
     store_id = found[0].store_id
-    tried = {Path(backend.storage.location) for backend in found}
+    tried = {(family(backend.storage.type), backend.storage.location) for backend in found}
     while True:
         log = Log.gather((number, backend.storage) for number, backend in enumerate(found))
         infos = fold(log.records.values()).backends
         present, unsure = assign(infos, found)
-        here = [(member.info, Path(member.storage.location)) for member in present.values()]
+        here = [(member.info, member.storage.location) for member in present.values()]
         missing = [info for info in infos if info.number not in present or info.number in unsure]
-        places = {place for info in missing for place in hinted_places(info, here)} - tried
+        places = {
+            (info.family, place)
+            for info in missing
+            if info.type in BACKEND_TYPES
+            for place in hinted_places(info, here)
+        } - tried
         tried |= places
-        fresh = [backend for place in sorted(places) if (backend := probe(place)) and backend.store_id == store_id]
+        fresh = [backend for place in sorted(places) if (backend := probe(*place)) and backend.store_id == store_id]
         if not fresh:
             break
         found += fresh

@@ -104,8 +104,8 @@ class FileStore:
         )
         members = membership.create(config, directories)
         storelog.initialise(members)
-        first = next(iter(members.present.values()))
-        return cls.open(first.storage.location, cache=cache)
+        first = next(iter(members.present.values())).storage
+        return cls.open(f"{first.type}:{first.location}", cache=cache)
 
     @classmethod
     def open(cls, location: str | Path, *, cache: Path | None = None) -> FileStore:
