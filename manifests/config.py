@@ -15,7 +15,12 @@ from manifests.sizes import format_size, parse_size
 
 @dataclass(frozen=True)
 class ECScheme:
-    """k data and m parity shards a pack; any m may be lost."""
+    """k data and m parity shards a pack; any m may be lost.
+
+    >>> scheme = ECScheme.parse("4+2")
+    >>> scheme.fault_tolerance, scheme.overhead, scheme.min_backends
+    (2, 1.5, 6)
+    """
 
     k: int = 4
     m: int = 2
@@ -42,6 +47,21 @@ class ECScheme:
     @property
     def total_shards(self) -> int:
         return self.k + self.m
+
+    @property
+    def overhead(self) -> float:
+        """Bytes on disk for a byte of payload: 1.5 for 4+2."""
+        return self.total_shards / self.k
+
+    @property
+    def fault_tolerance(self) -> int:
+        """Shards of a pack that may be lost, and backends where each holds one."""
+        return self.m
+
+    @property
+    def min_backends(self) -> int:
+        """Backends from which on no backend holds two shards of a pack."""
+        return self.total_shards
 
     def shard_length(self, payload: int) -> int:
         """Bytes of each shard of a pack of `payload` bytes: ceil(payload / k) rounded up to 64. This is the rule."""

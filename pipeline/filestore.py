@@ -21,21 +21,26 @@ import numpy.typing as npt
 
 from manifests import log as storelog
 from manifests import store as membership
+from manifests.backends import BackendStorage
 from manifests.catalog import Catalog
 from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
-from manifests.errors import NotFound, UnsupportedFormat
+from manifests.errors import BackendError, NotFound, UnsupportedFormat
 from manifests.inspect import StoreStats, store_stats
 from manifests.log import Run, State
+from manifests.membership import find_info, join, joining, leave, without
 from manifests.objects import ObjectInfo, find_object, list_objects, object_digests
 from manifests.plan import PlanTotals
 from manifests.replicas import Replicas
 from manifests.store import Members
+from pipeline.backend import Backend, describe
 from pipeline.compare import Comparison, compare
 from pipeline.ingest.run import IngestOptions, IngestResult, ingest
 from pipeline.ingest.sources import gather
 from pipeline.ingest.survey import Survey, survey
 from pipeline.packreader import ReadFigures
+from pipeline.presence import look_around
 from pipeline.ranges import RangeReader
+from pipeline.removal import Removal, require_safe, weigh
 from pipeline.restore.run import RestoreRequest, RestoreResult, backend_places, restore
 from pipeline.topology import DEFAULT_MEMORY, DUCKDB_MEMORY
 from pipeline.verify.run import VerifyResult, verify
@@ -128,6 +133,15 @@ class FileStore:
             self._catalog = None
         shutil.rmtree(self._scratch, ignore_errors=True)
 
+    def _reopen(self) -> None:
+        """Find the members anew: they are others now."""
+        storage = next(iter(self.members.present.values())).storage
+        self.members, self.log, self.state = storelog.open_store(f"{storage.type}:{storage.location}")
+        self.replicas = Replicas(self.members, self._cache)
+        if self._catalog is not None:
+            self._catalog.close()
+            self._catalog = None
+
     @property
     def config(self) -> StoreConfig:
         return self.members.config
@@ -152,6 +166,79 @@ class FileStore:
             self._catalog.close()
             self._catalog = None
 
+    # --- backends ----------------------------------------------------------------------------------------------------
+
+    def list_backends(self) -> list[Backend]:
+        """All backends, also those that do not answer, in their order of joining."""
+        return [describe(self.members, info) for info in self.members.all]
+
+    def get_backend(self, name: str | uuid.UUID) -> Backend:
+        """The backend of an id, a unique prefix of one, or a directory. Raises NotFound.
+
+        >>> store.get_backend("/mnt/a").usage_percent  # doctest: +SKIP
+        """
+        return describe(self.members, find_info(self.members.all, str(name)))
+
+    def get_default_backend(self) -> Backend:
+        """The first in the order of joining that answers and may be written to. Raises NotFound."""
+        for member in self.members.writable:
+            if member.number not in self.members.unsure:
+                return describe(self.members, member.info)
+        raise NotFound("no backend that answers may be written to; see: drystone backend list")
+
+    def get_backend_storage(self, name: str | uuid.UUID) -> BackendStorage:
+        """The files of a backend; the storage stays the store's. Raises NotFound, BackendError where it does not
+        answer."""
+        info = find_info(self.members.all, str(name))
+        member = self.members.present.get(info.number)
+        if member is None:
+            raise BackendError(f"backend {info.backend_id} at {info.location} does not answer; is it mounted?")
+        return member.storage
+
+    def add_backend(
+        self,
+        place: str | Path,
+        *,
+        backend_id: uuid.UUID | None = None,
+        domain: str = "",
+        read_only: bool = False,
+        dry_run: bool = False,
+    ) -> Backend:
+        """Make an empty or new directory (or `KIND:PLACE`) a backend; on one that is a backend already, change its
+        `domain` and whether it is `read_only`. `domain`: what fails together with it, its device unless told. Raises
+        StoreExists, UsageError, TooFewBackends.
+
+        >>> store.add_backend("/mnt/g", domain="shelf 2")  # doctest: +SKIP
+        """
+        self._require_ours_to_write()
+        new = joining(self.members, self.state, place, backend_id=backend_id, domain=domain, read_only=read_only)
+        if not dry_run:
+            join(self.members, self.log, self.state, self.replicas, new)
+            self._reopen()
+            self.log.complete(self.members)  # what others wrote in the meantime counts on fewer backends
+            return self.get_backend(new.info.backend_id)
+        return describe(Members(self.config, [new.info], {}), new.info)
+
+    def remove_backend(self, name: str | uuid.UUID, *, force: bool = False, dry_run: bool = False) -> Removal:
+        """Take a backend out of the store; its files stay where they are. Raises WouldLose where packs could not be
+        recovered without it, unless `force`; NotFound, UsageError, TooFewBackends."""
+        self._require_ours_to_write()
+        leaving = find_info(self.members.all, str(name))
+        left = without(self.members, leaving)
+        presence, _ = look_around(self.members, self.state, self.catalog)
+        removal = weigh(presence, leaving)
+        if not force:
+            require_safe(removal, self.members, leaving)
+        if not dry_run:
+            leave(self.members, self.log, self.state, self._cache, leaving)
+            self.members = left
+            self._reopen()
+        return removal
+
+    def _require_ours_to_write(self) -> None:
+        if self.config.read_only:
+            raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
+
     # --- operations --------------------------------------------------------------------------------------------------
 
     def ingest(
@@ -164,8 +251,7 @@ class FileStore:
     ) -> IngestResult:
         """Archive files, directories or standard input (`-`) as one run. Raises what kept it from being committed;
         skipped items are in the result."""
-        if self.config.read_only:
-            raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
+        self._require_ours_to_write()
         options = options or IngestOptions()
         with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
             self.members.require_writable()

@@ -23,6 +23,7 @@ COMMANDS = {
     "restore": "pipeline.cli.restore",
     "cat": "pipeline.cli.restore",
     "verify": "pipeline.cli.verify",
+    "backend": "pipeline.cli.backend",
 }
 SUMMARIES = {
     "init": "Make a store.",
@@ -35,6 +36,7 @@ SUMMARIES = {
     "restore": "Restore a run, a path or a byte range.",
     "cat": "Write an object, or a range of it, to standard output.",
     "verify": "Check that everything is there and whole.",
+    "backend": "List, add and remove backends.",
 }
 
 
