@@ -69,14 +69,6 @@ class ECScheme:
         return -(-each // fmt.SHARD_ALIGN) * fmt.SHARD_ALIGN
 
 
-def placement(scheme: ECScheme, order: Sequence[int], pack_id: uuid.UUID) -> list[int]:
-    """Backend numbers for the shards of a pack, of the numbers of all backends in their `order` of joining: neighbours
-    on distinct backends, turned by the pack id so that parity spreads evenly. This is the rule where a shard is put
-    first; listings say where it is."""
-    turn = pack_id.int % len(order)
-    return [order[(index + turn) % len(order)] for index in range(scheme.total_shards)]
-
-
 def shards_per_backend(scheme: ECScheme, backends: int) -> int:
     """Shards of a pack that one backend holds at most, and that go with it when it is lost."""
     return -(-scheme.total_shards // backends)
@@ -84,8 +76,8 @@ def shards_per_backend(scheme: ECScheme, backends: int) -> int:
 
 def survives_another_loss(scheme: ECScheme, backends: int, held: Sequence[int]) -> bool:
     """Whether a pack, of whose shards each backend holds so many as `held` says, survives the loss of one more of the
-    store's `backends`. Where losing one takes more shards than there is parity, there was nothing to spare from the
-    start, and k shards are enough. This is the rule for what may be committed."""
+    `backends` that the store puts shards on. Where losing one takes more shards than there is parity, there was nothing
+    to spare from the start, and k shards are enough. This is the rule for what may be committed."""
     spare = max(held, default=0) if scheme.m >= shards_per_backend(scheme, backends) else 0
     return sum(held) - spare >= scheme.k
 

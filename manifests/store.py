@@ -29,6 +29,7 @@ from manifests.errors import (
     UsageError,
 )
 from manifests.ids import new_id
+from manifests.placement import Seat
 
 STORE_KEY = "store.json"
 BACKEND_KEY = "backend.json"
@@ -57,6 +58,10 @@ class BackendInfo:
             "domain": self.domain,
             "read_only": self.read_only,
         }
+
+    @property
+    def seat(self) -> Seat:
+        return Seat(self.number, self.domain)
 
     @property
     def family(self) -> str:
@@ -110,9 +115,9 @@ class Members:
         return len(self.all)
 
     @property
-    def seats(self) -> list[BackendInfo]:
+    def seats(self) -> tuple[Seat, ...]:
         """Backends that shards may be put on, whether they answer or not, in their order of joining."""
-        return [info for info in self.all if not info.read_only]
+        return tuple(info.seat for info in self.all if not info.read_only)
 
     @property
     def writable(self) -> list[Member]:

@@ -54,9 +54,9 @@ class MediaType(StrEnum):
 @dataclass(frozen=True)
 class Backend:
     """A backend of a store. `path`: where it is, or, while it does not answer, where it was; sizes in bytes, of the
-    file system that it lies on, 0 where it does not tell; `endpoint`, `bucket`, `region` and `credentials` (a name, never a
-    secret) are those of object stores, empty for others; `failure_domain`: backends of one may be lost at once;
-    `present`: it answers; `trouble`: why it is not used, or read only for now.
+    file system that it lies on, 0 where it does not tell; `endpoint`, `bucket`, `region` and `credentials` (a name,
+    never a secret) are those of object stores, empty for others; `failure_domain`: backends of one may be lost at
+    once; `present`: it answers; `trouble`: why it is not used, or read only for now.
 
     >>> backend = Backend(uuid.UUID(int=7), 0, StorageType.MEMORY, MediaType.MEMORY, "/a", 1000, 400, "rack 1")
     >>> backend.used_bytes, backend.usage_percent

@@ -25,9 +25,10 @@ from blake3 import blake3
 
 from manifests import format as fmt
 from manifests.armour import JSON_PARITY, open_json, seal_json, seal_record
-from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig, placement
+from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
 from manifests.inflight import Inflight
 from manifests.log import initialise, open_store
+from manifests.placement import Room, Seat, place
 from manifests.replicas import Replicas
 from manifests.schema import KEYS, SCHEMAS
 from manifests.store import Members, create
@@ -223,7 +224,7 @@ def test_the_ids_and_sums_of_the_example_are_right() -> None:
 
 
 def _placement(backends: int) -> list[int]:
-    return placement(CONFIG.scheme, range(backends), PACK_ID)
+    return place(CONFIG.scheme, [Seat(n, "") for n in range(backends)], PACK_ID, dict.fromkeys(range(backends), Room()))
 
 
 def multiply(a: int, b: int) -> int:

@@ -100,7 +100,8 @@ def add_command(
     dry_run: bool,
     output: str,
 ) -> None:
-    """Make the new or empty directory DIR a backend: it gets all manifests and records, and shards of packs to come. On a DIR that is a backend already, change its domain, and whether it is read-only.
+    """Make the new or empty directory DIR a backend: it gets all manifests and records, and shards of packs to come.
+    On a DIR that is a backend already, change its domain, and whether it is read-only.
 
     \b
     drystone -s /mnt/archive backend add /mnt/g/archive

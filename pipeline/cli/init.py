@@ -52,6 +52,7 @@ def init_command(
 
     Like `restic init` and `borg init`.
     """
+    from manifests.placement import likely_places
     from pipeline.filestore import FileStore
 
     with FileStore.create(
@@ -59,8 +60,9 @@ def init_command(
     ) as store:
         members = store.members
         per_domain: dict[str, int] = {}
-        for index in range(scheme.total_shards):
-            domain = members.all[index % members.count].domain
+        domains = {seat.number: seat.domain for seat in members.seats}
+        for number in likely_places(scheme, members.seats, store.config.store_id):
+            domain = domains[number]
             per_domain[domain] = per_domain.get(domain, 0) + 1
         safe_domains = sum(sorted(per_domain.values(), reverse=True)[:1]) <= scheme.m
         if output != "table":
