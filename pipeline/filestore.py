@@ -24,16 +24,18 @@ from manifests import store as membership
 from manifests.backends import BackendStorage
 from manifests.catalog import Catalog
 from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
-from manifests.errors import BackendError, NotFound, UnsupportedFormat
+from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat
 from manifests.inspect import StoreStats, store_stats
 from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
 from manifests.objects import ObjectInfo, find_object, list_objects, object_digests
 from manifests.plan import PlanTotals
 from manifests.replicas import Replicas
+from manifests.scrubs import ShardFinding, note_verification
 from manifests.store import Members
 from pipeline.backend import Backend, describe
 from pipeline.compare import Comparison, compare
+from pipeline.ecgroup import ECGroup, ec_group
 from pipeline.ingest.run import IngestOptions, IngestResult, ingest
 from pipeline.ingest.sources import gather
 from pipeline.ingest.survey import Survey, survey
@@ -42,9 +44,11 @@ from pipeline.presence import look_around
 from pipeline.ranges import RangeReader
 from pipeline.removal import Removal, require_safe, weigh
 from pipeline.restore.run import RestoreRequest, RestoreResult, backend_places, restore
+from pipeline.status import StoreStatus, store_status
 from pipeline.topology import DEFAULT_MEMORY, DUCKDB_MEMORY
-from pipeline.verify.run import VerifyResult, verify
+from pipeline.verify.run import VerifyResult, verification_facts, verify
 from stages.assemble import ByteRange
+from stages.shard import shard_key
 
 Tick = Callable[[npt.NDArray[np.uint64]], None]
 
@@ -235,6 +239,20 @@ class FileStore:
             self._reopen()
         return removal
 
+    def get_ec_group(self, pack_id: uuid.UUID) -> ECGroup:
+        """A pack and its shards, each read and checked. Raises NotFound.
+
+        >>> store.get_ec_group(pack_id).can_recover  # doctest: +SKIP
+        """
+        return ec_group(self.members, self.catalog, pack_id)
+
+    def status(self) -> StoreStatus:
+        """Is it safe, what is amiss, and what to do: by the manifests and one listing of each backend; no data is read.
+
+        >>> store.status().bears_backends  # doctest: +SKIP
+        """
+        return store_status(self.members, self.log, self.state, self.catalog)
+
     def _require_ours_to_write(self) -> None:
         if self.config.read_only:
             raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
@@ -354,11 +372,26 @@ class FileStore:
         inline: bool = False,
         on_tick: Tick | None = None,
     ) -> VerifyResult:
-        """Check records, manifests and the presence of shards; with `data`, every cell checksum and every chunk id."""
-        return verify(
+        """Check records, manifests and the presence of shards; with `data`, every cell checksum and every chunk id. The
+        store keeps a note of it, if it can be written to."""
+        result = verify(
             self.members, self.log, self.state, self.catalog,
             data=data, workers=workers, memory=memory, inline=inline, on_tick=on_tick,
         )  # fmt: skip
+        try:
+            self._require_ours_to_write()
+            note_verification(
+                self.members, self.log, self.state, verification_facts(result, data), result.shard_findings, _key_of
+            )
+        except DrystoneError as error:
+            result.unnoted = str(error)
+        else:
+            self._reload()
+        return result
+
+
+def _key_of(finding: ShardFinding) -> str:
+    return shard_key(uuid.UUID(bytes=finding.pack_id), finding.shard)
 
 
 __all__ = ["FileStore", "Selection"]

@@ -146,7 +146,7 @@ def test_a_store_of_nine_backends_spreads_its_packs_and_leaves_out_who_can_take_
 
 
 def test_one_full_backend_of_six_costs_its_shards_and_is_named(tmp_path: Path) -> None:
-    (tmp_path / "data").write_bytes(bytes(range(256)) * 4000)
+    (tmp_path / "data").write_bytes(random.Random(2).randbytes(400_000))
     root = f"memory:/{tmp_path.name}"
     try:
         with FileStore.create([root], cache=tmp_path / "cache") as store:

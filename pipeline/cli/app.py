@@ -23,6 +23,7 @@ COMMANDS = {
     "restore": "pipeline.cli.restore",
     "cat": "pipeline.cli.restore",
     "verify": "pipeline.cli.verify",
+    "status": "pipeline.cli.status",
     "backend": "pipeline.cli.backend",
 }
 SUMMARIES = {
@@ -36,6 +37,7 @@ SUMMARIES = {
     "restore": "Restore a run, a path or a byte range.",
     "cat": "Write an object, or a range of it, to standard output.",
     "verify": "Check that everything is there and whole.",
+    "status": "Say whether the store is safe, and what to do next.",
     "backend": "List, add and remove backends.",
 }
 
