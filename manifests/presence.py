@@ -38,13 +38,14 @@ _SHARD_NAME = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}[.][0-9]{1,3}"
 @dataclass(frozen=True)
 class Pattern:
     """Where the good shards of some packs lie: `placed` as (shard, backend number), a shard on two backends twice.
-    `pack_id`: one of the `packs`."""
+    `pack_id`: one of the `packs`; `there`: shards of which a file is there, good or damaged somewhere."""
 
     k: int
     m: int
     placed: tuple[tuple[int, int], ...]
     packs: int
     pack_id: uuid.UUID
+    there: int = 0
 
     @cached_property
     def good(self) -> int:
@@ -53,7 +54,9 @@ class Pattern:
 
     @property
     def recoverable(self) -> bool:
-        return self.good >= self.k
+        """Whether the pack is there. Shards that are damaged somewhere give back what is left of them, row by row; only
+        a verification can tell whether that was enough."""
+        return max(self.good, self.there) >= self.k
 
     def without(self, backend: int) -> Pattern:
         """The same when a backend is lost."""
@@ -71,7 +74,7 @@ class Pattern:
         groups = self._groups(group_of)
         for losses in range(len(groups) + 1):
             if self._fatal(groups, losses):
-                return losses - 1
+                return max(losses - 1, 0 if self.recoverable else -1)
         return len(groups)
 
     def _fatal(self, groups: dict[Hashable, set[int]], losses: int) -> bool:
@@ -92,9 +95,9 @@ class Pattern:
     def lethal_sets(self, limit: int) -> list[tuple[int, ...]]:
         """The smallest sets of backends that the packs would not survive losing, at most `limit` of them; none where
         they are lost already, or nothing can be lost with what there is."""
-        groups, losses = self._groups({}), self.bears({}) + 1
-        if not losses:
+        if self.good < self.k:
             return []
+        groups, losses = self._groups({}), self.bears({}) + 1
         found = []
         for lost in self._lethal(groups, losses):
             found.append(tuple(sorted(int(str(each)) for each in lost)))
@@ -140,13 +143,13 @@ class Presence:
         )
         execute(
             f"""
-            CREATE OR REPLACE TABLE good_shards AS
-            SELECT pack_id, shard, backend, size FROM (
+            CREATE OR REPLACE TABLE found_shards AS
+            SELECT pack_id, shard, backend, size, bad IS NOT NULL AS bad FROM (
                 SELECT unhex(replace(left(name, 36), '-', '')) AS pack_id, substr(name, 38)::USMALLINT AS shard, size,
                        backend
                 FROM listed WHERE regexp_full_match(name, '{_SHARD_NAME}')
             ) JOIN known_packs USING (pack_id)
-            ANTI JOIN bad_shards USING (pack_id, shard, backend)
+            LEFT JOIN bad_shards USING (pack_id, shard, backend)
             WHERE shard < k + m AND size = {_FILE_SIZE}
             """
         )
@@ -154,43 +157,48 @@ class Presence:
         execute(
             """
             CREATE OR REPLACE TABLE patterns AS
-            SELECT pack_id, k, m, coalesce(placed, []) AS placed FROM known_packs LEFT JOIN (
-                SELECT pack_id, list_sort(list(DISTINCT shard::UINTEGER * 65536 + backend)) AS placed
-                FROM good_shards GROUP BY pack_id
+            SELECT pack_id, k, m, coalesce(placed, []) AS placed, coalesce(there, 0) AS there
+            FROM known_packs LEFT JOIN (
+                SELECT pack_id, count(DISTINCT shard) AS there,
+                       list_sort(list(DISTINCT shard::UINTEGER * 65536 + backend) FILTER (NOT bad)) AS placed
+                FROM found_shards GROUP BY pack_id
             ) USING (pack_id)
             """
         )
 
     def _load_findings(self) -> None:
         """What the last reading of all bytes found bad, and is there all the same."""
-        self._catalog.execute("CREATE OR REPLACE TABLE bad_shards (pack_id BLOB, shard USMALLINT, backend USMALLINT)")
+        self._catalog.execute(
+            "CREATE OR REPLACE TABLE bad_shards (pack_id BLOB, shard USMALLINT, backend USMALLINT, bad BOOLEAN)"
+        )
         last = next((each for each in reversed(self._state.verifications) if each.data), None)
         if last is None or not last.adds:
             return
         paths = ", ".join("'" + self._catalog.replicas.path(file).replace("'", "''") + "'" for file in last.adds)
         self._catalog.execute(
-            "INSERT INTO bad_shards SELECT DISTINCT pack_id, shard, backend "
+            "INSERT INTO bad_shards SELECT DISTINCT pack_id, shard, backend, true "
             f"FROM read_parquet([{paths}]) WHERE NOT missing"
         )
 
     def patterns(self) -> Iterator[Pattern]:
         """All patterns, streamed, in no order."""
         query = """
-            SELECT k, m, placed, count(*) AS packs, min(pack_id) AS pack_id FROM patterns GROUP BY k, m, placed
+            SELECT k, m, placed, there, count(*) AS packs, min(pack_id) AS pack_id FROM patterns
+            GROUP BY k, m, placed, there
         """
         return map(_pattern, self._catalog.rows(query))
 
     def packs(self) -> Iterator[Pattern]:
         """The pattern of each pack by itself, streamed, by pack id."""
-        query = "SELECT k, m, placed, 1 AS packs, pack_id FROM patterns ORDER BY pack_id"
+        query = "SELECT k, m, placed, there, 1 AS packs, pack_id FROM patterns ORDER BY pack_id"
         return map(_pattern, self._catalog.rows(query))
 
     def stored(self) -> dict[int, tuple[int, int]]:
         """Backend number → good shards on it, and their length in bytes."""
-        query = "SELECT backend, count(*) AS shards, sum(size)::UBIGINT AS size FROM good_shards GROUP BY backend"
+        query = "SELECT backend, count(*) AS shards, sum(size)::UBIGINT AS size FROM found_shards WHERE NOT bad GROUP BY backend"
         return {row["backend"]: (row["shards"], row["size"]) for row in self._catalog.rows(query)}
 
 
 def _pattern(row: dict[str, Any]) -> Pattern:
     placed = tuple(divmod(each, 1 << 16) for each in row["placed"])
-    return Pattern(row["k"], row["m"], placed, row["packs"], uuid.UUID(bytes=row["pack_id"]))
+    return Pattern(row["k"], row["m"], placed, row["packs"], uuid.UUID(bytes=row["pack_id"]), row["there"])

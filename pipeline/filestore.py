@@ -215,6 +215,7 @@ class FileStore:
         >>> store.add_backend("/mnt/g", domain="shelf 2")  # doctest: +SKIP
         """
         self._require_ours_to_write()
+        self._reload()
         new = joining(self.members, self.state, place, backend_id=backend_id, domain=domain, read_only=read_only)
         if not dry_run:
             join(self.members, self.log, self.state, self.replicas, new)
@@ -227,6 +228,7 @@ class FileStore:
         """Take a backend out of the store; its files stay where they are. Raises WouldLose where packs could not be
         recovered without it, unless `force`; NotFound, UsageError, TooFewBackends."""
         self._require_ours_to_write()
+        self._reload()
         leaving = find_info(self.members.all, str(name))
         left = without(self.members, leaving)
         presence, _ = look_around(self.members, self.state, self.catalog)

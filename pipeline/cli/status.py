@@ -206,7 +206,9 @@ def _show_risk(found: StoreStatus, locations: dict[int, str]) -> None:
 
 def _lethal_text(pattern: Pattern) -> str:
     if not pattern.recoverable:
-        return "lost already: too few good shards"
+        return "lost already: too few shards"
+    if pattern.good < pattern.k:
+        return "any of those with a damaged shard"
     numbers = sorted({backend for _, backend in pattern.placed})
     if len(numbers) == len(pattern.placed):
         return f"any {pattern.bears({}) + 1} of {' '.join(map(str, numbers))}"
