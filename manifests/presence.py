@@ -32,7 +32,7 @@ _FILE_SIZE = (
     " + shard_length"
 )
 _LISTED = pa.schema([("name", pa.string()), ("size", pa.uint64()), ("backend", pa.uint16())])
-_SHARD_NAME = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}[.][0-9]{1,3}"
+_SHARD_NAME = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}[.](0|[1-9][0-9]{0,2})"
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,10 @@ class Presence:
 
     def stored(self) -> dict[int, tuple[int, int]]:
         """Backend number → good shards on it, and their length in bytes."""
-        query = "SELECT backend, count(*) AS shards, sum(size)::UBIGINT AS size FROM found_shards WHERE NOT bad GROUP BY backend"
+        query = """
+            SELECT backend, count(*) AS shards, sum(size)::UBIGINT AS size FROM found_shards WHERE NOT bad
+            GROUP BY backend
+        """
         return {row["backend"]: (row["shards"], row["size"]) for row in self._catalog.rows(query)}
 
 

@@ -65,7 +65,8 @@ class StoreStatus:
 
     @property
     def exit_code(self) -> int:
-        """0 in order; 3 where something can't be given back by what answers, or could not when all was read; 4 where something wants mending."""
+        """0 in order; 3 where something can't be given back by what answers, or could not when all was read; 4 where
+        something wants mending."""
         last = self.last_data_verification
         if self.bears_backends < 0 or (last is not None and last.exit_code == 3):
             return 3

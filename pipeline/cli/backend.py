@@ -51,12 +51,12 @@ def list_command(context: click.Context, store: str | None, output: str) -> None
         backends = opened.list_backends()
     columns = [
         Column("id", "id"),
-        Column("path", "location"),
         Column("failure_domain", "domain"),
         Column("state", "state"),
         Column("free_bytes", "free", format_size, right=True),
         Column("total_bytes", "of", format_size, right=True),
         Column("usage_percent", "used", lambda percent: f"{percent:.0f} %", right=True),
+        Column("path", "location"),
     ]
     emit(map(backend_record, backends), columns, output)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -62,12 +63,12 @@ def _show(found: StoreStatus) -> None:
     for line in _history(found):
         click.echo(line)
     columns = [
-        Column("path", "backend"),
         Column("failure_domain", "domain"),
         Column("state", "state"),
         Column("shards", "shards", lambda count: f"{count:,}", right=True),
         Column("shard_bytes", "bytes", format_size, right=True),
         Column("free_bytes", "free", format_size, right=True),
+        Column("path", "backend"),
     ]
     emit(
         (
@@ -177,29 +178,19 @@ def _verification_record(last: Verification | None) -> dict[str, Any] | None:
 
 def _show_risk(found: StoreStatus, locations: dict[int, str]) -> None:
     """A line for each set of backends whose loss would be too much, with the packs that would go with it."""
-    rows = sorted(
-        ((pattern.bears({}), -pattern.packs, pattern.placed, pattern) for pattern in found.presence.patterns()),
-        key=lambda row: row[:3],
-    )
+    packs = Counter[tuple[int, str, str]]()
+    for pattern in found.presence.patterns():
+        packs[max(0, pattern.bears({})), f"{pattern.good} of {pattern.k + pattern.m}", _lethal_text(pattern)] += (
+            pattern.packs
+        )
     columns = [
         Column("packs", "packs", lambda count: f"{count:,}", right=True),
         Column("good", "good", right=True),
         Column("bears", "may lose", right=True),
         Column("lost_with", "would not survive the loss of"),
     ]
-    emit(
-        (
-            {
-                "packs": pattern.packs,
-                "good": f"{pattern.good} of {pattern.k + pattern.m}",
-                "bears": max(0, bears),
-                "lost_with": _lethal_text(pattern),
-            }
-            for bears, _, _, pattern in rows
-        ),
-        columns,
-        "table",
-    )
+    rows = ({"packs": packs[row], "bears": row[0], "good": row[1], "lost_with": row[2]} for row in sorted(packs))
+    emit(rows, columns, "table")
     for number, location in locations.items():
         click.echo(f"{number}: {location}")
 
