@@ -163,9 +163,12 @@ class FileStore:
             )
         return self._catalog
 
-    def _reload(self) -> None:
+    def _read_log(self) -> None:
         records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
         self.log, self.state = records, storelog.fold(records.records.values())
+
+    def _reload(self) -> None:
+        self._read_log()
         if self._catalog is not None:
             self._catalog.close()
             self._catalog = None
@@ -388,7 +391,7 @@ class FileStore:
         except DrystoneError as error:
             result.unnoted = str(error)
         else:
-            self._reload()
+            self._read_log()  # the catalog stays: a note changes nothing that is queried
         return result
 
 
