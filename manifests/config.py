@@ -25,7 +25,12 @@ def require_index_kind(kind: str) -> None:
 
 @dataclass(frozen=True)
 class ECScheme:
-    """k data and m parity shards a pack; any m may be lost."""
+    """k data and m parity shards a pack; any m may be lost.
+
+    >>> scheme = ECScheme.parse("4+2")
+    >>> scheme.fault_tolerance, scheme.overhead, scheme.min_backends
+    (2, 1.5, 6)
+    """
 
     k: int = 4
     m: int = 2
@@ -53,18 +58,25 @@ class ECScheme:
     def total_shards(self) -> int:
         return self.k + self.m
 
+    @property
+    def overhead(self) -> float:
+        """Bytes on disk for a byte of payload: 1.5 for 4+2."""
+        return self.total_shards / self.k
+
+    @property
+    def fault_tolerance(self) -> int:
+        """Shards of a pack that may be lost, and backends where each holds one."""
+        return self.m
+
+    @property
+    def min_backends(self) -> int:
+        """Backends from which on no backend holds two shards of a pack."""
+        return self.total_shards
+
     def shard_length(self, payload: int) -> int:
         """Bytes of each shard of a pack of `payload` bytes: ceil(payload / k) rounded up to 64. This is the rule."""
         each = -(-payload // self.k)
         return -(-each // fmt.SHARD_ALIGN) * fmt.SHARD_ALIGN
-
-
-def placement(scheme: ECScheme, order: Sequence[int], pack_id: uuid.UUID) -> list[int]:
-    """Backend numbers for the shards of a pack, of the numbers of all backends in their `order` of joining: neighbours
-    on distinct backends, turned by the pack id so that parity spreads evenly. This is the rule where a shard is put
-    first; listings say where it is."""
-    turn = pack_id.int % len(order)
-    return [order[(index + turn) % len(order)] for index in range(scheme.total_shards)]
 
 
 def shards_per_backend(scheme: ECScheme, backends: int) -> int:
@@ -74,8 +86,8 @@ def shards_per_backend(scheme: ECScheme, backends: int) -> int:
 
 def survives_another_loss(scheme: ECScheme, backends: int, held: Sequence[int]) -> bool:
     """Whether a pack, of whose shards each backend holds so many as `held` says, survives the loss of one more of the
-    store's `backends`. Where losing one takes more shards than there is parity, there was nothing to spare from the
-    start, and k shards are enough. This is the rule for what may be committed."""
+    `backends` that the store puts shards on. Where losing one takes more shards than there is parity, there was nothing
+    to spare from the start, and k shards are enough. This is the rule for what may be committed."""
     spare = max(held, default=0) if scheme.m >= shards_per_backend(scheme, backends) else 0
     return sum(held) - spare >= scheme.k
 

@@ -7,6 +7,7 @@
     ├── UnsupportedFormat     a flag that this version does not know
     ├── TooFewBackends        not enough backends answer for what was asked
     ├── CorruptRecord         a record whose armour can't heal it
+    ├── WouldLose             what was asked would make data unrecoverable
     ├── Unreadable            bytes that no copy or parity can give back
     ├── DamagedIndex          a dedupe index whose file can't be used; it is built anew from the manifests
     ├── IndexBusy             a dedupe index that another process changes just now
@@ -46,6 +47,10 @@ class UnsupportedFormat(DrystoneError):
 
 class TooFewBackends(DrystoneError):
     """Fewer backends answer than the operation needs."""
+
+
+class WouldLose(DrystoneError):
+    """What was asked would make data unrecoverable; nothing was changed."""
 
 
 class CorruptRecord(DrystoneError):

@@ -12,7 +12,6 @@ from typing import Any
 
 from manifests import format as fmt
 from manifests.armour import open_json, seal_json
-from manifests.backends import LocalDirectory
 from manifests.errors import BackendError, CorruptRecord
 from manifests.log import utc_now
 from manifests.store import Members
@@ -57,10 +56,9 @@ class Inflight:
 
     def end(self) -> None:
         """Remove all traces: the run is committed, or wrote nothing."""
-        for member in self._members.present.values():
-            if isinstance(member.storage, LocalDirectory):
-                with suppress(BackendError):
-                    member.storage.remove_folder(self._folder)
+        for member in self._members.writable:
+            with suppress(BackendError):
+                member.storage.remove_folder(self._folder)
 
 
 def unfinished(members: Members) -> dict[uuid.UUID, list[uuid.UUID]]:

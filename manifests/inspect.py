@@ -41,10 +41,14 @@ def bad_copies(members: Members, log: Log, state: State) -> Iterator[BadCopy]:
         identity = {"store_id": store_id, "backend_id": str(member.info.backend_id)}
         yield from _check_record(member, BACKEND_KEY, identity)
         for key, record in log.records.items():
-            yield from _check_record(member, key, record.body, sealed[key])
+            # What came after a backend became read-only is not on it.
+            if not (member.info.read_only and member.number not in log.holders[key]):
+                yield from _check_record(member, key, record.body, sealed[key])
         for table in state.manifests:
             for file in state.files(table):
                 try:
+                    if member.info.read_only and not member.storage.exists(file.key):
+                        continue
                     if blake3(member.storage.read(file.key)).digest() != file.blake3:
                         yield BadCopy(member.storage.location, file.key, "its bytes do not match the log")
                 except BackendError as error:

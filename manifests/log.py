@@ -10,7 +10,7 @@ import datetime
 import re
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from manifests import format as fmt
 from manifests.armour import mend_json, open_json, seal_json
-from manifests.backends import BackendStorage
+from manifests.backends import BACKEND_TYPES, BackendStorage
 from manifests.config import DEFAULT_INDEX, INDEX_KINDS, StoreConfig, text, whole_number
 from manifests.errors import BackendError, CorruptRecord, NotFound, UnsupportedFormat
 from manifests.ids import NIL, new_id
@@ -29,6 +29,7 @@ from manifests.store import (
     FoundBackend,
     Members,
     assign,
+    family,
     find_backends,
     hinted_places,
     probe,
@@ -138,11 +139,26 @@ class Run:
         return str(self.run_id)
 
 
+@dataclass(frozen=True)
+class Verification:
+    """What a verification noted of itself. `data`: whether it read all bytes; `exit_code`: what it came to; `adds`: the
+    manifest files with what it found."""
+
+    record_id: uuid.UUID
+    time: str
+    data: bool
+    exit_code: int
+    adds: tuple[ManifestFile, ...]
+
+
 @dataclass
 class State:
-    """The fold of the log. `index`: the kind of dedupe index that ingests use."""
+    """The fold of the log. `index`: the kind of dedupe index that ingests use; `next_number`: for the next backend that
+    joins; numbers of removed ones are not used again."""
 
     backends: list[BackendInfo] = field(default_factory=list)
+    next_number: int = 0
+    verifications: list[Verification] = field(default_factory=list)
     manifests: dict[str, dict[str, ManifestFile]] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     newest: uuid.UUID = NIL
@@ -166,12 +182,15 @@ class State:
 
 
 def fold(records: Iterable[LogRecord]) -> State:
-    """State after `records`, in any order: manifest files are all adds minus all replaces."""
+    """State after `records`, in any order: manifest files are all adds minus all replaces; backends are all that were
+    ever added, as the last record tells of them, minus those that were removed."""
     state, replaced = State(), set[str]()
+    backends, removed = dict[uuid.UUID, BackendInfo](), set[uuid.UUID]()
     for record in sorted(records, key=lambda record: record.record_id.int):
         state.newest = max(state.newest, record.record_id, key=lambda identity: identity.int)
         for info in record.body.get("backends", ()):
-            state.backends.append(BackendInfo.from_record(info))
+            _join(backends, BackendInfo.from_record(info))
+        removed.update(uuid.UUID(text(identity)) for identity in record.body.get("removes", ()))
         for file in record.adds():
             state.manifests.setdefault(file.table, {})[file.key] = file
         replaced.update(map(text, record.body.get("replaces", ())))
@@ -180,10 +199,37 @@ def fold(records: Iterable[LogRecord]) -> State:
         state.index = kind if kind in INDEX_KINDS else DEFAULT_INDEX
         if record.kind == "ingest":
             state.runs.append(Run(record.record_id, text(record.body["time"]), dict(record.body["run"])))
+        if record.kind == "scrub":
+            state.verifications.append(_verification(record))
+    state.next_number = 1 + max((info.number for info in backends.values()), default=-1)
+    state.backends = sorted(
+        (info for identity, info in backends.items() if identity not in removed), key=lambda info: info.number
+    )
     for files in state.manifests.values():
         for key in replaced & files.keys():
             del files[key]
     return state
+
+
+def _join(backends: dict[uuid.UUID, BackendInfo], info: BackendInfo) -> None:
+    """Note what a record tells of a backend. Its number stays what it was; of two that joined at once and took the same
+    number, the later one gets the next that is free."""
+    known = backends.get(info.backend_id)
+    taken = {each.number for each in backends.values()}
+    if known is not None:
+        info = replace(info, number=known.number)
+    elif info.number in taken:
+        info = replace(info, number=max(taken) + 1)
+    backends[info.backend_id] = info
+
+
+def _verification(record: LogRecord) -> Verification:
+    scrub = record.body["scrub"]
+    data = scrub["data"]
+    if not isinstance(data, bool):
+        raise TypeError(f"data is {data!r}")
+    when = text(record.body["time"])
+    return Verification(record.record_id, when, data, whole_number(scrub["exit_code"]), tuple(record.adds()))
 
 
 def _parse(key: str, body: dict[str, Any]) -> LogRecord:
@@ -344,16 +390,21 @@ def open_store(location: str | Path) -> tuple[Members, Log, State]:
     Raises NotFound, UsageError, UnsupportedFormat, CorruptRecord."""
     found = find_backends(location)
     store_id = found[0].store_id
-    tried = {Path(backend.storage.location) for backend in found}
+    tried = {(family(backend.storage.type), backend.storage.location) for backend in found}
     while True:
         log = Log.gather((number, backend.storage) for number, backend in enumerate(found))
         infos = fold(log.records.values()).backends
         present, unsure = assign(infos, found)
-        here = [(member.info, Path(member.storage.location)) for member in present.values()]
+        here = [(member.info, member.storage.location) for member in present.values()]
         missing = [info for info in infos if info.number not in present or info.number in unsure]
-        places = {place for info in missing for place in hinted_places(info, here)} - tried
+        places = {
+            (info.family, place)
+            for info in missing
+            if info.type in BACKEND_TYPES
+            for place in hinted_places(info, here)
+        } - tried
         tried |= places
-        fresh = [backend for place in sorted(places) if (backend := probe(place)) and backend.store_id == store_id]
+        fresh = [backend for place in sorted(places) if (backend := probe(*place)) and backend.store_id == store_id]
         if not fresh:
             break
         found += fresh

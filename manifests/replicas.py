@@ -95,9 +95,9 @@ class Replicas:
     def _path(self, file: ManifestFile) -> Path:
         missed = False
         for member in self._members.present.values():
-            if not isinstance(member.storage, LocalDirectory):
+            path = member.storage.local_path(file.key)
+            if path is None:
                 continue
-            path = member.storage.path(file.key)
             try:
                 if not self._checked.has(path, file):
                     if _digest(member.storage, file.key) != file.blake3:
@@ -109,10 +109,13 @@ class Replicas:
                 continue
             self.healed += missed
             return path
-        self.healed += 1
-        return self._mend(file)
+        # A copy of a manifest that lies on no file system of this machine is no healing.
+        elsewhere = any(member.storage.local_path(file.key) is None for member in self._members.present.values())
+        self.healed += missed or not elsewhere
+        return self._fetch(file)
 
-    def _mend(self, file: ManifestFile) -> Path:
+    def _fetch(self, file: ManifestFile) -> Path:
+        """A whole copy in the cache, put together from the good slices of any backend."""
         target = self.cache / "mended" / file.table / file.name
         mended = LocalDirectory(self.cache / "mended")
         if target.exists() and _digest(mended, f"{file.table}/{file.name}") == file.blake3:

@@ -17,7 +17,7 @@ from typing import Any
 
 from manifests import format as fmt
 from manifests.armour import open_json, open_record, seal_json
-from manifests.backends import BackendStorage, Buffer, open_backend
+from manifests.backends import BACKEND_TYPES, BackendStorage, Buffer, open_backend, parse_place
 from manifests.config import StoreConfig, shards_per_backend, text, whole_number
 from manifests.errors import (
     BackendError,
@@ -29,6 +29,7 @@ from manifests.errors import (
     UsageError,
 )
 from manifests.ids import new_id
+from manifests.placement import Seat
 
 STORE_KEY = "store.json"
 BACKEND_KEY = "backend.json"
@@ -38,13 +39,15 @@ PROBED_SHARDS = 16
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """A backend as the log knows it. `number` is its place in the order of joining; `location` is a hint."""
+    """A backend as the log knows it. `number` is its place in the order of joining, which no other ever has;
+    `location` is a hint; nothing is put on a backend that is `read_only`."""
 
     number: int
     backend_id: uuid.UUID
     type: str
     location: str
     domain: str
+    read_only: bool = False
 
     def to_record(self) -> dict[str, Any]:
         return {
@@ -53,7 +56,17 @@ class BackendInfo:
             "type": self.type,
             "location": self.location,
             "domain": self.domain,
+            "read_only": self.read_only,
         }
+
+    @property
+    def seat(self) -> Seat:
+        return Seat(self.number, self.domain)
+
+    @property
+    def family(self) -> str:
+        """What its location is a path in: kinds of one family reach the same places."""
+        return family(self.type)
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> BackendInfo:
@@ -61,7 +74,15 @@ class BackendInfo:
         if "\0" in location:
             raise ValueError("a location with a zero byte")
         identity = uuid.UUID(text(record["id"]))
-        return cls(number, identity, text(record["type"]), location, text(record["domain"]))
+        read_only = record.get("read_only", False)
+        if not isinstance(read_only, bool):
+            raise TypeError(f"read_only is {read_only!r}")
+        return cls(number, identity, text(record["type"]), location, text(record["domain"]), read_only)
+
+
+def family(kind: str) -> str:
+    """`local` of `local` and `local-direct`."""
+    return kind.partition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -94,10 +115,20 @@ class Members:
         return len(self.all)
 
     @property
+    def seats(self) -> tuple[Seat, ...]:
+        """Backends that shards may be put on, whether they answer or not, in their order of joining."""
+        return tuple(info.seat for info in self.all if not info.read_only)
+
+    @property
+    def writable(self) -> list[Member]:
+        """Backends that answer and may be written to."""
+        return [member for member in self.present.values() if not member.info.read_only]
+
+    @property
     def tolerance(self) -> int:
         """Backends that may be lost with nothing lost: m, or fewer when shards share backends. This is the rule."""
         scheme = self.config.scheme
-        return min(scheme.m // shards_per_backend(scheme, self.count), self.count - 1)
+        return min(scheme.m // shards_per_backend(scheme, max(1, len(self.seats))), self.count - 1)
 
     @property
     def settle_count(self) -> int:
@@ -125,10 +156,10 @@ class Members:
         self.failed.setdefault(number, reason)
 
     def put_everywhere(self, key: str, pieces: Sequence[Buffer]) -> int:
-        """Write `key` to every backend that answers; a backend that fails is dropped. Returns the copies written;
-        raises TooFewBackends when they are too few to count as settled."""
+        """Write `key` to every backend that answers and is not read-only; a backend that fails is dropped. Returns the
+        copies written; raises TooFewBackends when they are too few to count as settled."""
         written = 0
-        for member in list(self.present.values()):
+        for member in self.writable:
             try:
                 member.storage.write(key, pieces)
                 written += 1
@@ -141,49 +172,48 @@ class Members:
         return written
 
 
-def _is_empty(path: Path) -> bool:
-    with os.scandir(path) as entries:
-        return next(entries, None) is None
-
-
 def create(config: StoreConfig, directories: Sequence[str | Path]) -> Members:
-    """Make a store's backends: one directory gets k+m subdirectories, several become the backends themselves.
-    Raises StoreExists, UsageError. Nothing is written before all places were looked at."""
-    roots = [Path(os.path.abspath(directory)) for directory in directories]
-    if not roots:
+    """Make a store's backends: one directory (or place of another kind, `KIND:PLACE`) gets k+m backends as folders in
+    it, several become the backends themselves. Raises StoreExists, UsageError. Nothing is written before all places
+    were looked at."""
+    if not directories:
         raise UsageError("name at least one directory")
-    if len(set(roots)) != len(roots):
+    roots = [parse_place(directory) for directory in directories]
+    if len({(family(kind), location) for kind, location in roots}) != len(roots):
         raise UsageError("a directory is named twice")
-    for root in roots:
-        if (root / BACKEND_KEY).exists():
-            raise StoreExists(f"{root} is a backend of a store already")
-        if root.exists() and not root.is_dir():
-            raise StoreExists(f"{root} is not a directory")
-        if root.exists() and not _is_empty(root):
-            raise StoreExists(f"{root} is not empty; a store wants an empty or a new directory")
+    for place in roots:
+        _require_empty(open_backend(*place))
     if len(roots) == 1:
+        kind, top = roots[0]
         width = len(str(config.scheme.total_shards - 1))
-        roots = [roots[0] / f"backend-{number:0{width}}" for number in range(config.scheme.total_shards)]
+        roots = [(kind, f"{top}/backend-{number:0{width}}") for number in range(config.scheme.total_shards)]
     present: dict[int, Member] = {}
-    for number, root in enumerate(roots):
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BackendError(f"making {root}: {error.strerror}") from error
-        storage = open_backend("local", str(root))
-        info = BackendInfo(number, new_id(), "local", str(root), storage.device())
-        identity = {
-            "format": fmt.FORMAT_NAME,
-            "type": "backend",
-            "store_id": str(config.store_id),
-            "backend_id": str(info.backend_id),
-            "number": number,
-            "domain": info.domain,
-        }
-        storage.write(STORE_KEY, [seal_json(config.to_record())])
-        storage.write(BACKEND_KEY, [seal_json(identity)])
+    for number, storage in enumerate(open_backend(*place) for place in roots):
+        storage.make()
+        info = BackendInfo(number, new_id(), storage.type, storage.location, storage.device())
+        write_identity(config, info, storage)
         present[number] = Member(info, storage)
     return Members(config, [member.info for member in present.values()], present)
+
+
+def _require_empty(storage: BackendStorage) -> None:
+    if storage.exists(BACKEND_KEY):
+        raise StoreExists(f"{storage.location} is a backend of a store already")
+    storage.require_empty()
+
+
+def write_identity(config: StoreConfig, info: BackendInfo, storage: BackendStorage) -> None:
+    """Make a place a backend: its store.json and, at last, its backend.json."""
+    identity = {
+        "format": fmt.FORMAT_NAME,
+        "type": "backend",
+        "store_id": str(config.store_id),
+        "backend_id": str(info.backend_id),
+        "number": info.number,
+        "domain": info.domain,
+    }
+    storage.write(STORE_KEY, [seal_json(config.to_record())])
+    storage.write(BACKEND_KEY, [seal_json(identity)])
 
 
 @dataclass(frozen=True)
@@ -199,19 +229,30 @@ class FoundBackend:
     trouble: str = ""
 
 
-def probe(path: Path) -> FoundBackend | None:
-    """The backend at `path`, or None where nothing says that there is one."""
-    if not any(os.path.exists(path / name) for name in (BACKEND_KEY, STORE_KEY, "packs")):
+def probe(kind: str, location: str) -> FoundBackend | None:
+    """The backend at `location`, or None where nothing says that there is one."""
+    storage = open_backend(kind, location)
+    if not _may_be_backend(storage):
         return None
-    storage = open_backend("local", str(path))
     store_id, _, _ = _claims(storage, STORE_KEY, "store_id")
     own, healed, trouble = _claims(storage, BACKEND_KEY, "store_id", "backend_id")
     if own and store_id and own[0] != store_id[0] and _store_of_shards(storage) == store_id[0]:
-        return FoundBackend(store_id[0], None, storage, trouble=f"{path}/{BACKEND_KEY} is that of another store")
+        trouble = f"{location}/{BACKEND_KEY} is that of another store"
+        return FoundBackend(store_id[0], None, storage, trouble=trouble)
     if own:
         return FoundBackend(own[0], own[1], storage, healed)
     belongs = store_id[0] if store_id else _store_of_shards(storage)
     return FoundBackend(belongs, None, storage, trouble=trouble) if belongs else None
+
+
+def _may_be_backend(storage: BackendStorage) -> bool:
+    """Whether a place holds anything that a backend does."""
+    try:
+        if storage.exists(BACKEND_KEY) or storage.exists(STORE_KEY):
+            return True
+        return next(iter(storage.list("packs")), None) is not None
+    except BackendError:
+        return False
 
 
 def _claims(storage: BackendStorage, key: str, *names: str) -> tuple[tuple[uuid.UUID, ...], bool, str]:
@@ -238,28 +279,21 @@ def _store_of_shards(storage: BackendStorage) -> uuid.UUID | None:
     return None
 
 
-def _subdirectories(path: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(path) as entries:
-            yield from sorted(path / entry.name for entry in entries if entry.is_dir())
-    except OSError:
-        return
-
-
 def find_backends(location: str | Path) -> list[FoundBackend]:
     """Backends of one store at `location` (one backend, or a directory of them) and beside it. Raises NotFound,
     UsageError."""
-    place = Path(os.path.abspath(location))
-    if not place.is_dir():
+    kind, place = parse_place(location)
+    own = probe(kind, place)
+    around = open_backend(kind, os.path.dirname(place) if own else place).folders()
+    if not own and not around and not os.path.isdir(place):
         raise NotFound(f"no store at {place}: there is no such directory")
-    own = probe(place)
-    around = [found for path in _subdirectories(place.parent if own else place) if (found := probe(path))]
-    stores = {own.store_id} if own else {found.store_id for found in around}
+    near = [found for each in around if (found := probe(kind, each))]
+    stores = {own.store_id} if own else {found.store_id for found in near}
     if not stores:
         raise NotFound(f"no store at {place}: no backend.json in it or in its subdirectories; is it mounted?")
     if len(stores) > 1:
         raise UsageError(f"{place} holds backends of {len(stores)} stores; name one of the backends")
-    beside = [found for found in around if own is None or found.storage.location != own.storage.location]
+    beside = [found for found in near if own is None or found.storage.location != own.storage.location]
     return ([own] if own else []) + [found for found in beside if found.store_id in stores]
 
 
@@ -272,13 +306,13 @@ def assign(infos: Sequence[BackendInfo], found: Sequence[FoundBackend]) -> tuple
         claimants = [place for place in found if place.backend_id == info.backend_id]
         claimants.sort(key=lambda place: place.storage.location != info.location)
         if claimants:
-            present[info.number] = Member(info, claimants[0].storage)
+            present[info.number] = _member(info, claimants[0].storage)
         spare += claimants[1:]
-    here = [(member.info, Path(member.storage.location)) for member in present.values()]
+    here = [(member.info, member.storage.location) for member in present.values()]
     unsure: dict[int, str] = {}
     for exactly in (True, False):
         for info in infos:
-            hints = {str(place) for place in hinted_places(info, here)}
+            hints = set(hinted_places(info, here))
             # A second place with the id of another backend may as well be a copy that somebody made.
             fits = [
                 place
@@ -287,14 +321,22 @@ def assign(infos: Sequence[BackendInfo], found: Sequence[FoundBackend]) -> tuple
             ]
             if info.number not in present and fits:
                 spare.remove(fits[0])
-                present[info.number] = Member(info, fits[0].storage)
+                present[info.number] = _member(info, fits[0].storage)
                 trouble = fits[0].trouble or f"{fits[0].storage.location}/{BACKEND_KEY} is that of another backend"
                 unsure[info.number] = f"{trouble}; the backend is read, and not written to"
     return dict(sorted(present.items())), unsure
 
 
-def hinted_places(info: BackendInfo, others: Sequence[tuple[BackendInfo, Path]]) -> Iterator[Path]:
-    """Where `info` may lie: its recorded place, and the same place relative to where the others are now."""
-    yield Path(info.location)
+def _member(info: BackendInfo, storage: BackendStorage) -> Member:
+    """A backend that was found, opened as the kind that the log says it is."""
+    if storage.type != info.type and info.type in BACKEND_TYPES and family(storage.type) == info.family:
+        storage = open_backend(info.type, storage.location)
+    return Member(info, storage)
+
+
+def hinted_places(info: BackendInfo, others: Sequence[tuple[BackendInfo, str]]) -> Iterator[str]:
+    """Where `info` may lie: its recorded location, and the same relative to where the others are now."""
+    yield info.location
     for other, now in others:
-        yield Path(os.path.normpath(now / os.path.relpath(info.location, other.location)))
+        if other.family == info.family:
+            yield os.path.normpath(os.path.join(now, os.path.relpath(info.location, other.location)))

@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING
 
 from manifests import log as storelog
 from manifests import store as membership
+from manifests.backends import BackendStorage
 from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, StoreConfig, require_index_kind
-from manifests.errors import DrystoneError, NotFound, UnsupportedFormat
+from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat
 from manifests.log import Run, State
+from manifests.membership import find_info, join, joining, leave, without
 from manifests.replicas import Replicas
 from manifests.store import Members
+from pipeline.backend import Backend, describe
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 
 if TYPE_CHECKING:
@@ -36,11 +39,15 @@ if TYPE_CHECKING:
     from manifests.inspect import StoreStats
     from manifests.objects import ObjectInfo
     from manifests.plan import PlanTotals
+    from manifests.scrubs import ShardFinding
     from pipeline.compare import Comparison
+    from pipeline.ecgroup import ECGroup
     from pipeline.ingest.run import IngestOptions, IngestResult
     from pipeline.ingest.survey import Survey
     from pipeline.packreader import ReadFigures
+    from pipeline.removal import Removal
     from pipeline.restore.run import RestoreRequest, RestoreResult
+    from pipeline.status import StoreStatus
     from pipeline.verify.run import VerifyResult
     from stages.assemble import ByteRange
 
@@ -110,8 +117,8 @@ class FileStore:
         )
         members = membership.create(config, directories)
         storelog.initialise(members, index)
-        first = next(iter(members.present.values()))
-        return cls.open(first.storage.location, cache=cache)
+        first = next(iter(members.present.values())).storage
+        return cls.open(f"{first.type}:{first.location}", cache=cache)
 
     @classmethod
     def open(cls, location: str | Path, *, cache: Path | None = None) -> FileStore:
@@ -134,6 +141,15 @@ class FileStore:
             self._catalog = None
         shutil.rmtree(self._scratch, ignore_errors=True)
 
+    def _reopen(self) -> None:
+        """Find the members anew: they are others now."""
+        storage = next(iter(self.members.present.values())).storage
+        self.members, self.log, self.state = storelog.open_store(f"{storage.type}:{storage.location}")
+        self.replicas = Replicas(self.members, self._cache)
+        if self._catalog is not None:
+            self._catalog.close()
+            self._catalog = None
+
     @property
     def config(self) -> StoreConfig:
         return self.members.config
@@ -153,12 +169,107 @@ class FileStore:
             )
         return self._catalog
 
-    def _reload(self) -> None:
+    def _read_log(self) -> None:
         records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
         self.log, self.state = records, storelog.fold(records.records.values())
+
+    def _reload(self) -> None:
+        self._read_log()
         if self._catalog is not None:
             self._catalog.close()
             self._catalog = None
+
+    # --- backends ----------------------------------------------------------------------------------------------------
+
+    def list_backends(self) -> list[Backend]:
+        """All backends, also those that do not answer, in their order of joining."""
+        return [describe(self.members, info) for info in self.members.all]
+
+    def get_backend(self, name: str | uuid.UUID) -> Backend:
+        """The backend of an id, a unique prefix of one, or a directory. Raises NotFound.
+
+        >>> store.get_backend("/mnt/a").usage_percent  # doctest: +SKIP
+        """
+        return describe(self.members, find_info(self.members.all, str(name)))
+
+    def get_default_backend(self) -> Backend:
+        """The first in the order of joining that answers and may be written to. Raises NotFound."""
+        for member in self.members.writable:
+            if member.number not in self.members.unsure:
+                return describe(self.members, member.info)
+        raise NotFound("no backend that answers may be written to; see: drystone backend list")
+
+    def get_backend_storage(self, name: str | uuid.UUID) -> BackendStorage:
+        """The files of a backend; the storage stays the store's. Raises NotFound, BackendError where it does not
+        answer."""
+        info = find_info(self.members.all, str(name))
+        member = self.members.present.get(info.number)
+        if member is None:
+            raise BackendError(f"backend {info.backend_id} at {info.location} does not answer; is it mounted?")
+        return member.storage
+
+    def add_backend(
+        self,
+        place: str | Path,
+        *,
+        backend_id: uuid.UUID | None = None,
+        domain: str = "",
+        read_only: bool = False,
+        dry_run: bool = False,
+    ) -> Backend:
+        """Make an empty or new directory (or `KIND:PLACE`) a backend; on one that is a backend already, change its
+        `domain` and whether it is `read_only`. `domain`: what fails together with it, its device unless told. Raises
+        StoreExists, UsageError, TooFewBackends.
+
+        >>> store.add_backend("/mnt/g", domain="shelf 2")  # doctest: +SKIP
+        """
+        self._require_writable_format()
+        self._reload()
+        new = joining(self.members, self.state, place, backend_id=backend_id, domain=domain, read_only=read_only)
+        if not dry_run:
+            join(self.members, self.log, self.state, self.replicas, new)
+            self._reopen()
+            self.log.complete(self.members)  # what others wrote in the meantime counts on fewer backends
+            return self.get_backend(new.info.backend_id)
+        return describe(Members(self.config, [new.info], {}), new.info)
+
+    def remove_backend(self, name: str | uuid.UUID, *, force: bool = False, dry_run: bool = False) -> Removal:
+        """Take a backend out of the store; its files stay where they are. Raises WouldLose where packs could not be
+        recovered without it, unless `force`; NotFound, UsageError, TooFewBackends."""
+        self._require_writable_format()
+        self._reload()
+        leaving = find_info(self.members.all, str(name))
+        left = without(self.members, leaving)
+        from pipeline.presence import look_around
+        from pipeline.removal import require_safe, weigh
+
+        presence, _ = look_around(self.members, self.state, self.catalog)
+        removal = weigh(presence, leaving)
+        if not force:
+            require_safe(removal, self.members, leaving)
+        if not dry_run:
+            leave(self.members, self.log, self.state, self._cache, leaving)
+            self.members = left
+            self._reopen()
+        return removal
+
+    def get_ec_group(self, pack_id: uuid.UUID) -> ECGroup:
+        """A pack and its shards, each read and checked. Raises NotFound.
+
+        >>> store.get_ec_group(pack_id).can_recover  # doctest: +SKIP
+        """
+        from pipeline.ecgroup import ec_group
+
+        return ec_group(self.members, self.catalog, pack_id)
+
+    def status(self) -> StoreStatus:
+        """Is it safe, what is amiss, and what to do: by the manifests and one listing of each backend; no data is read.
+
+        >>> store.status().bears_backends  # doctest: +SKIP
+        """
+        from pipeline.status import store_status
+
+        return store_status(self.members, self.log, self.state, self.catalog)
 
     def _require_writable_format(self) -> None:
         if self.config.read_only:
@@ -270,7 +381,7 @@ class FileStore:
         info = find_object(self.catalog, self.run(chosen.run).run_id, chosen.path)
         offset, length = (byte_range or ByteRange(0, None)).resolve(info.size)
         storages = {number: member.storage for number, member in self.members.present.items()}
-        source = ShardSource(self.config.store_id, storages, [info.number for info in self.members.all])
+        source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))
         if figures is not None:
             source.figures = figures
         return RangeReader(self.catalog, source).read(info, offset, length)
@@ -333,13 +444,31 @@ class FileStore:
         inline: bool = False,
         on_tick: Tick | None = None,
     ) -> VerifyResult:
-        """Check records, manifests and the presence of shards; with `data`, every cell checksum and every chunk id."""
-        from pipeline.verify.run import verify
+        """Check records, manifests and the presence of shards; with `data`, every cell checksum and every chunk id. The
+        store keeps a note of it, if it can be written to."""
+        from manifests.scrubs import note_verification
+        from pipeline.verify.run import verification_facts, verify
 
-        return verify(
+        result = verify(
             self.members, self.log, self.state, self.catalog,
             data=data, workers=workers, memory=memory, inline=inline, on_tick=on_tick,
         )  # fmt: skip
+        try:
+            self._require_writable_format()
+            note_verification(
+                self.members, self.log, self.state, verification_facts(result, data), result.shard_findings, _key_of
+            )
+        except DrystoneError as error:
+            result.unnoted = str(error)
+        else:
+            self._read_log()  # the catalog stays: a note changes nothing that is queried
+        return result
+
+
+def _key_of(finding: ShardFinding) -> str:
+    from stages.shard import shard_key
+
+    return shard_key(uuid.UUID(bytes=finding.pack_id), finding.shard)
 
 
 __all__ = ["FileStore", "Selection"]

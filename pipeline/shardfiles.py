@@ -7,14 +7,15 @@ says what the file may be, and it is not believed before a chunk id has confirme
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from manifests import format as fmt
 from manifests.backends import BackendStorage
-from manifests.config import ECScheme, placement
+from manifests.config import ECScheme
 from manifests.errors import BackendError, KeyNotFound, Unreadable, UnsupportedFormat
+from manifests.placement import Seat, likely_places
 from stages.errors import DamagedShard
 from stages.shard import CellTable, ShardRecord, confirmed, data_offset, file_size, shard_key, table_size
 
@@ -94,18 +95,19 @@ class ShardFile:
 
 
 class ShardSource:
-    """Where shards lie. `backends`: those that answer, by number; `order`: numbers of all, by joining."""
+    """Where shards lie. `backends`: those that answer, by number; `seats`: all, by joining."""
 
-    def __init__(self, store_id: uuid.UUID, backends: Mapping[int, BackendStorage], order: Sequence[int]) -> None:
+    def __init__(self, store_id: uuid.UUID, backends: Mapping[int, BackendStorage], seats: tuple[Seat, ...]) -> None:
         self.store_id = store_id
         self._backends = backends
-        self._order = order
+        self._seats = seats
         self.figures = ReadFigures()
 
     def candidates(self, place: PackPlace, index: int) -> Iterator[BackendStorage]:
-        """Backends to look on for a shard: first where the placement rule puts it, then all others."""
-        first = placement(place.scheme, self._order, place.pack_id)[index]
-        for number in sorted(self._backends, key=lambda number: number != first):
+        """Backends to look on for a shard: first where the rule most likely put it, then where it put none, then all
+        others."""
+        likely = likely_places(place.scheme, self._seats, place.pack_id)
+        for number in sorted(self._backends, key=lambda number: (number != likely[index], number in likely)):
             yield self._backends[number]
 
     def read(self, storage: BackendStorage, key: str, offset: int, length: int) -> bytes:

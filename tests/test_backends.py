@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import random
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from manifests.backends import BackendStorage, Buffer, LocalDirectory, open_backend
-from manifests.errors import BackendError, BackendFull, KeyNotFound, UsageError
+from manifests.backends import (
+    BACKEND_TYPES,
+    BackendStorage,
+    Buffer,
+    DirectDirectory,
+    LocalDirectory,
+    MemoryBackend,
+    open_backend,
+    parse_place,
+)
+from manifests.errors import BackendError, BackendFull, KeyNotFound, StoreExists, UsageError
+from manifests.memory import PLACES, MemoryPlace
 
 
 def _local(place: Path, monkeypatch: pytest.MonkeyPatch) -> LocalDirectory:
     root = place / "root"
     root.mkdir()
     return LocalDirectory(root)
+
+
+def _direct(place: Path, monkeypatch: pytest.MonkeyPatch) -> LocalDirectory:
+    root = place / "root"
+    root.mkdir()
+    return DirectDirectory(root)
+
+
+def _memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryBackend:
+    monkeypatch.setitem(PLACES, str(place), MemoryPlace())  # gone again behind the test
+    return MemoryBackend(str(place))
 
 
 def _local_without_unnamed_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> LocalDirectory:
@@ -31,16 +54,17 @@ def _local_without_unnamed_files(place: Path, monkeypatch: pytest.MonkeyPatch) -
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         return real(path, flags, mode, dir_fd=dir_fd)
 
-    monkeypatch.setattr("manifests.backends.os.open", refuse)
+    monkeypatch.setattr("manifests.localdirectory.os.open", refuse)
     return _local(place, monkeypatch)
 
 
 LOCAL: dict[str, Callable[[Path, pytest.MonkeyPatch], LocalDirectory]] = {
     "local": _local,
     "local without unnamed files": _local_without_unnamed_files,
+    "local-direct": _direct,
 }
 #: Name → maker of an empty backend, given a directory to itself. A new backend is added here.
-IMPLEMENTATIONS: dict[str, Callable[[Path, pytest.MonkeyPatch], BackendStorage]] = {**LOCAL}
+IMPLEMENTATIONS: dict[str, Callable[[Path, pytest.MonkeyPatch], BackendStorage]] = {**LOCAL, "memory": _memory}
 
 
 @pytest.fixture(params=sorted(IMPLEMENTATIONS))
@@ -54,6 +78,40 @@ class Broken(list[bytes]):
     def __iter__(self):  # type: ignore[no-untyped-def]
         yield from super().__iter__()
         raise OSError(errno.EIO, "scripted")
+
+
+BreakDisk = Callable[[BackendStorage, str, int], pytest.MonkeyPatch]
+
+
+@pytest.fixture
+def break_disk() -> Iterator[BreakDisk]:
+    """A function that makes an action (writing, reading, listing) fail on a backend until what it returns is undone; it
+    must be hit."""
+    hits: list[str] = []
+    patch = pytest.MonkeyPatch()
+    calls = {
+        "writing": ("write",),
+        "reading": ("pread", "preadv"),
+        "listing": ("scandir",),
+        "deleting": ("unlink",),
+    }
+
+    def arm(backend: BackendStorage, action: str, number: int) -> pytest.MonkeyPatch:
+        def fail(*args: object, **more: object) -> None:
+            hits.append(action)
+            raise OSError(number, os.strerror(number))
+
+        if isinstance(backend, MemoryBackend):
+            place = PLACES[backend.location]
+            patch.setattr(place, "fault", lambda done, key: fail() if done == action else None)
+        else:
+            for call in calls[action]:
+                patch.setattr(f"manifests.localdirectory.os.{call}", fail)
+        return patch
+
+    yield arm
+    patch.undo()
+    assert hits, "the fault was never hit"
 
 
 class TestAnyBackend:
@@ -234,9 +292,100 @@ class TestAnyBackend:
                         assert backend.read_range(key, offset, length) == model[key][offset : offset + length]
         assert {key: backend.read(key) for key in backend.list("")} == model
 
-    def test_it_says_where_it_is_how_much_is_free_and_what_it_fails_with(self, backend: BackendStorage) -> None:
+    def test_a_list_with_sizes_says_the_same_and_how_long_each_is(self, backend: BackendStorage) -> None:
+        for number in range(5):
+            backend.write(f"packs/0{number % 2}/{number}", [bytes(number)])
+        assert sorted(backend.list_sizes("packs")) == sorted((key, backend.size(key)) for key in backend.list("packs"))
+        assert dict(backend.list_sizes("packs/01")) == {"packs/01/1": 1, "packs/01/3": 3}
+        assert list(backend.list_sizes("absent")) == []
+
+    def test_a_removed_folder_is_gone_and_the_others_stay(self, backend: BackendStorage) -> None:
+        for key in ("inflight/r1/marker.json", "inflight/r1/deep/k", "inflight/r2/marker.json"):
+            backend.write(key, [b"x"])
+        backend.remove_folder("inflight/r1")
+        backend.remove_folder("inflight/absent")
+        assert list(backend.list("")) == ["inflight/r2/marker.json"]
+        backend.write("inflight/r1/marker.json", [b"again"])
+        assert backend.read("inflight/r1/marker.json") == b"again"
+
+    def test_a_place_with_something_in_it_is_not_empty(self, backend: BackendStorage) -> None:
+        backend.require_empty()
+        backend.make()  # what is there already is fine
+        backend.write("k", [b""])
+        with pytest.raises(StoreExists, match="not empty"):
+            backend.require_empty()
+
+    def test_folders_in_a_place_are_places(self, backend: BackendStorage) -> None:
+        assert list(backend.folders()) == []
+        for name in "ba":
+            below = open_backend(backend.type, f"{backend.location}/{name}")
+            below.require_empty()
+            below.make()
+            below.write("backend.json", [b"{}"])
+        assert list(backend.folders()) == [f"{backend.location}/a", f"{backend.location}/b"]
+        with contextlib.suppress(KeyError):
+            for name in "ab":
+                del PLACES[f"{backend.location}/{name}"]
+
+    def test_its_kind_opens_it_again(self, backend: BackendStorage) -> None:
+        backend.write("k", [b"x"])
+        again = open_backend(backend.type, backend.location)
+        assert type(again) is type(backend)
+        assert again.read("k") == b"x"
+        again.close()
+        again.close()
+
+    def test_what_a_file_system_holds_can_be_read_there(self, backend: BackendStorage) -> None:
+        backend.write("log/k", [b"content"])
+        path = backend.local_path("log/k")
+        assert path is None or path.read_bytes() == b"content"
+
+    def test_a_long_file_comes_back_whole_and_in_parts(self, backend: BackendStorage) -> None:
+        content = random.Random(5).randbytes((3 << 20) + 4321)
+        backend.write("k", [content[:5], content[5 : 1 << 20], memoryview(content)[1 << 20 :]])
+        assert backend.read("k") == content
+        for offset, length in ((0, 4096), (4095, 2), ((1 << 20) - 7, 100), (3 << 20, 10_000), (4096, 3 << 20)):
+            assert backend.read_range("k", offset, length) == content[offset : offset + length]
+
+    @pytest.mark.parametrize(
+        ("number", "kind"), [(errno.ENOSPC, BackendFull), (errno.EDQUOT, BackendFull), (errno.EIO, BackendError)]
+    )
+    def test_a_write_that_fails_keeps_the_old_content(
+        self,
+        backend: BackendStorage,
+        break_disk: BreakDisk,
+        number: int,
+        kind: type[BackendError],
+    ) -> None:
+        backend.write("log/k", [b"old"])
+        broken = break_disk(backend, "writing", number)
+        for key in ("log/k", "log/other"):
+            with pytest.raises(BackendError, match=key) as caught:
+                backend.write(key, [b"new"])
+            assert type(caught.value) is kind
+        broken.undo()
+        assert {key: backend.read(key) for key in backend.list("")} == {"log/k": b"old"}
+
+    @pytest.mark.parametrize("action", ["reading", "listing", "deleting"])
+    def test_a_disk_that_fails_is_no_absent_key(
+        self, backend: BackendStorage, break_disk: BreakDisk, action: str
+    ) -> None:
+        backend.write("log/k", [b"old"])
+        break_disk(backend, action, errno.EIO)
+        asks: dict[str, Callable[[], object]] = {
+            "reading": lambda: backend.read_range("log/k", 0, 2),
+            "listing": lambda: list(backend.list("log")),
+            "deleting": lambda: backend.delete("log/k"),
+        }
+        with pytest.raises(BackendError) as caught:
+            asks[action]()
+        assert type(caught.value) is BackendError and backend.location in str(caught.value)
+
+    def test_it_says_where_it_is_and_how_much_room_there_is(self, backend: BackendStorage) -> None:
         assert backend.location
-        assert backend.free_bytes() > 0
+        assert BACKEND_TYPES[backend.type](backend.location).location == backend.location
+        total, free = backend.space()
+        assert 0 < free <= total and backend.space().known
         assert backend.device() == backend.device() != ""
 
     def test_errors_name_the_place_and_the_key(self, backend: BackendStorage) -> None:
@@ -287,7 +436,7 @@ class TestLocalDirectory:
         with pytest.raises(KeyNotFound):
             gone.read("store.json")
 
-    @pytest.mark.parametrize("ask", [LocalDirectory.free_bytes, LocalDirectory.device], ids=["free_bytes", "device"])
+    @pytest.mark.parametrize("ask", [LocalDirectory.space, LocalDirectory.device], ids=["space", "device"])
     def test_asking_a_missing_root_for_its_device_gives_a_backend_error(
         self, tmp_path: Path, ask: Callable[[LocalDirectory], object]
     ) -> None:
@@ -308,6 +457,50 @@ class TestLocalDirectory:
         }
         with pytest.raises(BackendError):
             operations[ask]()
+
+    def test_a_direct_write_passes_the_cache_where_the_file_system_can(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        modes: list[tuple[int, bool]] = []
+        write = os.write
+
+        def watch(fd: int, data: memoryview) -> int:
+            modes.append((len(data), bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)))
+            return write(fd, data)
+
+        monkeypatch.setattr("manifests.localdirectory.os.write", watch)
+        direct = _direct(tmp_path, monkeypatch)
+        direct.write("k", [bytes((1 << 20) + 8192), b"tail"])
+        assert sum(length for length, _ in modes) == (1 << 20) + 8196
+        if modes[0][1]:
+            assert modes == [(1 << 20, True), (8192, True), (4, False)]
+        else:
+            assert not any(is_direct for _, is_direct in modes)
+
+    def test_a_file_system_without_direct_access_is_used_through_the_cache(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refused = []
+        real_open, real_fcntl = os.open, fcntl.fcntl
+
+        def refuse_open(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+            if flags & os.O_DIRECT:
+                refused.append("open")
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            return real_open(path, flags, mode, dir_fd=dir_fd)
+
+        def refuse_fcntl(fd: int, command: int, argument: int = 0) -> int:
+            if command == fcntl.F_SETFL and argument & os.O_DIRECT:
+                refused.append("fcntl")
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            return real_fcntl(fd, command, argument)
+
+        monkeypatch.setattr("manifests.localdirectory.os.open", refuse_open)
+        monkeypatch.setattr("manifests.localdirectory.fcntl.fcntl", refuse_fcntl)
+        direct = _direct(tmp_path, monkeypatch)
+        direct.write("k", [bytes(10_000), b"tail"])
+        assert direct.read_range("k", 9999, 10) == b"\0tail"
+        assert set(refused) == {"open", "fcntl"}
 
     def test_a_write_over_a_folder_fails_and_leaves_no_temporary_file(self, local: LocalDirectory) -> None:
         local.write("log/k", [b"old"])
@@ -345,7 +538,7 @@ class TestLocalDirectory:
         before = open_descriptors()
         with monkeypatch.context() as patch:
             for step in steps:
-                patch.setattr(f"manifests.backends.os.{step}", fail)
+                patch.setattr(f"manifests.localdirectory.os.{step}", fail)
             for key in ("log/k", "log/other"):
                 with pytest.raises(BackendError) as caught:
                     local.write(key, [b"new"])
@@ -366,7 +559,7 @@ class TestLocalDirectory:
             raise OSError(errno.EIO, "scripted")
 
         with monkeypatch.context() as patch:
-            patch.setattr("manifests.backends.os.rename", fail)
+            patch.setattr("manifests.localdirectory.os.rename", fail)
             with pytest.raises(BackendError):
                 local.write("log/k", [b"new"])
         assert len(hits) == 1
@@ -380,11 +573,15 @@ class TestLocalDirectory:
 
         def write_little(fd: int, data: memoryview) -> int:
             short.append(len(data))
-            return write(fd, data[:1000])
+            flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)  # which would refuse so odd a length
+            count = write(fd, data[:1000])
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+            return count
 
         content = random.Random(1).randbytes(5500)
         with monkeypatch.context() as patch:
-            patch.setattr("manifests.backends.os.write", write_little)
+            patch.setattr("manifests.localdirectory.os.write", write_little)
             local.write("k", [content[:4096], content[4096:]])
         assert len(short) == 7
         assert local.read("k") == content
@@ -404,7 +601,7 @@ class TestLocalDirectory:
             events.append((name, local.exists("log/k"), 0 if folder else state.st_size))
             fsync(fd)
 
-        monkeypatch.setattr("manifests.backends.os.fsync", watch)
+        monkeypatch.setattr("manifests.localdirectory.os.fsync", watch)
         local.write("log/k", [b"abc", b"def"])
         assert events == [("file", False, 6), ("log", True, 0)]
 
@@ -419,7 +616,7 @@ class TestLocalDirectory:
                 synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), local.root))
             fsync(fd)
 
-        monkeypatch.setattr("manifests.backends.os.fsync", watch)
+        monkeypatch.setattr("manifests.localdirectory.os.fsync", watch)
         local.write("packs/5f/a.0", [b"x"])
         assert synced == [".", "packs", "packs/5f"]
 
@@ -467,9 +664,49 @@ class TestLocalDirectory:
 
     def test_free_space_and_device_are_those_of_the_file_system(self, local: LocalDirectory, tmp_path: Path) -> None:
         system = os.statvfs(tmp_path)
-        assert 0 < local.free_bytes() <= system.f_blocks * system.f_frsize
+        assert 0 < local.space().free <= local.space().total == system.f_blocks * system.f_frsize
         assert local.device() == f"device:{tmp_path.stat().st_dev}" == LocalDirectory(tmp_path).device()
         assert local.device() != LocalDirectory("/proc").device()
+
+
+def test_a_memory_place_of_another_process_fails_aloud() -> None:
+    """What a worker would write there were lost with it."""
+    nowhere = MemoryBackend("/made by nobody")
+    with pytest.raises(BackendError, match="inline only"):
+        nowhere.write("k", [b"x"])
+    with pytest.raises(KeyNotFound, match="inline only"):
+        nowhere.read("k")
+    assert not nowhere.exists("k") and list(nowhere.list("")) == []
+
+
+def test_a_full_memory_place_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = _memory(tmp_path, monkeypatch)
+    PLACES[backend.location].capacity = 100
+    backend.write("k", [bytes(90)])
+    with pytest.raises(BackendFull, match="free some space"):
+        backend.write("l", [bytes(11)])
+    backend.write("k", [bytes(100)])
+    assert backend.space() == (100, 0)
+
+
+@pytest.mark.parametrize(
+    ("written", "kind", "location"),
+    [
+        ("/a", "local", "/a"),
+        ("/a/../b/", "local", "/b"),
+        ("memory:/m", "memory", "/m"),
+        ("local-direct:/a", "local-direct", "/a"),
+        ("/odd:name", "local", "/odd:name"),
+        (Path("/p"), "local", "/p"),
+    ],
+)
+def test_a_place_is_a_directory_unless_it_begins_with_a_kind(written: str | Path, kind: str, location: str) -> None:
+    assert parse_place(written) == (kind, location)
+
+
+def test_a_kind_without_a_place_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="names no place"):
+        parse_place("memory:")
 
 
 def test_an_unknown_kind_of_backend_is_a_usage_error(tmp_path: Path) -> None:

@@ -25,12 +25,14 @@ from blake3 import blake3
 
 from manifests import format as fmt
 from manifests.armour import JSON_PARITY, open_json, seal_json, seal_record
-from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig, placement
+from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
 from manifests.inflight import Inflight
 from manifests.log import initialise, open_store
+from manifests.placement import Room, Seat, place
 from manifests.replicas import Replicas
 from manifests.schema import KEYS, SCHEMAS
 from manifests.store import Members, create
+from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions, ingest
 from stages.chunk import ContentHasher, chunk_id
 from stages.compress import Encoder
@@ -223,7 +225,7 @@ def test_the_ids_and_sums_of_the_example_are_right() -> None:
 
 
 def _placement(backends: int) -> list[int]:
-    return placement(CONFIG.scheme, range(backends), PACK_ID)
+    return place(CONFIG.scheme, [Seat(n, "") for n in range(backends)], PACK_ID, dict.fromkeys(range(backends), Room()))
 
 
 def multiply(a: int, b: int) -> int:
@@ -471,6 +473,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RealStore:
     sources = (Source(os.fsencode(photos), b"photos"),)
     options = IngestOptions(inline=True, workers=1, tags={"a": "b"})
     ingest(members, state, Replicas(members, place / "cache"), sources, options)
+    with FileStore.open(place / "store", cache=place / "cache") as opened:
+        opened.add_backend(place / "store" / "backend-3", domain="attic")
+        opened.remove_backend(place / "store" / "backend-3")
+        opened.verify()
     return RealStore(place / "store", members, content)
 
 
@@ -484,13 +490,18 @@ def record_at(path: Path) -> dict[str, Any]:
 
 def test_json_records_have_the_keys_of_the_document(store: RealStore) -> None:
     log = {path.name.split(".")[1]: record_at(path) for path in sorted((store.first / "log").iterdir())}
-    assert set(log) == {"init", "ingest"}
+    assert set(log) == {"init", "ingest", "backend", "scrub"}
     common = keys_of("Log records")
     assert set(record_at(store.first / "store.json")) == keys_of("store.json")
     assert set(record_at(store.first / "backend.json")) == keys_of("backend.json")
     assert set(log["init"]) == common | {"backends", "index"}
     assert set(log["ingest"]) == common | {"run"}
     assert {key for entry in log["init"]["backends"] for key in entry} == keys_of("Records of kind init")
+    changes = [record_at(path) for path in (store.first / "log").glob("*.backend.json")]
+    assert set().union(*changes) - common == keys_of("Records of kind backend")
+    assert all(len(set(change) - common) == 1 for change in changes)
+    assert set(log["scrub"]) == common | {"scrub"}
+    assert set(log["scrub"]["scrub"]) == keys_of("Records of kind scrub")
     assert set(log["ingest"]["run"]) == keys_of("Records of kind ingest")
     entries = [entry for table_entries in log["ingest"]["adds"].values() for entry in table_entries]
     assert {key for entry in entries for key in entry} == keys_of("Manifest files")

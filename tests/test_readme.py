@@ -129,8 +129,20 @@ VARYING = [
     (r"^chunks [\d,]+", "chunks COUNT"),
     (r"packs/XX/ID\.\d", "packs/XX/ID.SHARD"),
     (r"lie on \d+ devices?", "lie on DEVICES"),
+    (r"device:\d+", "DEVICE"),
+    (rf"^(DEVICE (?:ok|absent) \d+) {SIZE} {SIZE} ", r"\1 SIZES "),
+    (rf" {SIZE} {SIZE} \d+ % ", " ROOM "),
+    (r"\d+ (?:s|min|h|d) ago", "AGE ago"),
+    (r"failure domains?", "failure domain"),
     (r"^( \w+) \d+ [\d,]+ \d+% \d+%$", r"\1 FIGURES"),
 ]
+
+
+#: Lines that depend on the machine's devices, or on chance.
+PASSED_OVER = re.compile(
+    r"warning: one device holds|next: (?:\S+ is nearly full|the loss of one device)|decoded [\d,]+ missing"
+    r"|healed [\d,]+ damaged"
+)
 
 
 def normal(lines: list[str]) -> list[str]:
@@ -141,7 +153,7 @@ def normal(lines: list[str]) -> list[str]:
         line = re.sub(r"(?<=\S) +", " ", re.sub(r"^ +", " ", line)).rstrip()
         for pattern, instead in VARYING:
             line = re.sub(pattern, instead, line)
-        if not re.match(r"warning: one device holds|decoded [\d,]+ missing|healed [\d,]+ damaged", line):
+        if not PASSED_OVER.match(line):
             found.append(line)
     shards = iter(sorted(line for line in found if line.startswith("packs/")))
     return [next(shards) if line.startswith("packs/") else line for line in found]

@@ -24,6 +24,8 @@ COMMANDS = {
     "cat": "pipeline.cli.restore",
     "verify": "pipeline.cli.verify",
     "index": "pipeline.cli.index",
+    "status": "pipeline.cli.status",
+    "backend": "pipeline.cli.backend",
 }
 SUMMARIES = {
     "init": "Make a store.",
@@ -37,6 +39,8 @@ SUMMARIES = {
     "cat": "Write an object, or a range of it, to standard output.",
     "verify": "Check that everything is there and whole.",
     "index": "Show the dedupe index, or build it anew.",
+    "status": "Say whether the store is safe, and what to do next.",
+    "backend": "List, add and remove backends.",
 }
 
 

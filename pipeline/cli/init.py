@@ -54,6 +54,7 @@ def init_command(
 
     Like `restic init` and `borg init`.
     """
+    from manifests.placement import likely_places
     from pipeline.filestore import FileStore
 
     with FileStore.create(
@@ -62,8 +63,9 @@ def init_command(
     ) as store:  # fmt: skip
         members = store.members
         per_domain: dict[str, int] = {}
-        for shard in range(scheme.total_shards):
-            domain = members.all[shard % members.count].domain
+        domains = {seat.number: seat.domain for seat in members.seats}
+        for number in likely_places(scheme, members.seats, store.config.store_id):
+            domain = domains[number]
             per_domain[domain] = per_domain.get(domain, 0) + 1
         safe_domains = sum(sorted(per_domain.values(), reverse=True)[:1]) <= scheme.m
         if output != "table":

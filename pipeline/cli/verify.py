@@ -81,6 +81,8 @@ def verify_command(
         click.echo(line, err=True)
     if len(lines) > NAMED_SHORT and not verbose:
         click.echo(f"… and {len(lines) - NAMED_SHORT} more; see: drystone verify -v", err=True)
+    if result.unnoted:
+        click.echo(f"this verification is not noted in the store: {result.unnoted}", err=True)
     if output != "table":
         for run, path in result.lost_objects if output == "jsonl" else ():
             emit_json({"type": "item", "run": str(run), **path_fields(path), "error": "lost"})
@@ -104,6 +106,7 @@ def verify_command(
                 "lost_objects": result.lost_object_count,
                 "wrong_objects": result.wrong_object_count,
                 "seconds": round(result.seconds, 3),
+                "noted": not result.unnoted,
                 "exit_code": result.exit_code,
             }
         )

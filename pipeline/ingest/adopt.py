@@ -81,7 +81,7 @@ def adoptable(members: Members, state: State, replicas: Replicas, lost: list[str
     if wanted:
         wanted -= pack_ids(state, replicas, wanted, lost)
     storages = {member.number: member.storage for member in members.present.values()}
-    source = ShardSource(members.config.store_id, storages, [info.number for info in members.all])
+    source = ShardSource(members.config.store_id, storages, tuple(info.seat for info in members.all))
     readers, decoder = PackReaders(source), Decoder()
     for pack_id in sorted(wanted):
         found = _find(members, pack_id)
@@ -115,4 +115,4 @@ def _find(members: Members, pack_id: uuid.UUID) -> tuple[ShardRecord, dict[int, 
     if record is None:
         return None
     held = list(Counter(backends.values()).values())
-    return (record, backends) if survives_another_loss(record.scheme, members.count, held) else None
+    return (record, backends) if survives_another_loss(record.scheme, len(members.seats), held) else None

@@ -186,7 +186,7 @@ def _specs(
         )
         for i in compressors
     ]
-    backends = tuple((m.number, m.info.type, m.storage.location) for m in members.present.values())
+    backends = tuple((m.number, m.info.type, m.storage.location) for m in members.writable)
     specs += [
         WorkerSpec(
             name=f"write-{i}",
@@ -202,7 +202,7 @@ def _specs(
                 config.pack_size,
                 shape.pack_capacity,
                 backends,
-                tuple(info.number for info in members.all),
+                members.seats,
                 state.newest,
             ),
             rings=(f"packs/{i}", *(f"blocks/{c}/{i}" for c in compressors)),
@@ -350,7 +350,7 @@ def _left_out(counters: Counters) -> dict[str, tuple[int, int]]:
 def _may_lose(members: Members, tally: Tally) -> int:
     """Backends that may still be lost: each that does not answer counts as one, and so do those whose shards a pack of
     this run lacks. What older packs have lost otherwise, only a verification can tell."""
-    lacking = -(-tally.most_missing // shards_per_backend(members.config.scheme, members.count))
+    lacking = -(-tally.most_missing // shards_per_backend(members.config.scheme, len(members.seats)))
     return max(0, members.tolerance - max(lacking, len(members.absent())))
 
 

@@ -15,9 +15,12 @@ import numpy as np
 
 from manifests import format as fmt
 from manifests.backends import BackendStorage, open_backend
-from manifests.config import CodecSpec, ECScheme, placement, survives_another_loss
+from manifests.config import CodecSpec, ECScheme, survives_another_loss
 from manifests.errors import BackendError, BackendFull, TooFewBackends
 from manifests.ids import NIL, new_id
+from manifests.placement import Seat, is_full, place, rooms
+from manifests.sizes import format_size
+from manifests.storage import Space
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.station import Acquire, Context, Station, Steps, Take
@@ -47,7 +50,8 @@ CHUNKS_PER_SLOT = SMALL_SLOT // fmt.CHUNK_DTYPE.itemsize
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """`backends`: number → (type, location) of those that answer; `order`: numbers of all backends, by joining."""
+    """`backends`: (number, type, location) of those that answer and may be written to; `seats`: all that shards may be
+    put on, by joining."""
 
     index: int
     compressors: int
@@ -59,7 +63,7 @@ class WriteOptions:
     pack_size: int
     pack_capacity: int
     backends: tuple[tuple[int, str, str], ...]
-    order: tuple[int, ...]
+    seats: tuple[Seat, ...]
     newest: uuid.UUID = NIL
 
 
@@ -91,7 +95,7 @@ class PackWriter:
             number: open_backend(kind, location) for number, kind, location in options.backends
         }
         self._failed: dict[int, str] = {}
-        self._threads = ThreadPoolExecutor(min(8, len(options.order)), "shard")
+        self._threads = ThreadPoolExecutor(min(8, len(options.seats)), "shard")
 
     def add(self, view: memoryview, block_count: int, chunk_count: int) -> Steps:
         """Append the blocks of a slot; a full pack is sealed."""
@@ -127,8 +131,11 @@ class PackWriter:
         self._coder.parity(sealed.payload, length, parity)
         pack_id = self._newest = new_id(self._newest)
         self._context.at(f"pack {pack_id}")
+        spaces = {number: self._space(number) for number in self._storages}
         writes = []
-        for index, number in enumerate(placement(scheme, options.order, pack_id)):
+        for index, number in enumerate(
+            place(scheme, options.seats, pack_id, rooms(options.seats, spaces, file_size(length)))
+        ):
             source, at = (sealed.payload, index) if index < scheme.k else (parity, index - scheme.k)
             data = source[at * length : (at + 1) * length]
             writes.append((index, number, self._write_shard(number, pack_id, index, sealed, length, data)))
@@ -146,10 +153,23 @@ class PackWriter:
         pieces = shard_pieces(record, table, data)
         return self._threads.submit(self._put, number, shard_key(pack_id, index), pieces)
 
+    def _space(self, number: int) -> Space:
+        try:
+            return self._storages[number].space()
+        except BackendError:
+            return Space(0, 0)  # not known; writing to it will tell what ails it
+
     def _put(self, number: int, key: str, pieces: Any) -> None:
         storage = self._storages.get(number)
         if storage is None:
             raise BackendError(self._failed.get(number, f"backend {number} does not answer"))
+        space, size = self._space(number), sum(map(len, pieces))
+        if is_full(space, size):
+            raise BackendFull(
+                f"writing {storage.location}/{key}: No space left on device that is worth the name: "
+                f"{format_size(space.free)} are free, and a shard takes {format_size(size)}; free some space or remove "
+                "the backend"
+            )
         storage.write(key, pieces)
 
     def _settle(self) -> Steps:
@@ -181,7 +201,7 @@ class PackWriter:
         """Each pack must survive the loss of one more backend (where there is parity), else the run fails."""
         scheme = self._options.scheme
         good = np.bincount(shards["backend"][shards["present"] != 0], minlength=1)
-        if not survives_another_loss(scheme, len(self._options.order), good.tolist()):
+        if not survives_another_loss(scheme, len(self._options.seats), good.tolist()):
             reasons = "; ".join(self._failed.values())
             full = any("No space" in reason for reason in self._failed.values())
             raise (BackendFull if full else TooFewBackends)(

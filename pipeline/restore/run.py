@@ -80,7 +80,7 @@ def backend_places(members: Members) -> BackendPlaces:
     return BackendPlaces(
         members.config.store_id,
         tuple((m.number, m.info.type, m.storage.location) for m in members.present.values()),
-        tuple(info.number for info in members.all),
+        tuple(info.seat for info in members.all),
     )
 
 

@@ -20,6 +20,7 @@ from manifests.backends import open_backend
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch
 from manifests.config import ECScheme
 from manifests.errors import DrystoneError, Unreadable
+from manifests.placement import Seat
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.fan import Work, fan_station
@@ -41,15 +42,15 @@ Texts = tuple[bytes, bytes, bytes]
 
 @dataclass(frozen=True)
 class BackendPlaces:
-    """The backends that answer, for a worker to open: (number, type, location); `order`: numbers of all."""
+    """The backends that answer, for a worker to open: (number, type, location); `seats`: all, by joining."""
 
     store_id: uuid.UUID
     answering: tuple[tuple[int, str, str], ...]
-    order: tuple[int, ...]
+    seats: tuple[Seat, ...]
 
     def source(self) -> ShardSource:
         storages = {number: open_backend(kind, location) for number, kind, location in self.answering}
-        return ShardSource(self.store_id, storages, self.order)
+        return ShardSource(self.store_id, storages, self.seats)
 
 
 @dataclass(frozen=True)

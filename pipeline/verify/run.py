@@ -19,6 +19,7 @@ from manifests.errors import BackendError, DrystoneError, KeyNotFound
 from manifests.ids import NIL
 from manifests.inspect import BadCopy, LostRange, affected_objects, bad_copies, chunks_of_pack, packs
 from manifests.log import Log, State
+from manifests.scrubs import ShardFinding
 from manifests.store import Members
 from pipeline import messages
 from pipeline.arena import Message
@@ -64,7 +65,8 @@ class VerifyResult:
     which only the manifests tell what lies in them; `mislisted_packs`: packs of which they tell something else than the
     directory; `damaged_shards`: lines for people; `lost_objects`: (run, path), the first of them; `wrong_objects`
     likewise, those whose chunks are whole and whose content is not what was recorded of it, or makes no sense;
-    `checked_bytes` and `checked_packs` tell how much data was read."""
+    `checked_bytes` and `checked_packs` tell how much data was read; `shard_findings`: the damaged shards for the table
+    `scrubs`; `unnoted`: why the store has no note of this verification."""
 
     seconds: float = 0.0
     checked_bytes: int = 0
@@ -84,6 +86,8 @@ class VerifyResult:
     damaged_shards: list[str] = field(default_factory=list)
     lost_objects: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
     wrong_objects: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
+    shard_findings: list[ShardFinding] = field(default_factory=list)
+    unnoted: str = ""
 
     @property
     def repairable(self) -> bool:
@@ -177,12 +181,15 @@ class VerifyHome:
             result.checked_packs += pack_id != NIL.bytes
         elif kind == BAD_CELLS:
             result.bad_cells += int(row["count"])
+            result.shard_findings.append(ShardFinding(pack_id, int(row["shard"]), bad_cells=int(row["count"])))
             result.damaged_shards.append(f"{shard}: {int(row['count'])} bad cells: {reason}")
         elif kind == MISSING_SHARD:
             result.missing_shards += 1
+            result.shard_findings.append(ShardFinding(pack_id, int(row["shard"]), missing=True))
             result.damaged_shards.append(f"{shard}: {reason}")
         elif kind == FLAWED_SHARD:
             result.flawed_shards += 1
+            result.shard_findings.append(ShardFinding(pack_id, int(row["shard"])))
             result.damaged_shards.append(f"{shard}: {reason}")
         elif kind == LOST_CHUNK:
             result.lost_chunks += 1
@@ -349,3 +356,20 @@ def _look_at(members: Members, key: str, shard_length: int) -> tuple[bool, str]:
         is_there |= found > data_offset(shard_length)
         reasons.append(f"it has {found} bytes instead of {file_size(shard_length)}")
     return is_there, "; ".join(reasons) or "it is on no backend that answers"
+
+
+def verification_facts(result: VerifyResult, data: bool) -> dict[str, int | bool | float]:
+    """What the log keeps of a verification."""
+    return {
+        "data": data,
+        "packs": result.packs,
+        "checked_bytes": result.checked_bytes,
+        "bad_cells": result.bad_cells,
+        "missing_shards": result.missing_shards,
+        "flawed_shards": result.flawed_shards,
+        "bad_copies": len(result.bad_copies),
+        "lost_objects": result.lost_object_count,
+        "wrong_objects": result.wrong_object_count,
+        "exit_code": result.exit_code,
+        "seconds": round(result.seconds, 3),
+    }

@@ -1,0 +1,221 @@
+"""drystone status"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from manifests.sizes import format_size
+from pipeline.cli.backend import backend_record
+from pipeline.cli.options import format_options, open_store, store_option
+from pipeline.cli.output import Column, emit, emit_json
+
+if TYPE_CHECKING:
+    from manifests.log import Verification
+    from manifests.presence import Pattern
+    from pipeline.status import StoreStatus
+
+#: Sets of backends that a line of `--risk` names.
+NAMED_SETS = 20
+
+
+@click.command("status")
+@store_option
+@click.option("--risk", is_flag=True, help="Which packs would not survive losing which backends.")
+@format_options
+@click.pass_context
+def status_command(context: click.Context, store: str | None, risk: bool, output: str) -> int:
+    """Say whether the store is safe: how many backends may be lost, what is amiss, what to do next. Reads no data; for
+    that there is verify. Exit 4: something wants mending; exit 3: something can't be given back.
+
+    \b
+    drystone -s /mnt/archive status
+    drystone -s /mnt/archive status --risk
+
+    Like `restic check` and `borg check --repository-only`, but for seconds.
+    """
+    with open_store(context, store) as opened:
+        found = opened.status()
+        if risk:
+            locations = {share.backend.number: share.backend.path for share in found.backends}
+            if output == "table":
+                _show_risk(found, locations)
+            else:
+                emit((_risk_record(each, locations) for each in found.presence.packs()), [], output)
+        elif output == "table":
+            _show(found)
+        elif output in ("json", "jsonl"):
+            emit_json(_record(found))
+        else:
+            emit(({**backend_record(s.backend), "shards": s.shards} for s in found.backends), [], output)
+    return found.exit_code
+
+
+def _show(found: StoreStatus) -> None:
+    click.echo(f"safe: {_safety(found)}")
+    packs = f"{found.packs:,} packs" if found.packs != 1 else "1 pack"
+    lack = f"{found.short_packs:,} short of shards" if found.short_packs else "all whole"
+    click.echo(f"{packs}, {lack}, by listing and the last verification")
+    for line in _history(found):
+        click.echo(line)
+    columns = [
+        Column("failure_domain", "domain"),
+        Column("state", "state"),
+        Column("shards", "shards", lambda count: f"{count:,}", right=True),
+        Column("shard_bytes", "bytes", format_size, right=True),
+        Column("free_bytes", "free", format_size, right=True),
+        Column("path", "backend"),
+    ]
+    emit(
+        (
+            {**backend_record(share.backend), "shards": share.shards, "shard_bytes": share.shard_bytes}
+            for share in found.backends
+        ),
+        columns,
+        "table",
+    )
+    for trouble in found.troubles:
+        click.echo(f"amiss: {trouble}")
+    for advice in found.advice:
+        click.echo(f"next: {advice}")
+
+
+def _safety(found: StoreStatus) -> str:
+    count = len(found.backends)
+    if found.bears_backends < 0:
+        return f"NO: {found.lost_packs:,} of {found.packs:,} packs can't be given back by the backends that answer"
+    still = " more" if found.bears_backends < found.should_bear else ""
+    text = f"any {found.bears_backends}{still} of {count} backends may be lost, and all comes back"
+    if not found.bears_backends:
+        text = f"for now, but none{still} of {count} backends may be lost"
+    domains = f"{found.domains} failure domain{'s' * (found.domains != 1)}"
+    return f"{text}; " + (
+        f"any {found.bears_domains} of {domains}" if found.bears_domains > 0 else f"none of {domains}"
+    )
+
+
+def _history(found: StoreStatus) -> Iterator[str]:
+    run = found.last_run
+    if run is None:
+        yield "no run yet"
+    else:
+        yield f"last run {run.short} of {run.time}, {_ago(run.time)}"
+    yield _verified("last verification", found.last_verification)
+    if found.last_data_verification is not found.last_verification:
+        yield _verified("last verification of all data", found.last_data_verification)
+    for unfinished, packs in found.unfinished.items():
+        yield f"unfinished run {unfinished}: under way, or died; {packs:,} packs stored"
+
+
+def _verified(name: str, last: Verification | None) -> str:
+    if last is None:
+        return f"{name}: never"
+    outcome = {0: "whole", 3: "LOST DATA", 4: "damage, nothing lost"}.get(last.exit_code, f"exit {last.exit_code}")
+    how = "all data read" if last.data else "presence only"
+    return f"{name} of {last.time}, {_ago(last.time)}: {how}, {outcome}"
+
+
+def _ago(time: str) -> str:
+    from pipeline.status import age
+
+    return f"{_rough(age(time))} ago"
+
+
+def _rough(span: datetime.timedelta) -> str:
+    """A span of time in its largest unit."""
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if span.total_seconds() >= 2 * seconds:
+            return f"{int(span.total_seconds() // seconds)} {unit}"
+    return f"{int(span.total_seconds())} s"
+
+
+def _record(found: StoreStatus) -> dict[str, Any]:
+    run = found.last_run
+    return {
+        "type": "summary",
+        "backends_that_may_be_lost": max(0, found.bears_backends),
+        "domains_that_may_be_lost": max(0, found.bears_domains),
+        "should_bear": found.should_bear,
+        "domains": found.domains,
+        "packs": found.packs,
+        "short_packs": found.short_packs,
+        "missing_shards": found.missing_shards,
+        "lost_packs": found.lost_packs,
+        "last_run": None if run is None else {"run": str(run.run_id), "time": run.time, "age_seconds": _age(run.time)},
+        "last_verification": _verification_record(found.last_verification),
+        "last_data_verification": _verification_record(found.last_data_verification),
+        "backends": [
+            {
+                **backend_record(share.backend),
+                "shards": share.shards,
+                "shard_bytes": share.shard_bytes,
+                "lacking_files": share.lacking,
+            }
+            for share in found.backends
+        ],
+        "unfinished": [{"run": str(run_id), "packs": packs} for run_id, packs in found.unfinished.items()],
+        "troubles": found.troubles,
+        "advice": found.advice,
+        "exit_code": found.exit_code,
+    }
+
+
+def _age(time: str) -> int:
+    from pipeline.status import age
+
+    return int(age(time).total_seconds())
+
+
+def _verification_record(last: Verification | None) -> dict[str, Any] | None:
+    if last is None:
+        return None
+    return {"time": last.time, "age_seconds": _age(last.time), "data": last.data, "exit_code": last.exit_code}
+
+
+def _show_risk(found: StoreStatus, locations: dict[int, str]) -> None:
+    """A line for each set of backends whose loss would be too much, with the packs that would go with it."""
+    packs = Counter[tuple[int, str, str]]()
+    for pattern in found.presence.patterns():
+        packs[max(0, pattern.bears({})), f"{pattern.good} of {pattern.k + pattern.m}", _lethal_text(pattern)] += (
+            pattern.packs
+        )
+    columns = [
+        Column("packs", "packs", lambda count: f"{count:,}", right=True),
+        Column("good", "good", right=True),
+        Column("bears", "may lose", right=True),
+        Column("lost_with", "would not survive the loss of"),
+    ]
+    rows = ({"packs": packs[row], "bears": row[0], "good": row[1], "lost_with": row[2]} for row in sorted(packs))
+    emit(rows, columns, "table")
+    for number, location in locations.items():
+        click.echo(f"{number}: {location}")
+
+
+def _lethal_text(pattern: Pattern) -> str:
+    if not pattern.recoverable:
+        return "lost already: too few shards"
+    if pattern.good < pattern.k:
+        return "any of those with a damaged shard"
+    numbers = sorted({backend for _, backend in pattern.placed})
+    if len(numbers) == len(pattern.placed):
+        return f"any {pattern.bears({}) + 1} of {' '.join(map(str, numbers))}"
+    sets = pattern.lethal_sets(NAMED_SETS + 1)
+    text = ", ".join(" and ".join(map(str, each)) for each in sets[:NAMED_SETS])
+    return text + (", …" if len(sets) > NAMED_SETS else "")
+
+
+def _risk_record(pattern: Pattern, locations: dict[int, str]) -> dict[str, Any]:
+    return {
+        "pack": str(pattern.pack_id),
+        "good_shards": pattern.good,
+        "data_shards": pattern.k,
+        "parity_shards": pattern.m,
+        "backends_that_may_be_lost": max(0, pattern.bears({})),
+        "recoverable": pattern.recoverable,
+        "backends": sorted({locations[backend] for _, backend in pattern.placed}),
+        "lost_with": [[locations[number] for number in each] for each in pattern.lethal_sets(NAMED_SETS)],
+    }

@@ -1,0 +1,238 @@
+"""Is the store safe, what is amiss, and what to do next.
+
+By the manifests and one listing of each backend: no data is read. What an earlier verification found is believed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+
+from manifests.catalog import Catalog
+from manifests.errors import BackendError
+from manifests.inflight import unfinished
+from manifests.log import FOLDER as LOG_FOLDER
+from manifests.log import Log, Run, State, Verification
+from manifests.presence import Presence
+from manifests.store import Members
+from pipeline.backend import Backend, describe
+from pipeline.presence import look_around
+
+#: After so many days without one, a verification of all data is due.
+VERIFY_DAYS = 90
+#: A backend of which more is used is nearly full, in percent.
+NEARLY_FULL = 95
+
+
+@dataclass(frozen=True)
+class BackendShare:
+    """A backend, and what of the store lies on it: good shards, and their files' length in bytes. `lacking`: records
+    and manifest files that it should hold and does not."""
+
+    backend: Backend
+    shards: int
+    shard_bytes: int
+    lacking: int
+
+
+@dataclass(frozen=True)
+class StoreStatus:
+    """The state of a store. `bears_backends`, `bears_domains`: how many backends, or failure domains, may be lost from
+    now on, whichever they are, with nothing lost: −1 where something can't be given back by what answers;
+    `should_bear`: backends, were all in order; `short_packs`: packs that lack shards, `missing_shards` in all;
+    `lost_packs`: those of which less than k shards are good; `unfinished`: runs with traces → packs that they stored;
+    `advice`: what to do next, the most urgent first. `presence` tells of single packs while the store is open."""
+
+    bears_backends: int
+    bears_domains: int
+    should_bear: int
+    domains: int
+    packs: int
+    short_packs: int
+    missing_shards: int
+    lost_packs: int
+    last_run: Run | None
+    last_verification: Verification | None
+    last_data_verification: Verification | None
+    backends: list[BackendShare]
+    unfinished: dict[uuid.UUID, int]
+    troubles: list[str]
+    advice: list[str]
+    presence: Presence = field(repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        """0 in order; 3 where something can't be given back by what answers, or could not when all was read; 4 where
+        something wants mending."""
+        last = self.last_data_verification
+        if self.bears_backends < 0 or (last is not None and last.exit_code == 3):
+            return 3
+        return 4 if self.troubles else 0
+
+
+@dataclass
+class _Counted:
+    """Sums over all packs."""
+
+    packs: int = 0
+    short: int = 0
+    missing: int = 0
+    lost: int = 0
+    bears_backends: int | None = None
+    bears_domains: int | None = None
+
+
+def _count(presence: Presence, domains: Mapping[int, Hashable]) -> _Counted:
+    counted = _Counted()
+    for pattern in presence.patterns():
+        missing = pattern.k + pattern.m - pattern.good
+        counted.packs += pattern.packs
+        counted.missing += missing * pattern.packs
+        counted.short += pattern.packs * (missing > 0)
+        counted.lost += pattern.packs * (not pattern.recoverable)
+        backends, in_domains = pattern.bears({}), pattern.bears(domains)
+        counted.bears_backends = _least(counted.bears_backends, backends)
+        counted.bears_domains = _least(counted.bears_domains, in_domains)
+    return counted
+
+
+def _least(one: int | None, other: int) -> int:
+    return other if one is None else min(one, other)
+
+
+def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> StoreStatus:
+    """The state of an open store. Raises Unreadable where the manifests don't tell which packs there are."""
+    presence, unlisted = look_around(members, state, catalog)
+    domains = {info.number: info.domain for info in members.all}
+    counted = _count(presence, domains)
+    copies, lacking, unreadable = _copies(members, log, state)
+    unlisted.update(unreadable)
+    # Of a store without packs, or beyond what its scheme promises, records alone tell nothing.
+    of_records = min(len(held) for held in copies) - 1
+    of_domains = min(len({domains[number] for number in held}) for held in copies) - 1
+    bears_backends = min(of_records, members.tolerance if counted.bears_backends is None else counted.bears_backends)
+    bears_domains = min(of_domains, members.tolerance if counted.bears_domains is None else counted.bears_domains)
+    stored = presence.stored()
+    shares = [
+        BackendShare(describe(members, info), *stored.get(info.number, (0, 0)), lacking[info.number])
+        for info in members.all
+    ]
+    runs, trouble = _unfinished(members)
+    unlisted.update(trouble)
+    found = StoreStatus(
+        bears_backends=bears_backends,
+        bears_domains=bears_domains,
+        should_bear=members.tolerance,
+        domains=len(set(domains.values())),
+        packs=counted.packs,
+        short_packs=counted.short,
+        missing_shards=counted.missing,
+        lost_packs=counted.lost,
+        last_run=state.runs[-1] if state.runs else None,
+        last_verification=state.verifications[-1] if state.verifications else None,
+        last_data_verification=next((each for each in reversed(state.verifications) if each.data), None),
+        backends=shares,
+        unfinished=runs,
+        troubles=[],
+        advice=[],
+        presence=presence,
+    )
+    found.troubles.extend(_troubles(found, members, unlisted))
+    found.advice.extend(_advice(found))
+    return found
+
+
+def _copies(members: Members, log: Log, state: State) -> tuple[list[frozenset[int]], Counter[int], dict[int, str]]:
+    """The distinct sets of backends that hold a record or a manifest file in its length; how many of them each backend
+    lacks; and backends that could not be listed."""
+    held: dict[str, set[int]] = {key: set() for key in log.records}
+    sizes = {file.key: file.size for table in state.manifests for file in state.files(table)}
+    held |= {key: set() for key in sizes}
+    trouble: dict[int, str] = {}
+    for member in members.present.values():
+        try:
+            for folder in (LOG_FOLDER, "manifests"):
+                for key, size in member.storage.list_sizes(folder):
+                    if key in held and sizes.get(key, size) == size:
+                        held[key].add(member.number)
+        except BackendError as error:
+            trouble[member.number] = str(error)
+    lacking = Counter[int]()
+    for numbers in held.values():
+        for member in members.writable:
+            lacking[member.number] += member.number not in numbers
+    return list({frozenset(numbers) for numbers in held.values()}), lacking, trouble
+
+
+def _unfinished(members: Members) -> tuple[dict[uuid.UUID, int], dict[int, str]]:
+    try:
+        return {run: len(packs) for run, packs in unfinished(members).items()}, {}
+    except BackendError as error:
+        return {}, {-1: str(error)}
+
+
+def _troubles(found: StoreStatus, members: Members, unlisted: dict[int, str]) -> list[str]:
+    """What wants mending."""
+    troubles = [f"{share.backend.path}: {share.backend.trouble}" for share in found.backends if share.backend.trouble]
+    troubles += unlisted.values()
+    if found.lost_packs:
+        troubles.append(f"{_packs(found.lost_packs)} can't be given back by the backends that answer")
+    if found.missing_shards:
+        troubles.append(f"{found.missing_shards:,} shards of {_packs(found.short_packs)} are missing or damaged")
+    for share in found.backends:
+        if share.lacking and share.backend.present:
+            troubles.append(f"{share.backend.path} lacks {share.lacking:,} records and manifest files")
+    if members.healed > len(members.unsure):
+        troubles.append("records were rotten on opening, and were healed")
+    last = found.last_verification
+    if last is not None and last.exit_code:
+        troubles.append(f"the verification of {last.time} found damage")
+    return troubles
+
+
+def _packs(count: int) -> str:
+    return "1 pack" if count == 1 else f"{count:,} packs"
+
+
+def _advice(found: StoreStatus) -> list[str]:
+    """What to do next, the most urgent first."""
+    advice = []
+    absent = [share.backend for share in found.backends if not share.backend.present]
+    for backend in absent:
+        advice.append(f"attach {backend.path} again, or, if it is gone for good: drystone backend remove {backend.id}")
+    if found.lost_packs and not absent:
+        advice.append("name what is lost: drystone verify --data")
+    elif found.troubles and not absent:
+        advice.append("name what is damaged: drystone verify -v")
+    if found.last_run is None:
+        advice.append("archive something: drystone ingest SOURCE")
+    if found.unfinished:
+        advice.append("let the next ingest take over what unfinished runs stored: drystone ingest SOURCE")
+    if found.packs and _is_due(found.last_data_verification):
+        advice.append("read everything once: drystone verify --data")
+    full = [share.backend for share in found.backends if share.backend.usage_percent > NEARLY_FULL]
+    for backend in full:
+        advice.append(f"{backend.path} is nearly full: drystone backend add DIR")
+    if found.packs and 0 <= found.bears_domains < min(1, found.should_bear):
+        advice.append("the loss of one device loses everything: put backends on disks of their own")
+    if not found.troubles and found.bears_backends < found.should_bear:
+        advice.append(
+            "packs of before there were so many backends share some: ingest into a new store to spread them all"
+        )
+    return advice
+
+
+def _is_due(last: Verification | None) -> bool:
+    return last is None or age(last.time) > datetime.timedelta(days=VERIFY_DAYS)
+
+
+def age(time: str) -> datetime.timedelta:
+    """How long ago a time of the log was, by this machine's clock; never less than nothing."""
+    then = datetime.datetime.fromisoformat(time)
+    return max(datetime.timedelta(), datetime.datetime.now(datetime.UTC) - then)
+
+
+__all__ = ["BackendShare", "StoreStatus", "age", "store_status"]
