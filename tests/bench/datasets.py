@@ -50,8 +50,8 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Places:
-    """Where data comes from: `folder` for what is made; `linux` and `tar` where the user named them. `short`: a sixteenth
-    of the size."""
+    """Where data comes from: `folder` for what is made; `linux` and `tar` where the user named them. `short`: a
+    sixteenth of the size."""
 
     folder: Path
     linux: Path | None = None
@@ -115,7 +115,9 @@ def tar(places: Places) -> DataSet:
     most = places.size(4096 * MIB)
     path = places.made("usr-lib.tar", most, lambda target: _archive(target, most))
     if path.stat().st_size < most // 4:
-        raise Missing(f"a tar of /usr/lib has only {path.stat().st_size // MIB} MiB here: --tar FILE names a larger one")
+        raise Missing(
+            f"a tar of /usr/lib has only {path.stat().st_size // MIB} MiB here: --tar FILE names a larger one"
+        )
     return DataSet.of("tar", path)
 
 

@@ -1,9 +1,9 @@
 """The limit: the same works by the bare kernels, in one process, one after the other.
 
 Read, cut (CDC), BLAKE3, compress (zstd), parity, write, with Drystone's defaults, block sizes and formats, by its own
-stage functions; no processes, queues, index, manifests or metadata. What counts is the CPU time of the kernels alone, for
-what lies between them is for the pipeline to save. Their sum over the cores is the time that a perfect
-pipeline would take.
+stage functions; no processes, queues, index, manifests or metadata. What counts is the CPU time of the kernels alone,
+for what lies between them is for the pipeline to save. Their sum over the cores is the time that a perfect pipeline
+would take.
 
     python -m tests.bench.limit SOURCE SCRATCH
 """

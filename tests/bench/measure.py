@@ -88,16 +88,16 @@ def run(command: Command, sampling: float = 0.0) -> Usage:
 
 
 def warm_memory(scratch: Path, size: int) -> None:
-    """Write `size` bytes to a file and remove it, so that the pages of tmpfs are there: on a virtual machine memory that
-    was not used for a while costs three times as much on its first use, whoever uses it. Raises OSError."""
+    """Write `size` bytes to a file and remove it, so that the pages of tmpfs are there: on a virtual machine memory
+    that was not used for a while costs three times as much on its first use, whoever uses it. Raises OSError."""
     with tempfile.TemporaryFile(dir=scratch) as file:
         for at in range(0, size, len(_PIECE)):
             file.write(_PIECE[: size - at])
 
 
 def warm_cache(path: Path) -> None:
-    """Bring all files at or below `path` into the page cache, by reading them. (tar notices that it writes to /dev/null,
-    and reads nothing.) Raises BenchError."""
+    """Bring all files at or below `path` into the page cache, by reading them. (tar notices that it writes to
+    /dev/null, and reads nothing.) Raises BenchError."""
     done = subprocess.run(["find", path, "-type", "f", "-exec", "cat", "{}", "+"], stdout=subprocess.DEVNULL)
     if done.returncode:
         raise BenchError(f"reading {path} failed")

@@ -2,14 +2,14 @@
 
     python -I reaper.py REPORT SECONDS COMMAND [ARGUMENT…]
 
-The kernel adds the CPU time of a process to that of whoever waits for it. Processes that outlive their parent, as a fork
-server may, go to init, and their time with them; here they come to this process, the subreaper of its descendants, which
-waits for every one of them. Sampling costs CPU itself: with SECONDS above 0 the tree's memory is looked at that often, and
-the times of such a run are not to be used; with 0 nothing runs beside the command.
+The kernel adds the CPU time of a process to that of whoever waits for it. Processes that outlive their parent, as a
+fork server may, go to init, and their time with them; here they come to this process, the subreaper of its descendants,
+which waits for every one of them. Sampling costs CPU itself: with SECONDS above 0 the tree's memory is looked at that
+often, and the times of such a run are not to be used; with 0 nothing runs beside the command.
 
-REPORT gets one JSON object: `code`, `wall` (until the command itself ended), `user` and `system` (of all processes), `pss`
-(bytes, the most that was seen of the whole tree at one time; null when not sampled) and `left` (processes that did not end
-within LINGER seconds after the command; they are killed).
+REPORT gets one JSON object: `code`, `wall` (until the command itself ended), `user` and `system` (of all processes),
+`pss` (bytes, the most that was seen of the whole tree at one time; null when not sampled) and `left` (processes that
+did not end within LINGER seconds after the command; they are killed).
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ LIMIT = "limit"
 
 @dataclass
 class Record:
-    """One work of one tool on one data set. Seconds, a sample each round; bytes."""
+    """One work of one tool on one data set: seconds, a sample each round; bytes; `parts`: seconds by kernel or stage,
+    of the last round, and the workers of a stage."""
 
     data: str
     work: str
@@ -38,6 +39,7 @@ class Record:
     stored: int | None = None
     bytes_read: int | None = None
     parts: dict[str, float] = field(default_factory=dict)
+    workers: dict[str, int] = field(default_factory=dict)
 
     @property
     def wall(self) -> float | None:
@@ -75,9 +77,16 @@ class Results:
         """Records of all tools, in the order in which they were first noted."""
         return [record for key, record in self._records.items() if key[:2] == (data, work)]
 
+    def of_series(self, name: str) -> list[Record]:
+        """Records whose works are numbers; see special.py."""
+        return [record for key, record in self._records.items() if key[0] == name]
+
+    def all(self) -> list[Record]:
+        return list(self._records.values())
+
     def data(self) -> list[str]:
-        """Names of the data sets."""
-        return list(dict.fromkeys(data for data, _, _ in self._records))
+        """Names of the data sets, without series."""
+        return list(dict.fromkeys(data for data, work, _ in self._records if work in WORKS))
 
     def as_json(self) -> list[dict[str, Any]]:
         return [{**vars(record), "wall": record.wall, "cpu": record.cpu} for record in self._records.values()]

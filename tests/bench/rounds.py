@@ -1,7 +1,8 @@
 """The rounds: all works of all tools on one data set, the tools in turn.
 
 A round takes each tool through its works in order, in a store of its own. After the rounds that are timed comes one in
-which the memory of the process trees is sampled, and in which it is checked that what was restored is what was archived.
+which the memory of the process trees is sampled, and in which it is checked that what was restored is what was
+archived.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def one_round(plan: Plan, tool: Tool, data: DataSet, results: Results, sampling:
     turn = Turn(plan, tool, data, results, sampling)
     labels = iter(string.ascii_lowercase)
     with fresh_site(plan.scratch, plan.scratch) as site:
-        _create(tool, site)
+        create(tool, site)
         label = next(labels)
         turn.measured("ingest", tool.ingest(site, data.path, label))
         turn.note_stored("ingest", site)
@@ -120,10 +121,11 @@ def one_round(plan: Plan, tool: Tool, data: DataSet, results: Results, sampling:
 
 
 def disk_round(plan: Plan, tool: Tool, data: DataSet, results: Results, disk: Path) -> None:
-    """Ingest and restore with the store on a disk. What others left to be written is written before. Raises BenchError."""
+    """Ingest and restore with the store on a disk. What others left to be written is written before. Raises
+    BenchError."""
     turn = Turn(plan, tool, data, results, 0.0)
     with fresh_site(disk, plan.scratch) as site:
-        _create(tool, site)
+        create(tool, site)
         if "disk-ingest" in plan.works or "disk-restore" in plan.works:
             os.sync()
             turn.measured("disk-ingest", tool.ingest(site, data.path, "a"))
@@ -132,7 +134,8 @@ def disk_round(plan: Plan, tool: Tool, data: DataSet, results: Results, disk: Pa
             _restore(turn, "disk-restore", tool, site, data.path, "a", check=False)
 
 
-def _create(tool: Tool, site: Site) -> None:
+def create(tool: Tool, site: Site) -> None:
+    """An empty store, where the tool wants one made. Raises BenchError."""
     command = tool.create(site)
     if command is not None:
         run(command)
@@ -146,9 +149,7 @@ def _restore(turn: Turn, work: str, tool: Tool, site: Site, source: Path, label:
     shutil.rmtree(site.back)
 
 
-def _ranges(
-    plan: Plan, turn: Turn, tool: Tool, site: Site, data: DataSet, label: str, results: Results
-) -> None:
+def _ranges(plan: Plan, turn: Turn, tool: Tool, site: Site, data: DataSet, label: str, results: Results) -> None:
     length = min(RANGE_LENGTH, data.bytes)
     first = (data.bytes - length) * 5 // 8
     last = first + length - 1
@@ -190,5 +191,3 @@ def note_limit(plan: Plan, data: DataSet, results: Results) -> None:
             cpu = sum(parts.values())
             record = results.note(data.name, work, LIMIT, Usage(cpu / plan.cores, cpu, None, b""))
             record.parts = parts
-
-

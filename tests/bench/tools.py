@@ -157,11 +157,11 @@ class Drystone(Tool):
     def bytes_read(self, site: Site, source: Path, first: int, last: int) -> int:
         from pipeline.filestore import FileStore
         from pipeline.packreader import ReadFigures
-        from pipeline.ranges import ByteRange
+        from stages.assemble import ByteRange
 
         figures = ReadFigures()
         with FileStore.open(site.store, cache=site.cache) as store:
-            for _ in store.open_range(f"latest:{source.name}", ByteRange.parse(f"{first}-{last}"), figures):
+            for _ in store.open_range(f"latest:{source.name}", ByteRange(first, last), figures):
                 pass
         return figures.bytes
 
@@ -218,8 +218,8 @@ class Restic(Tool):
 class Borg(Tool):
     name = "borg"
     get = (
-        "pip install 'borgbackup>=1.4,<2', which needs apt-get install gcc python3-dev pkg-config libacl1-dev libssl-dev "
-        "liblz4-dev libxxhash-dev libzstd-dev; or an older one by apt-get install borgbackup"
+        "pip install 'borgbackup>=1.4,<2', which needs apt-get install gcc python3-dev pkg-config libacl1-dev "
+        "libssl-dev liblz4-dev libxxhash-dev libzstd-dev; or an older one by apt-get install borgbackup"
     )
     syncs = True
 
@@ -276,9 +276,7 @@ class Casync(Tool):
 
     def restore(self, site: Site, source: Path, label: str) -> Command:
         chunks = f"--store={site.store}/chunks.castr"
-        return Command(
-            [self.program, "extract", chunks, self._index(site, source, label), self.restored(site, source)]
-        )
+        return Command([self.program, "extract", chunks, self._index(site, source, label), self.restored(site, source)])
 
     def restored(self, site: Site, source: Path) -> Path:
         return site.back / source.name
@@ -332,9 +330,7 @@ class TarZstd(Tool):
         return f"{_first_line(['tar', '--version'])}, {_first_line(['zstd', '--version'])}, zstd -3 -T0"
 
     def _pipe(self, *parts: list[str | Path]) -> Command:
-        return Command(
-            ["bash", "-o", "pipefail", "-c", " | ".join(shlex.join(map(str, part)) for part in parts)]
-        )
+        return Command(["bash", "-o", "pipefail", "-c", " | ".join(shlex.join(map(str, part)) for part in parts)])
 
     def create(self, site: Site) -> Command:
         return Command(["mkdir", site.store])
