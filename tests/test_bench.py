@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,10 @@ from tests.bench import limit
 from tests.bench.compare import checked_out, verdict
 from tests.bench.datasets import MIB, DataSet, Missing, Places, linux, many_files, tar, text, versions
 from tests.bench.goals import GOALS, OURS
-from tests.bench.measure import BenchError, Command, Usage, run, warm_cache
+from tests.bench.measure import SAMPLING, BenchError, Command, Usage, run, warm_cache
 from tests.bench.places import file_system, require_room
 from tests.bench.results import WORKS, Results
-from tests.bench.rounds import Plan, compare_trees, measure
+from tests.bench.rounds import Plan, compare_trees, one_round
 from tests.bench.tools import TOOLS, Drystone, Restic, Site, Tool
 from tests.trees import make_tree
 
@@ -207,22 +208,22 @@ def test_what_is_missing_is_said_with_how_to_get_it(tmp_path: Path, monkeypatch:
         tar(Places(tmp_path, tar=tmp_path))
 
 
-def test_a_round_measures_every_work(tmp_path: Path, drystone: Drystone, make_plan: Callable[..., Plan]) -> None:
+def test_a_round_does_every_work(tmp_path: Path, drystone: Drystone, make_plan: Callable[..., Plan]) -> None:
     source = tmp_path / "object.bin"
-    source.write_bytes(b"".join(text(5 * MIB)))
+    source.write_bytes(os.urandom(2 * MIB))
     results = Results()
-    plan = make_plan(drystone, with_limit=False)
-    measure(plan, DataSet.of("object", source), results, disk=False)
+    plan = make_plan(drystone)
+    one_round(plan, drystone, DataSet.of("object", source), results, SAMPLING)
     for work in ("ingest", "reread", "restore", "verify", "range", "range-lost"):
         record = results.find("object", work, OURS)
-        assert record is not None and len(record.walls) == len(record.cpus) == 1, work
-        assert record.pss is not None and record.pss > 20 * MIB, work
+        assert record is not None and record.pss is not None and record.pss > 10 * MIB, work
+        assert not record.walls, "a run whose memory was sampled is no measurement of time"
     assert (results.find("object", "unchanged", OURS) is not None) == drystone.skips
     stored = results.at("object", "ingest", OURS).stored
-    assert stored is not None and 0.5 * MIB < stored < 4 * MIB
+    assert stored is not None and 2 * MIB < stored < 2.1 * MIB, "no parity, one copy of the manifests"
     for work in ("range", "range-lost"):
         read = results.at("object", work, OURS).bytes_read
-        assert read is not None and read > 0
+        assert read is not None and read >= MIB
     assert not list(plan.scratch.iterdir()), "all is removed"
 
 
@@ -237,26 +238,19 @@ def test_a_wrong_restore_is_no_measurement(tmp_path: Path) -> None:
         compare_trees(tree, tmp_path / "back", "cp")
 
 
-def test_stored_counts_no_parity_and_one_copy_of_manifests(tmp_path: Path, drystone: Drystone) -> None:
-    source = tmp_path / "random"
-    source.write_bytes(os.urandom(2 * MIB))
-    site = Site(tmp_path / "store", tmp_path / "back", tmp_path / "cache")
-    run(drystone.create(site))
-    run(drystone.ingest(site, source, "a"))
-    assert 2 * MIB < drystone.stored(site) < 2.1 * MIB
-
-
 def test_the_smallest_form_writes_table_json_and_plot(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree", files=20, largest=20_000)
     out = tmp_path / "out"
+    scratch = Path(tempfile.gettempdir())  # sockets below it must have short paths
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.bench", "--tree", tree, "--tool", "drystone", "--work", "restore"),
-            *("--rounds", "1", "--no-streams", "--no-scaling", "--no-memory", "--out", out, "--scratch", tmp_path),
+            *("--rounds", "1", "--no-streams", "--no-scaling", "--no-memory", "--out", out, "--scratch", scratch),
             *("--kept", tmp_path / "kept", "--disk", tmp_path / "disk"),
         ],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
+    assert not done.returncode, done.stderr
     table = (out / "bench.txt").read_text()
     assert table in done.stdout
     assert "first ingest" in table and "restore" in table and "not measured" in table
