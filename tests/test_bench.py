@@ -21,8 +21,8 @@ from tests.bench.goals import GOALS, OURS
 from tests.bench.measure import SAMPLING, BenchError, Command, Usage, run, warm_cache
 from tests.bench.places import file_system, require_room
 from tests.bench.results import WORKS, Results
-from tests.bench.rounds import Plan, compare_trees, one_round
-from tests.bench.tools import TOOLS, Drystone, Restic, Site, Tool
+from tests.bench.rounds import Plan, compare_trees, measure, one_round
+from tests.bench.tools import TOOLS, Drystone, Restic, Site, TarZstd, Tool
 from tests.trees import make_tree
 
 ROOT = Path(__file__).parents[1]
@@ -225,6 +225,28 @@ def test_a_round_does_every_work(tmp_path: Path, drystone: Drystone, make_plan: 
         read = results.at("object", work, OURS).bytes_read
         assert read is not None and read >= MIB
     assert not list(plan.scratch.iterdir()), "all is removed"
+
+
+class Broken(TarZstd):
+    """Restores nothing."""
+
+    name = "broken"
+
+    def restore(self, site: Site, source: Path, label: str) -> Command:
+        return Command(["false"])
+
+
+def test_a_tool_that_fails_does_not_end_the_bench(tmp_path: Path, make_plan: Callable[..., Plan]) -> None:
+    tree = make_tree(tmp_path / "tree", files=5, largest=1000)
+    (tree / "pipe").unlink()
+    results = Results()
+    plan = make_plan(Broken("tar"), TarZstd("tar"), with_limit=False)
+    failed = measure(plan, DataSet.of("tree", tree), results, disk=False)
+    assert failed == ["tree: broken: false: exit code 1: it said nothing"]
+    sound = results.find("tree", "verify", "tar+zstd")
+    assert sound is not None and sound.walls and sound.pss is not None
+    assert results.find("tree", "verify", "broken") is None
+    assert not list(plan.scratch.iterdir())
 
 
 def test_a_wrong_restore_is_no_measurement(tmp_path: Path) -> None:

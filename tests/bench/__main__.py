@@ -114,6 +114,7 @@ def main(
         raise BenchError("there is nothing to measure")
     results = Results()
     part = 16 if short else 1
+    failed: list[str] = []
     with environment_for(scratch, slow) as (own, own_slow):
         plan = Plan(
             tools=tools,
@@ -127,8 +128,12 @@ def main(
             say=say,
         )
         for each in data:
-            require_room(own, each)
-            measure(plan, each, results, disk=each.name not in ("python", "usr", "versions"))
+            try:
+                require_room(own, each)
+                failed += measure(plan, each, results, disk=each.name not in ("python", "usr", "versions"))
+            except BenchError as error:
+                failed.append(f"{each.name}: {error}")
+                say(failed[-1])
         ours = next((tool for tool in tools if isinstance(tool, Drystone)), None)
         if ours is not None and streams:
             special.memory(plan, ours, results, [size // part for size in special.ENDS])
@@ -138,6 +143,8 @@ def main(
         if ours is not None and scaling:
             special.scaling(plan, ours, results, next((each for each in data if each.name == "tar"), data[0]))
     _write(out, results, data, tools, missing, {"rounds": rounds, "short": short, "works": list(works or WORKS)})
+    if failed:
+        raise BenchError("some of it was not measured:\n" + "\n".join(failed))
 
 
 def _say_what_there_is(tools: list[Tool], missing: list[str]) -> None:

@@ -69,7 +69,8 @@ def compare(plan: Plan, data: Sequence[DataSet], results: Results) -> None:
         for number in range(plan.rounds):
             for tool in plan.tools:
                 plan.say(f"{each.name}: round {number + 1}: {tool.name}")
-                warm_cache(each.path)
+                for path in (each.path, *each.versions):
+                    warm_cache(path)
                 one_round(plan, tool, each, results, 0.0)
 
 

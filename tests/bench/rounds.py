@@ -43,20 +43,30 @@ class Plan:
     say: Callable[[str], None] = lambda line: None
 
 
-def measure(plan: Plan, data: DataSet, results: Results, disk: bool) -> None:
-    """All rounds on one data set; `disk`: also with stores on the disk. Raises BenchError."""
+def measure(plan: Plan, data: DataSet, results: Results, disk: bool) -> list[str]:
+    """All rounds on one data set; `disk`: also with stores on the disk. A tool that fails is left out of the rounds
+    that follow; returns what failed. Raises BenchError where the limit can't be measured."""
+    failed: dict[str, str] = {}
     for number in range(plan.rounds + plan.with_memory):
         sampled = number == plan.rounds
         for tool in plan.tools:
+            if tool.name in failed:
+                continue
             plan.say(f"{data.name}: {'memory' if sampled else f'round {number + 1}'}: {tool.name}")
-            warm_cache(data.path)
-            one_round(plan, tool, data, results, SAMPLING if sampled else 0.0)
-            if disk and plan.disk is not None and tool.syncs and not sampled:
-                disk_round(plan, tool, data, results, plan.disk)
+            for path in (data.path, *data.versions):
+                warm_cache(path)
+            try:
+                one_round(plan, tool, data, results, SAMPLING if sampled else 0.0)
+                if disk and plan.disk is not None and tool.syncs and not sampled:
+                    disk_round(plan, tool, data, results, plan.disk)
+            except BenchError as error:
+                failed[tool.name] = f"{data.name}: {tool.name}: {error}"
+                plan.say(failed[tool.name])
         if plan.with_limit and not sampled:
             plan.say(f"{data.name}: round {number + 1}: limit")
             warm_memory(plan.scratch, int(data.bytes * WARMED))
             note_limit(plan, data, results)
+    return list(failed.values())
 
 
 @contextmanager
