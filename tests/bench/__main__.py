@@ -162,6 +162,8 @@ def _write(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     text = whole(results, data)
+    if options["short"]:
+        text += "\n\nThis was the short form; the goals are for data of full size, on a machine that does nothing else."
     click.echo(text)
     (out / "bench.txt").write_text(text + "\n")
     write_json(out / "bench.json", results, data, tools, missing, options)
