@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test soak lint clean
+.PHONY: demo test soak lint bench bench-short bench-compare clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m tests.demo
@@ -15,6 +15,17 @@ test: lint
 
 soak: $(STAMP)
 	@$(BIN)/python -m pytest -m soak
+
+# More options for the bench, as in: make bench BENCH='--data linux --rounds 3'; see python -m tests.bench --help
+bench: $(STAMP)
+	@$(BIN)/python -m tests.bench $(BENCH)
+
+bench-short: $(STAMP)
+	@$(BIN)/python -m tests.bench --short $(BENCH)
+
+bench-compare: $(STAMP)
+	@test -n "$(REV)" || { echo "which revision? make bench-compare REV=main" >&2; exit 2; }
+	@$(BIN)/python -m tests.bench.compare $(REV) $(BENCH)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
@@ -27,8 +38,8 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing. On Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "setting up $(VENV) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,notebook]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,notebook,bench]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .bench
