@@ -205,10 +205,10 @@ def _or_zeros(column: str, size: int) -> str:
 
 
 def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> tuple[int, list[dict[str, Any]]]:
-    """Objects that are not what the manifests say: those of wrong contents, those of another size than their one chunk,
-    and those of which the manifests make no sense. How many, without those that are lost already, and the first `limit`
-    of them as run and path."""
-    catalog.use("objects", "chunks", spare=True)
+    """Objects that are not what the manifests say: those of wrong contents, or of contents that have no extents, those
+    of another size than their one chunk, and those of which the manifests make no sense. How many, without those that
+    are lost already, and the first `limit` of them as run and path."""
+    catalog.use("objects", "chunks", "extents", spare=True)
     catalog.replace("wrong_contents", _WRONG)
     catalog.append("wrong_contents", pa.Table.from_pylist([each._asdict() for each in wrong], schema=_WRONG))
     columns = " ".join(f"WHEN '{name}' THEN o.{digest_column(name)}" for name in fmt.DIGESTS)
@@ -228,6 +228,9 @@ def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> t
             UNION ALL
             SELECT run, path FROM sound JOIN lengths ON content_id = chunk_id
             WHERE content_kind = {fmt.CONTENT_CHUNK} AND size <> length
+            UNION ALL
+            SELECT run, path FROM sound ANTI JOIN extents ON extents.content_id = sound.content_id
+            WHERE content_kind = {fmt.CONTENT_EXTENTS}
             UNION ALL SELECT run, path FROM objects WHERE {NONSENSE} IS NOT NULL
         ) o ANTI JOIN lost_objects l ON l.run = o.run AND l.path = o.path
         """

@@ -87,7 +87,7 @@ def test_time_of_orphans_is_counted() -> None:
 
 
 def test_time_of_all_of_drystone_is_counted(tmp_path: Path, drystone: Drystone) -> None:
-    """Its compressors run below a fork server that outlives the command; without them it would take less than the
+    """Its compressors run below a fork server that outlives the command; without them it would take a fifth of the
     compression alone."""
     source = tmp_path / "source"
     source.write_bytes(b"".join(text(5 * MIB)))
@@ -98,7 +98,7 @@ def test_time_of_all_of_drystone_is_counted(tmp_path: Path, drystone: Drystone) 
     run(drystone.create(site))
     usual = drystone.ingest(site, source, "a")
     used = run(Command([*usual.arguments, "--compression", "zstd:19"], usual.environment))
-    assert used.cpu > bare
+    assert used.cpu > bare / 2
 
 
 def test_memory_of_a_child_is_seen_and_shared_pages_count_once() -> None:

@@ -115,6 +115,7 @@ def _name(look_up: object, number: int) -> str:
 SIZE = r"[\d.]+ (?:[KMGT]i)?B"
 #: What differs from run to run and from machine to machine. All else must be as shown.
 VARYING = [
+    (r"[\d.]+ KiB on disk", "SIZE on disk"),  # pages of an index, by the order of its keys
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "ID"),
     (r"packs/[0-9a-f]{2}/", "packs/XX/"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", "TIME"),
