@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 from multiprocessing import forkserver
 from typing import Any
+
+from manifests.errors import UsageError
 
 PRELOAD = ["pipeline.stations"]
 
@@ -23,6 +26,15 @@ def context() -> Any:
 
 
 def warm_up() -> None:
-    """Start the fork server, if it does not run yet, without waiting for it."""
+    """Start the fork server, if it does not run yet, without waiting for it. Raises UsageError where the directory for
+    temporary files has so long a path that no socket can lie in it."""
     context()
-    forkserver.ensure_running()
+    try:
+        forkserver.ensure_running()
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        folder = tempfile.gettempdir()
+        raise UsageError(
+            f"{folder}, where temporary files go, has too long a path for a socket in it: set TMPDIR to a shorter one"
+        ) from error

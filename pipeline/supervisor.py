@@ -147,6 +147,7 @@ class Supervisor:
                 os.close(fd)
 
     def _start(self, parent: int) -> None:
+        forkserver.warm_up()
         method = forkserver.context()
         with _without_main_module():
             for index, spec in enumerate(self._specs):

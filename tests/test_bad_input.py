@@ -211,3 +211,12 @@ def test_output_into_a_closed_pipe_ends_quietly(filled: Path) -> None:
     line = f"{COMMAND} -s {filled}/store cat latest:data/words | head -c 10; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=30)
     assert done.stdout == b"a dry-ston" and done.stderr == b""
+
+
+def test_a_long_path_for_temporary_files_is_named(filled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    done = drystone(
+        "-s", filled / "store", "ingest", filled / "data", code=2, env={**os.environ, "TMPDIR": str(folder)}
+    )
+    assert str(folder) in done.stderr and "TMPDIR" in done.stderr
