@@ -31,6 +31,7 @@ from manifests.totals import chunk_totals
 from pipeline.backend import Backend, describe
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.metrics.figures import StoreFigures
+from pipeline.metrics.meters import Count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -398,6 +399,7 @@ class FileStore:
         """The bytes of one object, or of a range of it, piece by piece; only the blocks that hold them are read.
         `figures`, when given, counts the reads."""
         from manifests.objects import find_object
+        from pipeline.metrics.codec import MeteredDecoder
         from pipeline.ranges import RangeReader
         from pipeline.shardfiles import ShardSource
         from stages.assemble import ByteRange
@@ -409,7 +411,17 @@ class FileStore:
         source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))
         if figures is not None:
             source.figures = figures
-        return RangeReader(self.catalog, source).read(info, offset, length)
+        pieces = RangeReader(self.catalog, source, MeteredDecoder(self.figures.meters)).read(info, offset, length)
+        return self._counting_healed(pieces, source.figures)
+
+    def _counting_healed(self, pieces: Iterator[bytes], read: ReadFigures) -> Iterator[bytes]:
+        """The pieces; what was healed for them is counted."""
+        cells, records = read.healed_cells, read.healed_records
+        try:
+            yield from pieces
+        finally:
+            self.figures.meters.add(Count.HEALED_CELLS, read.healed_cells - cells)
+            self.figures.meters.add(Count.HEALED_RECORDS, read.healed_records - records)
 
     def compare(self, selection: str, directory: str | Path, *, data: bool = False) -> Comparison:
         """Compare `RUN[:PATH]` with a directory; `data`: read the files, too. Iterate over the answer."""

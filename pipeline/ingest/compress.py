@@ -65,7 +65,7 @@ def compress_station(context: Context, options: CompressOptions) -> Station:
             fresh = np.frombuffer(verdict, bool, message.amount).copy()
             refs = np.frombuffer(source, CHUNK_REF, message.amount, options.payload)[fresh]
             with context.slot(own, out) as target:
-                blocks, chunks = _compress(encoder, shaper, gather, counter, source, refs, target, options.max_blocks)
+                blocks, chunks = _compress(encoder, shaper, gather, source, refs, target, options.max_blocks, counter)
                 at = options.payload
                 target[at : at + blocks.nbytes] = blocks.tobytes()
                 at += options.max_blocks * fmt.BLOCK_DTYPE.itemsize
@@ -87,11 +87,11 @@ def _compress(
     encoder: Encoder,
     shaper: BlockShaper,
     gather: Gather,
-    counter: BlockCounter,
     source: memoryview,
     refs: npt.NDArray[np.void],
     target: memoryview,
     max_blocks: int,
+    counter: BlockCounter | None = None,
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
     """Blocks of the chunks `refs` of `source`, written to the start of `target`; their BLOCK and CHUNK rows."""
     offsets, lengths = refs["offset"].astype(np.int64), refs["length"].astype(np.int64)
@@ -109,7 +109,8 @@ def _compress(
             if len(parts) > 1 and count + len(groups) + len(parts) <= max_blocks:
                 groups.extendleft(slice(group.start + part.start, group.start + part.stop) for part in reversed(parts))
                 continue
-        counter.note(len(raw), codec, stored, began)
+        if counter is not None:
+            counter.note(len(raw), codec, stored, began)
         blocks[count]["offset"], blocks[count]["stored"] = fill, stored
         blocks[count]["raw"], blocks[count]["codec"] = len(raw), codec
         chunks["block"][group] = count

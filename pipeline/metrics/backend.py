@@ -33,8 +33,11 @@ class MeteredBackend:
         return self._storage.location
 
     def write(self, key: str, pieces: Sequence[Buffer]) -> None:
-        size = sum(memoryview(piece).nbytes for piece in pieces)
-        self._timed(_WRITE, lambda: self._storage.write(key, pieces), lambda _: size)
+        self._timed(
+            _WRITE,
+            lambda: self._storage.write(key, pieces),
+            lambda _: sum(memoryview(piece).nbytes for piece in pieces),
+        )
 
     def read(self, key: str) -> bytes:
         return self._timed(_READ, lambda: self._storage.read(key), len)
