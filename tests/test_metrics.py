@@ -317,6 +317,16 @@ def test_a_file_tells_how_a_command_ended_and_when_it_last_succeeded(site: Path,
     assert os.listdir(tmp_path) == ["drystone_cat.prom"], "nothing temporary is left"
 
 
+def test_a_run_that_is_stopped_tells_how_far_it_came(site: Path, tmp_path: Path) -> None:
+    with ingest_under_way(site / "store", "--metrics-dir", str(tmp_path), ends_with=143) as (process, url):
+        until(lambda: created(url), "a chunk")
+        process.terminate()
+    values = published(tmp_path, "ingest")
+    assert total(values, "drystone_command_exit_code", command="ingest") == 143
+    assert total(values, "drystone_stage_bytes_total", stage="chunk") >= 4 << 20
+    assert total(values, "drystone_queue_depth") == 0
+
+
 def test_files_of_several_commands_stand_side_by_side(tmp_path: Path) -> None:
     make_site(tmp_path)
     shutil.rmtree(tmp_path / "store" / "backend-0")
@@ -454,10 +464,10 @@ def test_a_push_that_fails_is_a_warning(site: Path) -> None:
 
 
 @contextmanager
-def ingest_under_way(store: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """An ingest that waits for more input, and where it serves its metrics."""
+def ingest_under_way(store: Path, *more: str, ends_with: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """An ingest that waits for more input, and where it serves its metrics. It must end with the exit code told."""
     process = subprocess.Popen(
-        [DRYSTONE, "-s", store, "ingest", "-", "--name", "stream", "--metrics-port", "0", "-q"],
+        [DRYSTONE, "-s", store, "ingest", "-", "--name", "stream", "--metrics-port", "0", "-q", *more],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     with process:
@@ -470,7 +480,7 @@ def ingest_under_way(store: Path) -> Iterator[tuple[subprocess.Popen[bytes], str
             process.stdin.flush()
             yield process, url[1]
             process.stdin.close()
-            assert process.wait(30) == 0, process.stderr.read().decode()
+            assert process.wait(30) == ends_with, process.stderr.read().decode()
         finally:
             process.kill()
 
@@ -490,10 +500,14 @@ def scrape(url: str) -> Values:
         return values_of(answer.read().decode())
 
 
+def created(url: str) -> float:
+    """Chunks that a command has stored for the first time, so far."""
+    return total(scrape(url), "drystone_chunk_operations_total", operation="create")
+
+
 def test_metrics_are_served_while_a_command_runs(site: Path) -> None:
     with ingest_under_way(site / "store") as (process, url):
-        created = ("drystone_chunk_operations_total", "operation", "create")
-        until(lambda: total(scrape(url), created[0], **{created[1]: created[2]}), "a chunk")
+        until(lambda: created(url), "a chunk")
         values = scrape(url)
         assert total(values, "drystone_stage_bytes_total", stage="chunk") >= 4 << 20
         assert total(values, "drystone_command_duration_seconds", command="ingest") > 0

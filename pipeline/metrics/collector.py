@@ -108,7 +108,7 @@ class StoreCollector(Collector):
         labels = ("backend", "operation")
         yield _counters(
             "backend_operations",
-            "Requests to backends.",
+            "Requests to backends; look is for sizes, existence and room.",
             labels,
             ((key, sum(each.seconds.buckets)) for key, each in requests),
         )

@@ -80,7 +80,11 @@ class StoreFigures:
         """What an operation that begins is to call with its counters (arena.py), now and then and at its end; they go
         on to `then`."""
         with self._lock:
-            self._ended, self._under_way = self._ended.plus(self._under_way.ended()), Sums()
+            self._ended = self._ended.plus(self._under_way.ended())
+            self._under_way = Sums(  # zeros, so that a rate has where to begin
+                {(plan.operation, stage): StageSums() for stage in plan.stages},
+                queues={(plan.operation, queue): 0 for queue in plan.queues},
+            )
 
         def tick(counters: Counters) -> None:
             rows = counters.sum(axis=0)

@@ -75,12 +75,12 @@ def meter_words(backends: int) -> int:
 
 
 class Meters:
-    """The meters of one process."""
+    """The meters of one process. May be used by all its threads."""
 
     def __init__(self, words: memoryview) -> None:
         """`words`: a row, of meter_words() or a few more, which this process alone writes."""
         self._words = words
-        self._lock = threading.Lock()  # requests come from the threads of a process
+        self._lock = threading.Lock()
 
     @classmethod
     def private(cls) -> Meters:
@@ -99,7 +99,8 @@ class Meters:
         return self._words.tolist()
 
     def add(self, which: Count, amount: int) -> None:
-        self._words[which] += amount
+        with self._lock:
+            self._words[which] += amount
 
     def put(self, which: Count, amount: int) -> None:
         """Set a counter to what was counted elsewhere in this process."""
@@ -107,16 +108,18 @@ class Meters:
 
     def note_block(self, direction: int, codec: int, raw: int, stored: int, ns: int, *, skipped: bool) -> None:
         """Count a block. `codec`: what was tried, or what it is stored by; `skipped`: stored as it was."""
-        words, at = self._words, _BLOCKS_AT + (direction * len(CODECS) + codec) * _BLOCK_WORDS
+        at = _BLOCKS_AT + (direction * len(CODECS) + codec) * _BLOCK_WORDS
         ratio = raw / stored
         bytes_in, bytes_out = (raw, stored) if direction == COMPRESS else (stored, raw)
-        words[at] += bytes_in
-        words[at + 1] += bytes_out
-        words[at + 2] += skipped
-        words[at + 3] += ns
-        words[at + 4] += int(ratio * 1000)
-        words[at + 5 + bisect_left(BLOCK_SECONDS, ns / 1e9)] += 1
-        words[at + 6 + len(BLOCK_SECONDS) + bisect_left(RATIOS, ratio)] += 1
+        with self._lock:
+            words = self._words
+            words[at] += bytes_in
+            words[at + 1] += bytes_out
+            words[at + 2] += skipped
+            words[at + 3] += ns
+            words[at + 4] += int(ratio * 1000)
+            words[at + 5 + bisect_left(BLOCK_SECONDS, ns / 1e9)] += 1
+            words[at + 6 + len(BLOCK_SECONDS) + bisect_left(RATIOS, ratio)] += 1
 
     def note_request(self, backend: int, operation: int, ns: int, size: int, *, failed: bool) -> None:
         """Count what was asked of a backend; `size` in bytes."""

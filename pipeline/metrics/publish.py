@@ -47,6 +47,7 @@ class Publisher:
         self._command.end(exit_code)
         if self._server is not None:
             server, thread = self._server
+            server.socket.shutdown(socket.SHUT_RDWR)  # or it would look only twice a second whether to end
             server.shutdown()
             server.server_close()
             thread.join()
