@@ -115,6 +115,11 @@ class Members:
         return len(self.all)
 
     @property
+    def numbers(self) -> int:
+        """One more than the largest number of a backend."""
+        return 1 + max((info.number for info in self.all), default=-1)
+
+    @property
     def seats(self) -> tuple[Seat, ...]:
         """Backends that shards may be put on, whether they answer or not, in their order of joining."""
         return tuple(info.seat for info in self.all if not info.read_only)

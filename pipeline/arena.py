@@ -11,11 +11,13 @@ import mmap
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.metrics.meters import Meters, meter_words
 
 FREE, FILLING, SEALED = 0, 1, 2
 _ALIGN = 64
@@ -59,18 +61,20 @@ def _round(size: int, to: int) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything lies in the arena. `workers` × `stages` rows of counters."""
+    """Where everything lies in the arena. `workers` × `stages` rows of counters, and behind a worker's as many rows of
+    `meters` (pipeline/metrics/meters.py)."""
 
     pools: tuple[PoolSpec, ...]
     rings: tuple[RingSpec, ...]
     workers: int
     stages: int
+    meters: int = 0
 
     def places(self) -> tuple[dict[str, int], int]:
         """Offset of each pool, pool state, ring and the counters, and the size of it all, in bytes."""
         offsets: dict[str, int] = {}
         at = 0
-        sizes = [("counters", self.workers * self.stages * 4 * 8)]
+        sizes = [("counters", self.workers * (self.stages + self.meters) * 4 * 8)]
         sizes += [("items", self.workers * _ITEM)]
         sizes += [(f"state/{pool.name}", pool.slots) for pool in self.pools]
         sizes += [(f"ring/{ring.name}", ring.capacity * _DESCRIPTOR.size) for ring in self.rings]
@@ -86,6 +90,10 @@ class Layout:
     @property
     def size(self) -> int:
         return self.places()[1]
+
+    def with_meters(self, backends: int) -> Layout:
+        """The same with room for the meters of backends with numbers below `backends`."""
+        return replace(self, meters=-(-meter_words(backends) // 4))
 
     def pool(self, name: str) -> PoolSpec:
         return next(pool for pool in self.pools if pool.name == name)
@@ -131,10 +139,18 @@ class Arena:
         return Message(*_DESCRIPTOR.unpack_from(self._view, at))
 
     def counters(self) -> npt.NDArray[np.uint64]:
-        """workers × stages × (items, bytes, busy ns, waiting ns); each worker writes its own rows."""
-        count = self.layout.workers * self.layout.stages * 4
-        flat = np.frombuffer(self._view, np.uint64, count, self._places["counters"])
-        return flat.reshape(self.layout.workers, self.layout.stages, 4)
+        """workers × stages × (items, bytes, busy ns, waiting ns), and meters; each worker writes its own rows."""
+        rows = self.layout.stages + self.layout.meters
+        flat = np.frombuffer(self._view, np.uint64, self.layout.workers * rows * 4, self._places["counters"])
+        return flat.reshape(self.layout.workers, rows, 4)
+
+    def meters(self, worker: int) -> Meters:
+        """The meters of a worker; only that one writes them."""
+        return Meters(self.counters()[worker, self.layout.stages :].reshape(-1).data)
+
+    def sealed(self, pool: str) -> int:
+        """How many slots of a pool are sealed: full, and not yet done with."""
+        return bytes(self.state(pool)).count(SEALED)
 
     def write_item(self, worker: int, item: str) -> None:
         """Note what a worker is at; only that worker may."""

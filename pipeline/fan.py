@@ -13,6 +13,7 @@ import numpy as np
 from manifests.columns import Batch
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.metrics.meters import Count
 from pipeline.shardfiles import ReadFigures
 from pipeline.station import Acquire, Context, Station, Steps, Take, Want
 from pipeline.supervisor import WorkerSpec
@@ -144,4 +145,6 @@ def report(context: Context, pool: str, report: Batch, last: int, figures: ReadF
         report.store(view)
     context.seal(pool, slot)
     amount = figures.healed_records
+    context.meters.put(Count.HEALED_CELLS, figures.healed_cells)
+    context.meters.put(Count.HEALED_RECORDS, figures.healed_records)
     context.send(pool, Message(messages.DONE, slot, amount=amount, first=last, second=figures.healed_cells))

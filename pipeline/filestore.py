@@ -27,8 +27,11 @@ from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
 from manifests.replicas import Replicas
 from manifests.store import Members
+from manifests.totals import chunk_totals
 from pipeline.backend import Backend, describe
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
+from pipeline.metrics.figures import StoreFigures
+from pipeline.metrics.meters import Count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,11 +80,21 @@ class FileStore:
     """An open store. Owned by one thread; `close` (or leaving the `with`) releases what it holds and may be called
     twice. Methods raise DrystoneError and its kinds."""
 
-    def __init__(self, members: Members, log: storelog.Log, state: State, cache: Path) -> None:
+    def __init__(
+        self,
+        members: Members,
+        log: storelog.Log,
+        state: State,
+        cache: Path,
+        figures: StoreFigures | None = None,
+    ) -> None:
         """Use `create` or `open` instead."""
         self.members = members
         self.log = log
         self.state = state
+        self.figures = figures or StoreFigures()
+        self._metered = figures is not None
+        self._note_store()
         self._cache = cache / str(members.config.store_id)
         self.replicas = Replicas(members, self._cache)
         self._scratch = self._cache / f"tmp-{os.getpid()}-{os.urandom(4).hex()}"
@@ -121,10 +134,11 @@ class FileStore:
         return cls.open(f"{first.type}:{first.location}", cache=cache)
 
     @classmethod
-    def open(cls, location: str | Path, *, cache: Path | None = None) -> FileStore:
-        """Open a store from its directory or any one backend. `cache`: directory for disposable caches."""
+    def open(cls, location: str | Path, *, cache: Path | None = None, figures: StoreFigures | None = None) -> FileStore:
+        """Open a store from its directory or any one backend. `cache`: directory for disposable caches; `figures`, when
+        given, count all that the store does, also what this process asks of backends (pipeline/metrics)."""
         members, log, state = storelog.open_store(location)
-        return cls(members, log, state, cache or default_cache())
+        return cls(members, log, state, cache or default_cache(), figures)
 
     def __enter__(self) -> FileStore:
         return self
@@ -145,10 +159,17 @@ class FileStore:
         """Find the members anew: they are others now."""
         storage = next(iter(self.members.present.values())).storage
         self.members, self.log, self.state = storelog.open_store(f"{storage.type}:{storage.location}")
+        self._note_store()
         self.replicas = Replicas(self.members, self._cache)
         if self._catalog is not None:
             self._catalog.close()
             self._catalog = None
+
+    def _note_store(self) -> None:
+        """Tell the figures what the store holds, and let them count what is asked of its members."""
+        self.figures.chunks, self.figures.chunk_bytes = chunk_totals(self.state)
+        if self._metered:
+            self.figures.meter(self.members)
 
     @property
     def config(self) -> StoreConfig:
@@ -172,6 +193,7 @@ class FileStore:
     def _read_log(self) -> None:
         records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
         self.log, self.state = records, storelog.fold(records.records.values())
+        self.figures.chunks, self.figures.chunk_bytes = chunk_totals(self.state)
 
     def _reload(self) -> None:
         self._read_log()
@@ -289,13 +311,15 @@ class FileStore:
         skipped items are in the result."""
         from pipeline.ingest.run import IngestOptions, ingest
         from pipeline.ingest.sources import gather
+        from pipeline.topology import INGEST_COUNTERS
 
+        tick = self.figures.watch(INGEST_COUNTERS, on_tick)
         self._require_writable_format()
         options = options or IngestOptions()
         with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
             self.members.require_writable()
             self.log.complete(self.members)
-            result = ingest(self.members, self.state, self.replicas, inputs.sources, options, on_tick, inputs.listed)
+            result = ingest(self.members, self.state, self.replicas, inputs.sources, options, tick, inputs.listed)
         self._reload()
         return result
 
@@ -361,11 +385,13 @@ class FileStore:
     ) -> RestoreResult:
         """Restore `RUN[:PATH]` into the directory `to`: `RUN` makes `to/<base>`, `RUN:<base>/x` makes `to/x`."""
         from pipeline.restore.run import RestoreRequest, restore
+        from pipeline.topology import RESTORE_COUNTERS
 
         chosen = Selection.parse(selection)
         request = replace(request or RestoreRequest(""), to=os.path.abspath(to))
         run = self.run(chosen.run)
-        return restore(self.members, self.catalog, run.run_id, chosen.path, request, on_plan, on_tick)
+        tick = self.figures.watch(RESTORE_COUNTERS, on_tick)
+        return restore(self.members, self.catalog, run.run_id, chosen.path, request, on_plan, tick)
 
     def open_range(
         self, selection: str, byte_range: ByteRange | None = None, figures: ReadFigures | None = None
@@ -373,6 +399,7 @@ class FileStore:
         """The bytes of one object, or of a range of it, piece by piece; only the blocks that hold them are read.
         `figures`, when given, counts the reads."""
         from manifests.objects import find_object
+        from pipeline.metrics.codec import MeteredDecoder
         from pipeline.ranges import RangeReader
         from pipeline.shardfiles import ShardSource
         from stages.assemble import ByteRange
@@ -384,7 +411,17 @@ class FileStore:
         source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))
         if figures is not None:
             source.figures = figures
-        return RangeReader(self.catalog, source).read(info, offset, length)
+        pieces = RangeReader(self.catalog, source, MeteredDecoder(self.figures.meters)).read(info, offset, length)
+        return self._counting_healed(pieces, source.figures)
+
+    def _counting_healed(self, pieces: Iterator[bytes], read: ReadFigures) -> Iterator[bytes]:
+        """The pieces; what was healed for them is counted."""
+        cells, records = read.healed_cells, read.healed_records
+        try:
+            yield from pieces
+        finally:
+            self.figures.meters.add(Count.HEALED_CELLS, read.healed_cells - cells)
+            self.figures.meters.add(Count.HEALED_RECORDS, read.healed_records - records)
 
     def compare(self, selection: str, directory: str | Path, *, data: bool = False) -> Comparison:
         """Compare `RUN[:PATH]` with a directory; `data`: read the files, too. Iterate over the answer."""
@@ -447,11 +484,13 @@ class FileStore:
         """Check records, manifests and the presence of shards; with `data`, every cell checksum and every chunk id. The
         store keeps a note of it, if it can be written to."""
         from manifests.scrubs import note_verification
+        from pipeline.topology import VERIFY_COUNTERS
         from pipeline.verify.run import verification_facts, verify
 
+        tick = self.figures.watch(VERIFY_COUNTERS, on_tick)
         result = verify(
             self.members, self.log, self.state, self.catalog,
-            data=data, workers=workers, memory=memory, inline=inline, on_tick=on_tick,
+            data=data, workers=workers, memory=memory, inline=inline, on_tick=tick,
         )  # fmt: skip
         try:
             self._require_writable_format()

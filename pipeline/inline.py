@@ -41,10 +41,12 @@ class InlineContext(Context):
 
 
 def run_inline(
-    layout: Layout, stations: Mapping[str, tuple[Callable[..., Station], Any]]
+    layout: Layout,
+    stations: Mapping[str, tuple[Callable[..., Station], Any]],
+    on_tick: Callable[[np.ndarray[Any, np.dtype[np.uint64]]], None] | None = None,
 ) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Run stations (name → factory, options) to their end, in turn. Returns the counters. Raises what a station raises,
-    and PipelineError when all wait for one another."""
+    """Run stations (name → factory, options) to their end, in turn. Returns the counters; `on_tick` gets them once,
+    at the end. Raises what a station raises, and PipelineError when all wait for one another."""
     fd = Arena.create_fd(layout)
     arena = Arena(layout, fd)
     os.close(fd)
@@ -77,5 +79,7 @@ def run_inline(
     finally:
         for station, _, _ in running.values():
             station.close()
+        if on_tick is not None:
+            on_tick(counters)
         del counters
         arena.close()

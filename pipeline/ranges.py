@@ -28,10 +28,10 @@ _ZEROS = bytes(1 << 20)
 class RangeReader:
     """Reads ranges of objects. Owned by one thread; keeps a few blocks, bounded by BLOCK_MAX each."""
 
-    def __init__(self, catalog: Catalog, source: ShardSource) -> None:
+    def __init__(self, catalog: Catalog, source: ShardSource, decoder: Decoder | None = None) -> None:
         self._catalog = catalog
         self._readers = PackReaders(source)
-        self._decoder = Decoder()
+        self._decoder = decoder or Decoder()
         self._blocks: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
 
     def read(self, info: ObjectInfo, offset: int, length: int) -> Iterator[bytes]:

@@ -36,7 +36,7 @@ def run_stations(
         spec.name: (spec.station, spec.options) for spec in workers
     }
     stations |= {f"home-{name}": (_without_options(make), None) for name, make in home.items()}
-    return run_inline(replace(layout, workers=len(stations)), stations)
+    return run_inline(replace(layout, workers=len(stations)), stations, on_tick)
 
 
 def _without_options(make: Callable[[Context], Station]) -> Callable[[Context, Any], Station]:

@@ -11,12 +11,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.arena import FILLING, FREE, SEALED, Arena, Message
+from pipeline.metrics.meters import Meters
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class Context(ABC):
     arena: Arena
     clock: StageClock
     index: int
+
+    @cached_property
+    def meters(self) -> Meters:
+        """What the worker counts besides its stages, where the layout has room for it."""
+        return self.arena.meters(self.index)
 
     def at(self, item: str) -> None:
         """Note what the worker is at (a path, a pack), for the message should it fail or die."""

@@ -97,7 +97,8 @@ class Supervisor:
         cleanup: tuple[str, ...] = (),
         on_tick: Callable[[np.ndarray[Any, np.dtype[np.uint64]]], None] | None = None,
     ) -> None:
-        """`cleanup`: directories that orphaned workers remove. `on_tick` gets the counters a few times a second."""
+        """`cleanup`: directories that orphaned workers remove. `on_tick` gets the counters a few times a second, and
+        once at the end."""
         self._layout = layout
         self._specs = workers
         self._signals = signals
@@ -194,7 +195,7 @@ class Supervisor:
                 now = time.monotonic()
                 if self._on_tick is not None and now >= next_tick:
                     next_tick = now + TICK_SECONDS
-                    self._on_tick(counters)
+                    self._tick(context, counters)
                 context.clock.begin_wait()
                 events = epoll.poll(0 if moved else TICK_SECONDS)
                 context.clock.end_wait()
@@ -207,6 +208,14 @@ class Supervisor:
         finally:
             for station in stations.values():
                 station.close()
+            self._tick(context, counters)
+
+    def _tick(self, context: EventContext, counters: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
+        if self._on_tick is None:
+            return
+        if self._layout.meters:
+            context.meters.note_queues(context.arena)
+        self._on_tick(counters)
 
     @staticmethod
     def _advance(name: str, station: Station, answer: Any, wants: dict[str, Want]) -> None:

@@ -23,6 +23,7 @@ from manifests.config import StoreConfig
 from manifests.errors import UsageError
 from manifests.sizes import format_size
 from pipeline.arena import Layout, PoolSpec, RingSpec
+from pipeline.metrics.meters import FAN_QUEUES, INGEST_QUEUES, CounterPlan
 from stages.compress import BLOCK_TARGET
 from stages.select import REASONS
 
@@ -32,8 +33,12 @@ SCAN, READ, CHUNK, DEDUPE, COMPRESS, ENCODE, WRITE, RECORD = range(8)
 LEFT_OUT = len(INGEST_STAGES)
 #: Behind these: objects and bytes that need not be read, because they are as an earlier run has them.
 UNCHANGED = LEFT_OUT + len(REASONS)
+#: Behind all of these lie the meters (pipeline/metrics/meters.py).
+INGEST_COUNTERS = CounterPlan("ingest", INGEST_STAGES, UNCHANGED + 1, INGEST_QUEUES)
 RESTORE_STAGES = ("plan", "fetch", "decompress", "verify", "assemble")
 PLAN, FETCH, DECOMPRESS, VERIFY, ASSEMBLE = range(5)
+RESTORE_COUNTERS = CounterPlan("restore", RESTORE_STAGES, len(RESTORE_STAGES), FAN_QUEUES)
+VERIFY_COUNTERS = RESTORE_COUNTERS._replace(operation="verify")
 
 #: Interpreter, DuckDB and pyarrow in the supervisor, with DuckDB's memory_limit, and the fork server.
 HOME_MEMORY = 260 << 20
@@ -102,7 +107,7 @@ class IngestShape:
         for i in range(self.writers):
             pools.append(PoolSpec(f"packs/{i}", 3, SMALL_SLOT + (64 << 10)))
             rings.append(RingSpec(f"packs/{i}", 4))
-        return Layout(tuple(pools), tuple(rings), len(self.workers) + 1, UNCHANGED + 1)
+        return Layout(tuple(pools), tuple(rings), len(self.workers) + 1, INGEST_COUNTERS.meters_at)
 
     @property
     def _verdicts(self) -> int:

@@ -99,6 +99,12 @@ def test_an_ingest_without_lists_does_without_duckdb(store: Path, tmp_path: Path
     assert not {"duckdb", "rich", "pathspec"} & foreign(modules)
 
 
+def test_prometheus_is_imported_by_who_publishes(store: Path, tmp_path: Path) -> None:
+    line = (COMMAND, "-s", str(store), "verify")
+    assert not {"prometheus_client", "http"} & imported(*line)
+    assert "prometheus_client" in imported(*line, "--metrics-dir", str(tmp_path))
+
+
 def test_workers_and_their_fork_server_import_what_stations_need() -> None:
     modules = imported("-c", "import pipeline.stations")
     codecs = {"blake3", "lz4", "pyeclib", "pyeclib_c", "reedsolo", "zstandard"}
@@ -108,4 +114,7 @@ def test_workers_and_their_fork_server_import_what_stations_need() -> None:
         *("pipeline.filestore", "pipeline.cli", "pipeline.ingest.run", "pipeline.restore.run", "pipeline.verify.run"),
     }
     assert not supervisors & modules
+    assert not {name for name in modules if name.startswith("pipeline.metrics")} & {
+        *("pipeline.metrics.figures", "pipeline.metrics.collector", "pipeline.metrics.publish")
+    }
     assert not {"asyncio", "http", "unittest", "email", "ssl", "importlib.metadata"} & modules

@@ -88,31 +88,42 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     os._exit(code)
 
 
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a command that ends by `error`: this is the rule."""
+    if isinstance(error, (click.exceptions.Exit, DrystoneError)):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        return 2
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return 130
+    return 141 if isinstance(error, BrokenPipeError) else 1
+
+
 def _run(arguments: list[str] | None) -> int:
     try:
         result: Any = cli.main(arguments, prog_name="drystone", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as ending:
-        return ending.exit_code
+        return exit_code_of(ending)
     except click.ClickException as error:
         error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+        return exit_code_of(error)
+    except (KeyboardInterrupt, click.Abort) as error:
         print("drystone: stopped; nothing was committed", file=sys.stderr)
-        return 130
+        return exit_code_of(error)
     except DrystoneError as error:
         print(f"drystone: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
+        return exit_code_of(error)
+    except BrokenPipeError as error:
         # Whoever read our output has enough: end quietly, as a tool killed by SIGPIPE does.
         _drop_output()
-        return 141
+        return exit_code_of(error)
     except OSError as error:
         # What commands write to themselves is reported by them; this is standard output, on a disk that is full, say.
         print(f"drystone: writing the output failed: {error.strerror}", file=sys.stderr)
         _drop_output()
-        return 1
+        return exit_code_of(error)
 
 
 def _drop_output() -> None:

@@ -10,6 +10,7 @@ import click
 
 from manifests.errors import UsageError
 from manifests.sizes import format_size
+from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import Parsed, format_options, open_store, store_option
 from pipeline.cli.output import Column, emit, emit_json
 
@@ -89,6 +90,7 @@ def state_word(backend: Backend) -> str:
 @click.option("--read-only", is_flag=True, help="Put nothing on it from now on.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen.")
 @format_options
+@metrics_options
 @click.pass_context
 def add_command(
     context: click.Context,
@@ -128,6 +130,7 @@ def add_command(
 @click.option("--force", is_flag=True, help="Also where packs are lost with it: for disks that will never come back.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen.")
 @format_options
+@metrics_options
 @click.pass_context
 def remove_command(
     context: click.Context, name: str, store: str | None, backend_id: str, force: bool, dry_run: bool, output: str

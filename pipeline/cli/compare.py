@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manifests.sizes import format_size
+from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, quiet_option, store_option
 from pipeline.cli.output import Column, emit, emit_json, path_fields, show_path
 
@@ -23,6 +24,7 @@ _COLUMNS = [Column("verdict", ""), Column("shown", ""), Column("what", "", lambd
 @click.option("--data", is_flag=True, help="Read the files, and compare their bytes by BLAKE3.")
 @format_options
 @quiet_option
+@metrics_options
 @click.pass_context
 def compare_command(
     context: click.Context, arguments: tuple[str, ...], store: str | None, data: bool, output: str, quiet: bool

@@ -9,6 +9,7 @@ import click
 
 from manifests.config import INDEX_KINDS
 from manifests.sizes import format_size
+from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, quiet_option, store_option
 from pipeline.cli.output import emit, emit_json
 
@@ -53,6 +54,7 @@ def status_command(context: click.Context, store: str | None, output: str) -> No
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done.")
 @format_options
 @quiet_option
+@metrics_options
 @click.pass_context
 def rebuild_command(
     context: click.Context, store: str | None, kind: str | None, dry_run: bool, output: str, quiet: bool

@@ -8,6 +8,7 @@ import click
 
 from manifests.config import CodecSpec
 from manifests.errors import UsageError
+from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
     Parsed,
     format_options,
@@ -73,6 +74,7 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
 @format_options
 @quiet_option
 @verbose_option
+@metrics_options
 @click.pass_context
 def ingest_command(
     context: click.Context,

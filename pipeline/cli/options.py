@@ -89,6 +89,6 @@ def open_store(context: click.Context, store: str | None) -> FileStore:
     if not location:
         raise UsageError("which store? give -s DIR, or set DRYSTONE_STORE")
     try:
-        return FileStore.open(location, cache=cache_directory())
+        return FileStore.open(location, cache=cache_directory(), figures=context.obj.get("figures"))
     except OSError as error:
         raise DrystoneError(f"opening the store {location} failed: {error}") from error

@@ -11,6 +11,7 @@ import click
 
 from manifests.errors import BackendError, UsageError
 from manifests.sizes import format_size
+from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
     Parsed,
     format_options,
@@ -47,6 +48,7 @@ RANGE = Parsed("A-B", ByteRange.parse)
 @resource_options
 @format_options
 @quiet_option
+@metrics_options
 @click.pass_context
 def restore_command(
     context: click.Context,
@@ -181,6 +183,7 @@ def _restore_range(opened: FileStore, selection: str, byte_range: ByteRange, to:
 @click.argument("selection", metavar="RUN:PATH")
 @store_option
 @click.option("--range", "byte_range", type=RANGE, help="Only these bytes: 0-99, 100- or -500.")
+@metrics_options
 @click.pass_context
 def cat_command(context: click.Context, selection: str, store: str | None, byte_range: ByteRange | None) -> None:
     """Write an object, or a range of it, to standard output. Only the blocks that hold it are read.

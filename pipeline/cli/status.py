@@ -11,6 +11,7 @@ import click
 
 from manifests.sizes import format_size
 from pipeline.cli.backend import backend_record
+from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, store_option
 from pipeline.cli.output import Column, emit, emit_json
 
@@ -27,6 +28,7 @@ NAMED_SETS = 20
 @store_option
 @click.option("--risk", is_flag=True, help="Which packs would not survive losing which backends.")
 @format_options
+@metrics_options
 @click.pass_context
 def status_command(context: click.Context, store: str | None, risk: bool, output: str) -> int:
     """Say whether the store is safe: how many backends may be lost, what is amiss, what to do next. Reads no data; for

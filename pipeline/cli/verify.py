@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manifests.sizes import format_size
+from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
     format_options,
     open_store,
@@ -30,6 +31,7 @@ NAMED_SHORT = 20
 @format_options
 @quiet_option
 @verbose_option
+@metrics_options
 @click.pass_context
 def verify_command(
     context: click.Context,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from manifests.config import CodecSpec
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.ingest.chunktable import CHUNK_REF
+from pipeline.metrics.codec import BlockCounter
 from pipeline.station import Acquire, Context, Station, Take
 from pipeline.topology import COMPRESS
 from stages.compress import BlockShaper, Encoder, split_blocks
@@ -50,6 +52,7 @@ def compress_station(context: Context, options: CompressOptions) -> Station:
     """Takes FRESH on fresh/<index>, sends BLOCKS on blocks/<index>/<writer>."""
     context.clock.switch(COMPRESS)
     encoder, shaper, gather = Encoder(options.codec), BlockShaper(), Gather(options.payload)
+    counter = BlockCounter(context.meters, options.codec.name)
     own, ring = f"blocks/{options.index}", f"fresh/{options.index}"
     writer = options.index % options.writers
     while True:
@@ -62,7 +65,7 @@ def compress_station(context: Context, options: CompressOptions) -> Station:
             fresh = np.frombuffer(verdict, bool, message.amount).copy()
             refs = np.frombuffer(source, CHUNK_REF, message.amount, options.payload)[fresh]
             with context.slot(own, out) as target:
-                blocks, chunks = _compress(encoder, shaper, gather, source, refs, target, options.max_blocks)
+                blocks, chunks = _compress(encoder, shaper, gather, source, refs, target, options.max_blocks, counter)
                 at = options.payload
                 target[at : at + blocks.nbytes] = blocks.tobytes()
                 at += options.max_blocks * fmt.BLOCK_DTYPE.itemsize
@@ -88,6 +91,7 @@ def _compress(
     refs: npt.NDArray[np.void],
     target: memoryview,
     max_blocks: int,
+    counter: BlockCounter | None = None,
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
     """Blocks of the chunks `refs` of `source`, written to the start of `target`; their BLOCK and CHUNK rows."""
     offsets, lengths = refs["offset"].astype(np.int64), refs["length"].astype(np.int64)
@@ -98,12 +102,15 @@ def _compress(
     while groups:
         group = groups.popleft()
         raw = gather.view(source, offsets[group], lengths[group])
+        began = time.perf_counter_ns()
         codec, stored = encoder.encode(raw, target[fill : fill + len(raw)], shaper.ratio)
         if shaper.note(len(raw), stored):
             parts = split_blocks(lengths[group], shaper.target)
             if len(parts) > 1 and count + len(groups) + len(parts) <= max_blocks:
                 groups.extendleft(slice(group.start + part.start, group.start + part.stop) for part in reversed(parts))
                 continue
+        if counter is not None:
+            counter.note(len(raw), codec, stored, began)
         blocks[count]["offset"], blocks[count]["stored"] = fill, stored
         blocks[count]["raw"], blocks[count]["codec"] = len(raw), codec
         chunks["block"][group] = count

@@ -19,6 +19,7 @@ from manifests.index import KNOWN
 from pipeline import messages
 from pipeline.arena import FREE, Message
 from pipeline.ingest.chunktable import CHUNK_REF
+from pipeline.metrics.meters import Count
 from pipeline.station import Acquire, Context, Station, Steps, Take
 from pipeline.topology import DEDUPE
 from stages.dedupe import MemoryIndex
@@ -112,8 +113,11 @@ def _dedupe(
             with context.slot(pool, message.slot) as view:
                 refs = np.frombuffer(view, CHUNK_REF, message.amount, options.payload).copy()
             fresh = chunks.put_batch(refs["id"], refs["length"])
+            created = int(fresh.sum())
+            context.meters.add(Count.CREATED, created)
+            context.meters.add(Count.DEDUPLICATED, message.amount - created)
             context.clock.count(DEDUPE, message.amount, int(refs["length"].sum()))
-            if not fresh.any():
+            if not created:
                 context.release(pool, message.slot)
                 continue
             verdict = yield Acquire("verdict")

@@ -284,7 +284,7 @@ def _ingest(
                 else CarryOptions(FdHandle(collector.parent.file.fileno()), options.parent.comparison),
             )  # fmt: skip
             counters = run_stations(
-                shape.layout(),
+                shape.layout().with_meters(members.numbers),
                 specs,
                 home,
                 inline=options.inline,

@@ -23,6 +23,7 @@ from manifests.sizes import format_size
 from manifests.storage import Space
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.metrics.backend import MeteredBackend
 from pipeline.station import Acquire, Context, Station, Steps, Take
 from pipeline.topology import ENCODE, PACK_BLOCKS, PACK_CHUNKS, SMALL_SLOT, WRITE
 from stages.compress import Encoder
@@ -92,7 +93,8 @@ class PackWriter:
         self._under_way: PackUnderWay | None = None
         self._newest = options.newest
         self._storages: dict[int, BackendStorage] = {
-            number: open_backend(kind, location) for number, kind, location in options.backends
+            number: MeteredBackend(open_backend(kind, location), context.meters, number)
+            for number, kind, location in options.backends
         }
         self._failed: dict[int, str] = {}
         self._threads = ThreadPoolExecutor(min(8, len(options.seats)), "shard")

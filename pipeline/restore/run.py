@@ -123,7 +123,7 @@ def restore(
                     home = RestoreHome(shape.count, planned.result)
                     places = backend_places(members)
                     counters = run_stations(
-                        shape.layout(),
+                        shape.layout().with_meters(members.numbers),
                         fan_workers(shape, restore_station, lambda index: RestoreOptions(index, places, options)),
                         {"plan": home.plan_station, "reports": home.reports_station},
                         inline=request.inline,

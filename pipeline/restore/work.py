@@ -24,6 +24,9 @@ from manifests.placement import Seat
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.fan import Work, fan_station
+from pipeline.metrics.backend import MeteredBackend
+from pipeline.metrics.codec import MeteredDecoder
+from pipeline.metrics.meters import Meters
 from pipeline.packreader import PackPlace, PackReaders, ReadFigures, ShardSource
 from pipeline.restore.items import Begun, ItemMaker, PartFiles, require_fixity
 from pipeline.restore.outcomes import Outcomes
@@ -32,7 +35,6 @@ from pipeline.station import Context, Station
 from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, VERIFY
 from pipeline.trial import block_judge, search
 from stages.assemble import chunk_is_good
-from stages.compress import Decoder
 from stages.target import Attributes, Target, TargetOptions
 
 FETCH_AT_ONCE = 8 << 20
@@ -48,8 +50,11 @@ class BackendPlaces:
     answering: tuple[tuple[int, str, str], ...]
     seats: tuple[Seat, ...]
 
-    def source(self) -> ShardSource:
+    def source(self, meters: Meters | None = None) -> ShardSource:
+        """Where shards lie; `meters`, if given, count what is asked of them."""
         storages = {number: open_backend(kind, location) for number, kind, location in self.answering}
+        if meters is not None:
+            storages = {number: MeteredBackend(each, meters, number) for number, each in storages.items()}
         return ShardSource(self.store_id, storages, self.seats)
 
 
@@ -65,8 +70,8 @@ class Restorer:
 
     def __init__(self, context: Context, options: RestoreOptions) -> None:
         self._context = context
-        self._readers = PackReaders(options.backends.source())
-        self._decoder = Decoder()
+        self._readers = PackReaders(options.backends.source(context.meters))
+        self._decoder = MeteredDecoder(context.meters)
         self._target = Target(options.target, f"restore-{options.index}")
         self._parts = PartFiles(self._target)
         self._maker = ItemMaker(context, self._target, self._parts)

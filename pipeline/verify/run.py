@@ -256,7 +256,7 @@ def _verify_data(
     catalog.limit_memory(DUCKDB_MEMORY + memory - shape.memory)  # what is left of it
     home = VerifyHome(catalog, shape, result)
     run_stations(
-        shape.layout(),
+        shape.layout().with_meters(members.numbers),
         _workers(shape, backend_places(members)),
         home.stations(),
         inline=inline,

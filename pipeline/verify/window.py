@@ -9,12 +9,12 @@ import numpy as np
 
 from manifests import format as fmt
 from manifests.errors import Unreadable
+from pipeline.metrics.codec import MeteredDecoder
 from pipeline.packreader import PackReaders
 from pipeline.restore.work import BackendPlaces, pack_place
 from pipeline.station import Context
 from pipeline.topology import DECOMPRESS, FETCH
 from pipeline.trial import block_judge, search
-from stages.compress import Decoder
 
 #: Pieces ahead of which the blocks are looked at, and how much is fetched in one go where they lie side by side.
 FETCH_ROWS = 512
@@ -32,8 +32,8 @@ class BlockWindow:
     def __init__(self, context: Context, backends: BackendPlaces, checks: bool) -> None:
         self._clock = context.clock
         self._checks = checks
-        self._readers = PackReaders(backends.source())
-        self._decoder = Decoder()
+        self._readers = PackReaders(backends.source(context.meters))
+        self._decoder = MeteredDecoder(context.meters)
         self._stored: dict[tuple[bytes, int], memoryview] = {}
         self._held = 0
         self._raw: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()

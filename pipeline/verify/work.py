@@ -16,6 +16,7 @@ from manifests.ids import NIL
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.fan import Work, fan_station
+from pipeline.metrics.codec import MeteredDecoder
 from pipeline.packreader import PackPlace, PackReader, PackReaders, ReadFigures, ShardSource
 from pipeline.restore.work import BackendPlaces, pack_place
 from pipeline.shardfiles import ShardFile
@@ -38,7 +39,6 @@ from pipeline.verify.findings import (
 from pipeline.verify.piecework import PieceReader
 from pipeline.verify.window import BlockPieces, BlockWindow
 from stages.assemble import chunk_is_good
-from stages.compress import Decoder
 from stages.pack import parse_directory
 from stages.shard import data_offset, file_size, table_size
 
@@ -78,8 +78,8 @@ class PackVerifier:
 
     def __init__(self, context: Context, backends: BackendPlaces) -> None:
         self._clock = context.clock
-        self._readers = PackReaders(backends.source(), capacity=1)
-        self._decoder = Decoder()
+        self._readers = PackReaders(backends.source(context.meters), capacity=1)
+        self._decoder = MeteredDecoder(context.meters)
 
     @property
     def figures(self) -> ReadFigures:

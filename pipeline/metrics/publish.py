@@ -1,0 +1,101 @@
+"""Publishing the metrics of a command: over HTTP while it runs, as a file and by a push when it ends.
+
+Metrics never cost a command its success: what can't be published is said, and the command goes on.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway, start_http_server
+
+from pipeline.metrics.collector import LAST_SUCCESS, CommandFigures, registry_of
+from pipeline.metrics.figures import StoreFigures
+from pipeline.metrics.publication import Address, Publication, host_of
+
+JOB = "drystone"
+PUSH_SECONDS = 10.0
+
+
+class Publisher:
+    """Publishes the metrics of one command. `say` tells people what did not work. Call `end` once."""
+
+    def __init__(
+        self, publication: Publication, command: str, figures: StoreFigures, say: Callable[[str], None]
+    ) -> None:
+        self._publication = publication
+        self._say = say
+        self._command = CommandFigures(command)
+        if publication.directory is not None:
+            self._file = os.path.join(publication.directory, f"drystone_{command}.prom")
+            self._command.last_success = self._earlier_success()
+        self._registry: CollectorRegistry = registry_of(figures, self._command)
+        # Node-exporter puts the files of all commands together; no series may be in two of them.
+        self._named = registry_of(figures, self._command, named=True)
+        self._server: Any = None
+        if publication.address is not None:
+            self._serve(publication.address)
+
+    def end(self, exit_code: int) -> None:
+        """The command has ended: publish how."""
+        self._command.end(exit_code)
+        if self._server is not None:
+            server, thread = self._server
+            server.socket.shutdown(socket.SHUT_RDWR)  # or it would look only twice a second whether to end
+            server.shutdown()
+            server.server_close()
+            thread.join()
+        if self._publication.directory is not None:
+            self._write()
+        if self._publication.push is not None:
+            self._push(self._publication.push)
+
+    def _serve(self, address: Address) -> None:
+        try:
+            self._server = start_http_server(address.port, address.host, self._registry)
+        except OSError as error:
+            self._say(f"metrics are not served at {address.url(address.port)}: {error.strerror or error}")
+            return
+        if not address.port:
+            self._say(f"metrics: {address.url(self._server[0].server_port)}")
+
+    def _earlier_success(self) -> float | None:
+        """When an earlier run of this command had its last success, by the file that is there."""
+        try:
+            with open(self._file, encoding="utf-8", errors="replace") as file:
+                found = re.search(rf"^{LAST_SUCCESS}\{{.*\}} (\S+)$", file.read(), re.MULTILINE)
+            return None if found is None else float(found[1])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self._say(f"the last success is not known: reading {self._file} failed: {error}")
+            return None
+
+    def _write(self) -> None:
+        """Write the file: whole, or what was there stays. Its name is not .prom before it is complete."""
+        temp = f"{self._file}.{os.getpid()}.tmp"
+        try:
+            try:
+                with open(temp, "wb") as file:
+                    file.write(generate_latest(self._named))
+                os.replace(temp, self._file)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(temp)
+                raise
+        except OSError as error:
+            self._say(f"metrics are not written: {self._file}: {error.strerror or error}")
+
+    def _push(self, url: str) -> None:
+        # Added to what the gateway has of this command: so an earlier success stays where this run had none.
+        group = {"command": self._command.name, "instance": socket.gethostname()}
+        try:
+            pushadd_to_gateway(url, JOB, self._registry, grouping_key=group, timeout=PUSH_SECONDS)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self._say(f"metrics are not pushed to {host_of(url)}: {error}")
