@@ -126,13 +126,14 @@ class Mix:
     """Readers and writers for each compressor. The default is what source text and binaries need at zstd 3; what a
     run has seen says more (pipeline/ingest/mix.py)."""
 
-    readers: float = 1 / 8
+    readers: float = 1 / 4
     writers: float = 1 / 16
 
     def of(self, compressors: int) -> tuple[int, int]:
-        """(readers, writers) beside so many compressors: of each at least one, and no more than these."""
-        readers, writers = (min(compressors, max(1, round(compressors * n))) for n in (self.readers, self.writers))
-        return readers, writers
+        """(readers, writers) beside so many compressors: of each at least one, and no more than these. Two readers
+        where there are two cores, for a run that stores little does nothing but read."""
+        least, most = min(2, compressors), compressors
+        return min(most, max(least, round(most * self.readers))), min(most, max(1, round(most * self.writers)))
 
 
 def ingest_shape(

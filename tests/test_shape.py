@@ -23,10 +23,10 @@ def run_of(host: str, codec: str, **busy: float) -> Run:
     return Run(uuid.UUID(int=7), "", {"host": host, "compression": codec, "busy": busy})
 
 
-def test_one_of_each_on_two_cores_more_where_there_are_many() -> None:
+def test_two_readers_and_one_writer_on_two_cores_more_where_there_are_many() -> None:
     small, large = (ingest_shape(CONFIG, cores, 64 << 30, None) for cores in (2, 64))
-    assert (small.readers, small.compressors, small.writers) == (1, 2, 1)
-    assert (large.readers, large.compressors, large.writers) == (8, 64, 4)
+    assert (small.readers, small.compressors, small.writers) == (2, 2, 1)
+    assert (large.readers, large.compressors, large.writers) == (16, 64, 4)
 
 
 def test_a_stage_that_was_slow_gets_more_workers() -> None:
