@@ -167,7 +167,7 @@ class FileStore:
 
     def _note_store(self) -> None:
         """Tell the figures what the store holds, and let them count what is asked of its members."""
-        self.figures.chunks, self.figures.chunk_bytes = chunk_totals(self.state)
+        self.figures.held = chunk_totals(self.state)
         if self._metered:
             self.figures.meter(self.members)
 
@@ -193,7 +193,7 @@ class FileStore:
     def _read_log(self) -> None:
         records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
         self.log, self.state = records, storelog.fold(records.records.values())
-        self.figures.chunks, self.figures.chunk_bytes = chunk_totals(self.state)
+        self.figures.held = chunk_totals(self.state)
 
     def _reload(self) -> None:
         self._read_log()

@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from manifests.config import ChunkerSpec, ECScheme
 from manifests.errors import BackendError, KeyNotFound, UsageError
 from manifests.localdirectory import LocalDirectory
+from manifests.totals import ChunkTotals
 from pipeline.arena import Arena, Layout, PoolSpec
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
@@ -287,6 +288,7 @@ def test_each_pool_is_a_queue_by_name(site: Path) -> None:
 
 def test_nothing_but_the_store_is_told() -> None:
     names = exposed(StoreFigures())
+    assert "drystone_chunks_total" not in names, "nobody knows yet"
     assert names and all(name.startswith("drystone_") for name in names)
 
 
@@ -315,6 +317,11 @@ def test_a_file_tells_how_a_command_ended_and_when_it_last_succeeded(site: Path,
     assert total(values, "drystone_command_exit_code", command="cat") == 1
     assert total(values, "drystone_command_last_success_timestamp_seconds", command="cat") == success
     assert os.listdir(tmp_path) == ["drystone_cat.prom"], "nothing temporary is left"
+
+
+def test_a_dry_run_is_no_success(site: Path, tmp_path: Path) -> None:
+    done = drystone("-s", site / "store", "ingest", site / "tree", "--dry-run", "--metrics-dir", tmp_path)
+    assert done.returncode == 0 and not list(tmp_path.iterdir())
 
 
 def test_a_run_that_is_stopped_tells_how_far_it_came(site: Path, tmp_path: Path) -> None:
@@ -399,7 +406,9 @@ def files(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_promtool_finds_fault_with_nothing_but_two_names(files: Path) -> None:
     for file in files.iterdir():
         assert promtool(file.read_text()) == ILL_NAMED
-    assert promtool(generate_latest(registry_of(StoreFigures(), CommandFigures("ingest"))).decode()) == ILL_NAMED
+    figures = StoreFigures()
+    figures.held = ChunkTotals(1, 2)
+    assert promtool(generate_latest(registry_of(figures, CommandFigures("ingest"))).decode()) == ILL_NAMED
 
 
 # --- pushes ----------------------------------------------------------------------------------------------------------

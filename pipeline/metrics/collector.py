@@ -50,8 +50,8 @@ class CommandFigures:
 
 
 class StoreCollector(Collector):
-    """All metrics of a store and of the command that uses it. Where there is one for each backend or codec, it is left
-    out until something was counted."""
+    """All metrics of a store and of the command that uses it. What is not known has no sample; where there is one for
+    each backend or codec, it is left out until something was counted."""
 
     def __init__(self, figures: StoreFigures, command: CommandFigures | None = None, *, named: bool = False) -> None:
         """`named`: all samples bear the command's name, so that those of several commands can stand side by side."""
@@ -66,9 +66,10 @@ class StoreCollector(Collector):
             yield family
 
     def _families(self) -> Iterator[Metric]:
-        figures, sums = self._figures, self._figures.sums()
-        yield _gauge("chunks_total", "Chunks that the store holds, by its log.", figures.chunks)
-        yield _gauge("chunks_bytes_total", "Plain bytes of all chunks of the store, by its log.", figures.chunk_bytes)
+        held, sums = self._figures.held, self._figures.sums()
+        chunks, size = (None, None) if held is None else held
+        yield _gauge("chunks_total", "Chunks that the store holds, by its log.", chunks)
+        yield _gauge("chunks_bytes_total", "Plain bytes of all chunks of the store, by its log.", size)
         yield _counters(
             "chunk_operations",
             "Chunks that were stored for the first time, known already, deleted, taken from another store.",
@@ -183,7 +184,7 @@ def _command_metrics(command: CommandFigures) -> Iterator[Metric]:
         yield family
 
 
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
     return GaugeMetricFamily(PREFIX + name, text, value=value)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from manifests.store import BackendInfo, Members
+from manifests.totals import ChunkTotals
 from pipeline.metrics.backend import MeteredBackend
 from pipeline.metrics.meters import Count, CounterPlan, Meters, added, meter_words, queue_depths, without_queues
 
@@ -51,11 +52,11 @@ class Sums:
 
 
 class StoreFigures:
-    """`chunks` and `chunk_bytes`: what the store held when it was opened, or after the last run; `backends`: those that
-    the figures tell of, by number."""
+    """`held`: what the store held when it was opened, or after the last run, None before; `backends`: those that the
+    figures tell of, by number."""
 
     def __init__(self) -> None:
-        self.chunks = self.chunk_bytes = 0
+        self.held: ChunkTotals | None = None
         self.backends: dict[int, BackendInfo] = {}
         self.meters = Meters.private()
         self._lock = threading.Lock()
