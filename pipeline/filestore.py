@@ -22,13 +22,14 @@ from manifests import log as storelog
 from manifests import store as membership
 from manifests.backends import BackendStorage
 from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, StoreConfig, require_index_kind
-from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat
+from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat, UsageError
 from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
 from manifests.replicas import Replicas
 from manifests.store import Members
 from pipeline.backend import Backend, describe
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
+from pipeline.objects.operations import ObjectOperations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,12 +74,14 @@ def default_cache() -> Path:
     return Path.home() / ".cache" / "drystone"
 
 
-class FileStore:
-    """An open store. Owned by one thread; `close` (or leaving the `with`) releases what it holds and may be called
-    twice. Methods raise DrystoneError and its kinds."""
+class FileStore(ObjectOperations):
+    """An open store. Owned by one thread, but for the reads of objects and chunks (pipeline/objects/operations.py),
+    which any thread may call; `close` (or leaving the `with`) releases what it holds and may be called twice. Methods
+    raise DrystoneError and its kinds."""
 
     def __init__(self, members: Members, log: storelog.Log, state: State, cache: Path) -> None:
         """Use `create` or `open` instead."""
+        super().__init__()
         self.members = members
         self.log = log
         self.state = state
@@ -86,6 +89,7 @@ class FileStore:
         self.replicas = Replicas(members, self._cache)
         self._scratch = self._cache / f"tmp-{os.getpid()}-{os.urandom(4).hex()}"
         self._catalog: Catalog | None = None
+        self._catalogs = 0
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -99,10 +103,11 @@ class FileStore:
         codec: CodecSpec | None = None,
         pack_size: int = 32 << 20,
         index: str = DEFAULT_INDEX,
+        etags: bool = True,
         cache: Path | None = None,
     ) -> FileStore:
         """Make a new store: one directory gets k+m backends as subdirectories, several become the backends. `index`:
-        kind of its dedupe index, memory or disk.
+        kind of its dedupe index, memory or disk; `etags`: whether puts compute MD5 unless they are told.
 
         >>> FileStore.create(["/mnt/a", "/mnt/b", "/mnt/c"], scheme=ECScheme(2, 1))  # doctest: +SKIP
         """
@@ -114,6 +119,7 @@ class FileStore:
             chunker or ChunkerSpec(),
             codec or CodecSpec(),
             pack_size,
+            etags=etags,
         )
         members = membership.create(config, directories)
         storelog.initialise(members, index)
@@ -135,7 +141,8 @@ class FileStore:
         self.close()
 
     def close(self) -> None:
-        """Release DuckDB and temporary files."""
+        """Release DuckDB, indexes and temporary files."""
+        self._forget()
         if self._catalog is not None:
             self._catalog.close()
             self._catalog = None
@@ -146,8 +153,12 @@ class FileStore:
         storage = next(iter(self.members.present.values())).storage
         self.members, self.log, self.state = storelog.open_store(f"{storage.type}:{storage.location}")
         self.replicas = Replicas(self.members, self._cache)
-        if self._catalog is not None:
-            self._catalog.close()
+        self._drop_catalog()
+        self._forget()
+
+    def _drop_catalog(self) -> None:
+        """Use another catalog from now on. Threads that still read from this one keep it alive, so it is not closed."""
+        with self._lock:
             self._catalog = None
 
     @property
@@ -157,27 +168,29 @@ class FileStore:
     @property
     def catalog(self) -> Catalog:
         """DuckDB over the manifests; `catalog.use_all()` makes a view of each table."""
-        if self._catalog is None:
-            from manifests.catalog import Catalog
+        with self._lock:
+            if self._catalog is None:
+                from manifests.catalog import Catalog
 
-            self._catalog = Catalog(
-                self.state,
-                self.replicas,
-                memory_limit=DUCKDB_MEMORY,
-                threads=min(4, available_cores()),
-                temp_directory=self._scratch,
-            )
-        return self._catalog
+                self._catalogs += 1
+                self._catalog = Catalog(
+                    self.state,
+                    self.replicas,
+                    memory_limit=DUCKDB_MEMORY,
+                    threads=min(4, available_cores()),
+                    temp_directory=self._scratch / str(self._catalogs),
+                )
+            return self._catalog
 
     def _read_log(self) -> None:
         records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
         self.log, self.state = records, storelog.fold(records.records.values())
 
     def _reload(self) -> None:
-        self._read_log()
-        if self._catalog is not None:
-            self._catalog.close()
-            self._catalog = None
+        with self._lock:
+            self._read_log()
+            self._drop_catalog()
+            self._forget()
 
     # --- backends ----------------------------------------------------------------------------------------------------
 
@@ -271,6 +284,12 @@ class FileStore:
 
         return store_status(self.members, self.log, self.state, self.catalog)
 
+    def _require_no_batch(self) -> None:
+        """Who uses the indexes needs them alone."""
+        if self._batch is not None:
+            raise UsageError("a batch is open; end it first")
+        self._release_known()
+
     def _require_writable_format(self) -> None:
         if self.config.read_only:
             raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
@@ -291,6 +310,7 @@ class FileStore:
         from pipeline.ingest.sources import gather
 
         self._require_writable_format()
+        self._require_no_batch()
         options = options or IngestOptions()
         with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
             self.members.require_writable()
@@ -372,7 +392,9 @@ class FileStore:
     ) -> Iterator[bytes]:
         """The bytes of one object, or of a range of it, piece by piece; only the blocks that hold them are read.
         `figures`, when given, counts the reads."""
-        from manifests.objects import find_object
+        from functools import partial
+
+        from manifests.objects import find_object, places_of_range
         from pipeline.ranges import RangeReader
         from pipeline.shardfiles import ShardSource
         from stages.assemble import ByteRange
@@ -384,7 +406,7 @@ class FileStore:
         source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))
         if figures is not None:
             source.figures = figures
-        return RangeReader(self.catalog, source).read(info, offset, length)
+        return RangeReader(partial(places_of_range, self.catalog), source).read(info, offset, length)
 
     def compare(self, selection: str, directory: str | Path, *, data: bool = False) -> Comparison:
         """Compare `RUN[:PATH]` with a directory; `data`: read the files, too. Iterate over the answer."""
@@ -416,6 +438,7 @@ class FileStore:
         somebody else changes the index."""
         from manifests.indexcache import destroy_indexes, rebuild_indexes
 
+        self._require_no_batch()
         if kind is not None and kind != self.state.index:
             self._choose_index(kind)
         try:
