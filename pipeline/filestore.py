@@ -185,6 +185,7 @@ class FileStore(ObjectOperations):
     def _read_log(self) -> None:
         records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
         self.log, self.state = records, storelog.fold(records.records.values())
+        self._release_known()  # what others deleted in the meantime is not known any more
 
     def _reload(self) -> None:
         with self._lock:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 
-import numpy as np
-
 from manifests.log import State
 from manifests.replicas import Replicas
 from pipeline.ingest.indexes import RunIndexes
@@ -25,7 +23,7 @@ class KnownIndexes:
         self._stack = ExitStack()
         try:
             lost: list[str] = []
-            run = self._stack.enter_context(RunIndexes.opened(state, replicas, lambda: None, lost))
+            run = self._run = self._stack.enter_context(RunIndexes.opened(state, replicas, lambda: None, lost))
             self.chunks: MemoryIndex | OverlayIndex = self._stack.enter_context(closing(run.chunks.open()))
             self.contents: MemoryIndex | OverlayIndex = self._stack.enter_context(closing(run.contents.open()))
             for index, batches in ((self.chunks, run.known_chunks()), (self.contents, run.known_contents())):
@@ -35,8 +33,10 @@ class KnownIndexes:
             self._stack.close()
             raise
 
-    def has_chunk(self, chunk_id: bytes) -> bool:
-        return bool(self.chunks.get_batch(np.frombuffer(chunk_id, np.uint8).reshape(1, 32))[0])
+    def distrust(self) -> None:
+        """Rot was met while looking up: what lies on disk is built anew when it is needed next."""
+        for usable in self._run.below.values():
+            usable.distrust()
 
     def close(self) -> None:
         self._stack.close()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from manifests.config import CodecSpec, StoreConfig
-from manifests.errors import ChunkInUse, NotFound, ObjectDeleted, UsageError
+from manifests.errors import ChunkInUse, DamagedIndex, NotFound, ObjectDeleted, UsageError
 from manifests.log import Log, LogRecord, State, fold
 from manifests.replicas import Replicas
 from manifests.store import Members
@@ -283,7 +283,6 @@ class ObjectOperations:
         self._release_known()
         self._note(write_deletion(self.members, self.state, chunks=copies))
         with self._lock:
-            self._readings().forget_places()
             if self._stats is not None:
                 self._stats = self._stats.plus(-len(copies), -sum(length for _, _, length in copies))
 
@@ -393,7 +392,9 @@ class ObjectOperations:
                 batch.abort()
                 raise
             record = batch.commit()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, DamagedIndex):
+                self._known.distrust()
             self._release_known()  # it knows what was not committed
             raise
         finally:
@@ -413,7 +414,7 @@ class ObjectOperations:
             with self._lock:
                 news = self.log.follow(self.members)
                 if news:
-                    self._release_known()
+                    self._forget()
                     self._drop_catalog()
                     self.state = fold(self.log.records.values())
                     if any(record.kind == "backend" for record in news):
@@ -426,9 +427,9 @@ class ObjectOperations:
         with self._lock:
             self.log.note(record, self.members)
             self.state = fold(self.log.records.values())
-            catalog_stats = self._stats
             self._drop_catalog()
-            self._stats = catalog_stats
+            if self._reading is not None:
+                self._reading.forget_places()  # what was placed nowhere may be placed now
 
     def _release_known(self) -> None:
         if self._known is not None:

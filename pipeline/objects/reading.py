@@ -107,7 +107,9 @@ class ObjectStream(io.RawIOBase):
         self._position = 0
         self._turn = threading.Lock()
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """Length of the object in bytes."""
         return self._info.size
 
     def readable(self) -> bool:
