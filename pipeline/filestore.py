@@ -314,8 +314,7 @@ class FileStore(ObjectOperations):
         self._require_no_batch()
         options = options or IngestOptions()
         with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
-            self.members.require_writable()
-            self.log.complete(self.members)
+            self._prepare_to_write()
             result = ingest(self.members, self.state, self.replicas, inputs.sources, options, on_tick, inputs.listed)
         self._reload()
         return result

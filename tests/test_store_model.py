@@ -162,4 +162,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
+TestStore.settings = settings(max_examples=5, stateful_step_count=16, deadline=None)

@@ -84,9 +84,8 @@ class ObjectOperations:
         md5 = self.config.etags if etag is None else etag
         if self._batch is not None:
             return self._batch.put(reader, put, codec, md5)
-        with self.batch():
-            assert self._batch is not None
-            return self._batch.put(reader, put, codec, md5)
+        with self._writing("put") as batch:
+            return batch.put(reader, put, codec, md5)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
