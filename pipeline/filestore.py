@@ -13,6 +13,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -146,7 +147,8 @@ class FileStore(ObjectOperations):
         if self._catalog is not None:
             self._catalog.close()
             self._catalog = None
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        for folder in self._cache.glob(f"{self._scratch.name}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _reopen(self) -> None:
         """Find the members anew: they are others now."""
@@ -173,12 +175,14 @@ class FileStore(ObjectOperations):
                 from manifests.catalog import Catalog
 
                 self._catalogs += 1
+                with suppress(OSError):  # only a query that spills needs it, and says so
+                    self._cache.mkdir(parents=True, exist_ok=True)
                 self._catalog = Catalog(
                     self.state,
                     self.replicas,
                     memory_limit=DUCKDB_MEMORY,
                     threads=min(4, available_cores()),
-                    temp_directory=self._scratch / str(self._catalogs),
+                    temp_directory=self._scratch.with_name(f"{self._scratch.name}-{self._catalogs}"),
                 )
             return self._catalog
 

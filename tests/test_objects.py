@@ -486,6 +486,21 @@ def test_puts_need_as_many_backends_as_any_writing(make_store: Make, tmp_path: P
         store.put_object("key", io.BytesIO(b"x"))
 
 
+def test_queries_have_room_on_disk_also_behind_a_put(make_store: Make) -> None:
+    store = make_store()
+    store.put_object("key", io.BytesIO(b"x"))
+    for _ in range(2):
+        store.catalog.limit_memory(60 << 20)
+        store.catalog.execute("CREATE TABLE numbers AS SELECT i, hash(i) AS h FROM range(3_000_000) r(i)")
+        sorted_rows = "SELECT count(*) AS n FROM (SELECT * FROM numbers ORDER BY h)"
+        assert store.catalog.one(sorted_rows)["n"] == 3_000_000
+        assert store.catalog.temp_directory.exists()
+        store.put_object("key", io.BytesIO(b"x"))
+    folder = store.catalog.temp_directory.parent
+    store.close()
+    assert not list(folder.glob("tmp-*"))
+
+
 def test_ids_that_are_none_are_keys(make_store: Make) -> None:
     store = make_store()
     looks = "01890000-0000-7000-8000-000000000001-0"
