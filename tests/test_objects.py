@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from manifests.config import ChunkerSpec
 from manifests.errors import NotFound, ObjectDeleted, Superseded, TooFewBackends, Unreadable, UsageError
 from pipeline.errors import PipelineError
 from pipeline.filestore import FileStore
@@ -79,11 +80,9 @@ def test_an_object_comes_back_with_all_that_was_told(make_store: Make) -> None:
         store.get_object("a/b")
 
 
-@pytest.mark.parametrize("size", [0, 1, 1024, 1025, 4096, 4 << 20, (4 << 20) + 1, 9_000_000])
 @pytest.mark.parametrize("reader", [io.BytesIO, ShyReader])
+@pytest.mark.parametrize("size", [0, 1, 1024, 1025, 4 << 20, (4 << 20) + 1])
 def test_objects_of_any_length_come_from_any_reader(make_store: Make, size: int, reader: type) -> None:
-    if reader is ShyReader and size > 5 << 20:
-        pytest.skip("shy readers take their time")
     store, data = make_store(pack_size=1 << 20), noise(size, size)
     assert store.put_object("key", reader(data)).size == size
     stream = store.get_object_data("key")
@@ -282,11 +281,9 @@ def test_puts_that_make_no_sense_are_refused(make_store: Make, wrong: dict[str, 
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[FileStore, dict[str, bytes]]:
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FileStore, dict[str, bytes]]]:
     """A store with two backends gone, and objects of all sorts in it, by id."""
     place = tmp_path_factory.mktemp("ranges")
-    from manifests.config import ChunkerSpec
-
     store = FileStore.create(
         [place / "store"], chunker=ChunkerSpec.parse("fastcdc:1KiB"), pack_size=256 << 10, cache=place / "cache"
     )
@@ -309,7 +306,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[FileStore, dict[str,
     for number in (1, 4):
         for path in (place / "store" / f"backend-{number}" / "packs").rglob("*.*"):
             path.unlink()
-    return store, held
+    yield store, held
+    store.close()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -361,7 +359,7 @@ def test_one_stream_and_one_store_serve_threads_while_puts_go_on(
 
     def read(seed: int) -> int:
         chance, count = random.Random(seed), 0
-        while not stop.is_set():
+        while not stop.is_set() or not count:
             name = chance.choice(names)
             offset, length = chance.randrange(len(held[name])), chance.randrange(60_000)
             wanted = held[name][offset : offset + length]
@@ -373,13 +371,15 @@ def test_one_stream_and_one_store_serve_threads_while_puts_go_on(
             count += 1
         return count
 
-    with ThreadPoolExecutor(4) as threads:
-        futures = [threads.submit(read, seed) for seed in range(4)]
-        for number in range(6):
-            ref = store.put_object(f"x{number}", io.BytesIO(noise(20_000, number)))
-            assert store.get_object_data(ref.id).read() == noise(20_000, number)
-        store.delete_object("x0")
-        stop.set()
+    with ThreadPoolExecutor(3) as threads:
+        futures = [threads.submit(read, seed) for seed in range(3)]
+        try:
+            for number in range(3):
+                ref = store.put_object(f"x{number}", io.BytesIO(noise(20_000, number)))
+                assert store.get_object_data(ref.id).read() == noise(20_000, number)
+            store.delete_object("x0")
+        finally:
+            stop.set()
         assert all(future.result() for future in futures)
 
 
@@ -488,14 +488,13 @@ def test_puts_need_as_many_backends_as_any_writing(make_store: Make, tmp_path: P
 
 def test_queries_have_room_on_disk_also_behind_a_put(make_store: Make) -> None:
     store = make_store()
+    first = store.catalog
     store.put_object("key", io.BytesIO(b"x"))
-    for _ in range(2):
-        store.catalog.limit_memory(60 << 20)
-        store.catalog.execute("CREATE TABLE numbers AS SELECT i, hash(i) AS h FROM range(3_000_000) r(i)")
-        sorted_rows = "SELECT count(*) AS n FROM (SELECT * FROM numbers ORDER BY h)"
-        assert store.catalog.one(sorted_rows)["n"] == 3_000_000
-        assert store.catalog.temp_directory.exists()
-        store.put_object("key", io.BytesIO(b"x"))
+    assert store.catalog.temp_directory != first.temp_directory
+    store.catalog.limit_memory(30 << 20)
+    store.catalog.execute("CREATE TABLE numbers AS SELECT i, hash(i) AS h FROM range(1_500_000) r(i)")
+    assert store.catalog.one("SELECT count(*) AS n FROM (SELECT * FROM numbers ORDER BY h)")["n"] == 1_500_000
+    assert store.catalog.temp_directory.exists()
     folder = store.catalog.temp_directory.parent
     store.close()
     assert not list(folder.glob("tmp-*"))
