@@ -124,6 +124,7 @@ VARYING = [
     (rf"^(ID TIME {HOST} \d+ {SIZE}) {SIZE}", r"\1 SIZE"),
     (rf"^ unchanged \d+ not read, {SIZE}", " unchanged FILES not read, SIZE"),
     (rf"{SIZE} read\b", "SIZE read"),
+    (rf"{SIZE} on disk\b", "SIZE on disk"),
     (r"compression ratio [\d.]+", "compression ratio RATIO"),
     (r"[\d,]+ chunks", "CHUNKS"),
     (r"^chunks [\d,]+", "chunks COUNT"),
