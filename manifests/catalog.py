@@ -1,7 +1,8 @@
 """The catalog: an in-memory DuckDB over a store's checked manifest files.
 
-Each table of manifests/schema.py is a view of the same name without duplicate keys where that matters; `runs` is a
-view over the log. Results are streamed, memory is limited, and what does not fit goes to `temp_directory`.
+Each table of manifests/schema.py is a view of the same name without duplicate keys where that matters: `chunks` has
+those that are alive, `objects` those that are not deleted; `stored_chunks` and `stored_objects` have them all. `runs`
+is a view over the log. Results are streamed, memory is limited, and what does not fit goes to `temp_directory`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ import duckdb
 
 from manifests import format as fmt
 from manifests.errors import DrystoneError, Unreadable
+from manifests.ids import split_object_id
 from manifests.log import State
+from manifests.places import ALIVE
 from manifests.replicas import Replicas
 from manifests.schema import CHANGED_TABLES, COLUMNS, duckdb_columns
 
 BATCH_ROWS = 16 << 10
+#: Tables whose view leaves something out, and the view of all their rows.
+ALL = {"chunks": "stored_chunks", "objects": "stored_objects"}
 #: Tables without whose rows a chunk's place leads nowhere.
 _PLACING = {"blocks", "packs"}
 #: The columns of a view, where they are not just its table's: a digest that is the content id is not written twice.
@@ -84,12 +89,17 @@ class Catalog:
                     self.lost.append(str(error))
                     self._lacking.add(table)
             self.replicas.save()
+            name = ALL.get(table, table)
             if paths:
                 columns = _COLUMNS.get(table, "*")
-                self.execute(f"CREATE VIEW {table} AS SELECT {columns} FROM ({self._reading(table, paths)})")
+                self.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM ({self._reading(table, paths)})")
             else:
-                self.execute(f"CREATE TABLE {table} ({duckdb_columns(table)})")
+                self.execute(f"CREATE TABLE {name} ({duckdb_columns(table)})")
             self._made.add(table)
+            if table == "chunks":
+                self._bury(spare)
+            elif table == "objects":
+                self._leave_out_deleted()
         if self.lost and not spare:
             raise Unreadable("; ".join(self.lost))
         if self._lacking & _PLACING and self._made >= {"chunks", *_PLACING}:
@@ -100,6 +110,25 @@ class Catalog:
                 "CREATE VIEW chunks AS SELECT * FROM all_chunks WHERE pack_id IN (SELECT pack_id FROM packs) "
                 "AND pack_id IN (SELECT pack_id FROM blocks)"
             )
+
+    def _bury(self, spare: bool) -> None:
+        """Make the view of the chunks that are alive."""
+        self.use("tombstones", spare=spare)
+        dead = ALIVE if self._state.files("tombstones") else ""
+        self.execute(f"CREATE VIEW chunks AS SELECT * FROM {ALL['chunks']} {dead}")
+
+    def _leave_out_deleted(self) -> None:
+        """Make the view of the objects that are not deleted."""
+        condition = ""
+        if self._state.deleted:
+            self.execute("CREATE TABLE deleted_objects (run BLOB, row UBIGINT)")
+            ids = [split_object_id(text) for text in self._state.deleted]
+            self.execute(
+                "INSERT INTO deleted_objects SELECT unnest(?::BLOB[]), unnest(?::UBIGINT[])",
+                [[run.bytes for run, _ in ids], [row for _, row in ids]],
+            )
+            condition = "ANTI JOIN deleted_objects USING (run, row)"
+        self.execute(f"CREATE VIEW objects AS SELECT * FROM {ALL['objects']} {condition}")
 
     def _reading(self, table: str, paths: list[str]) -> str:
         """A query for all rows of some files; columns that old ones lack are null. Files of each age are read by
@@ -159,7 +188,7 @@ class Catalog:
         except duckdb.Error as error:
             raise DrystoneError(f"querying the manifests failed: {error}") from error
 
-    def tuples(self, query: str, parameters: list[Any] | None = None) -> Iterator[tuple[Any, ...]]:
+    def tuples(self, query: str, parameters: list[Any] | dict[str, Any] | None = None) -> Iterator[tuple[Any, ...]]:
         """Result rows, streamed, and without pyarrow; several results may be under way."""
         with self._cursor(query, parameters) as cursor:
             while rows := cursor.fetchmany(BATCH_ROWS):
@@ -174,7 +203,7 @@ class Catalog:
                     yield dict(zip(names, row, strict=True))
 
     @contextmanager
-    def _cursor(self, query: str, parameters: list[Any] | None) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _cursor(self, query: str, parameters: list[Any] | dict[str, Any] | None) -> Iterator[duckdb.DuckDBPyConnection]:
         """A cursor over a query's result. Raises DrystoneError, also for what goes wrong while rows are fetched."""
         try:
             with self.connection.cursor() as cursor:

@@ -26,7 +26,7 @@ def _sum(weight: str, factors: dict[str, int]) -> str:
     return f"(sum(({weight})::HUGEINT * ({_weighted(factors)}) % {1 << 64}) % {1 << 64})::UBIGINT"
 
 
-#: SQL: a table of pack_id, block_sum and chunk_sum, out of the views blocks and chunks.
+#: SQL: a table of pack_id, block_sum and chunk_sum, out of the views blocks and stored_chunks.
 SUMS = f"""
     SELECT coalesce(b.pack_id, c.pack_id) AS pack_id, coalesce(block_sum, 0) AS block_sum,
            coalesce(chunk_sum, 0) AS chunk_sum
@@ -34,7 +34,7 @@ SUMS = f"""
           FROM (SELECT DISTINCT pack_id, block, "offset", stored, raw, codec FROM blocks) GROUP BY pack_id) b
     FULL JOIN (SELECT pack_id, {_sum(f"try_cast('0x' || hex(chunk_id)[1:{2 * _ID_HEAD}] AS UBIGINT)", _CHUNK_FACTORS)}
                    AS chunk_sum
-               FROM (SELECT DISTINCT chunk_id, pack_id, block, "offset", length FROM chunks) GROUP BY pack_id) c
+               FROM (SELECT DISTINCT chunk_id, pack_id, block, "offset", length FROM stored_chunks) GROUP BY pack_id) c
       ON b.pack_id = c.pack_id
 """
 

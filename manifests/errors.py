@@ -2,12 +2,16 @@
 
     DrystoneError
     ├── UsageError            what was asked makes no sense: sizes, ranges, schemes, names
-    ├── NotFound              no such store, run, object
+    ├── NotFound              no such store, run, object, chunk
+    │   └── ObjectDeleted     the object was deleted
     ├── StoreExists           the place is a store already, or not empty
     ├── UnsupportedFormat     a flag that this version does not know
     ├── TooFewBackends        not enough backends answer for what was asked
     ├── CorruptRecord         a record whose armour can't heal it
     ├── WouldLose             what was asked would make data unrecoverable
+    │   └── ChunkInUse        objects that are not deleted consist of the chunk
+    ├── WrongChunk            bytes that are not the chunk that they are said to be
+    ├── Superseded            somebody deleted chunks while this was being written; nothing was committed
     ├── Unreadable            bytes that no copy or parity can give back
     ├── DamagedIndex          a dedupe index whose file can't be used; it is built anew from the manifests
     ├── IndexBusy             a dedupe index that another process changes just now
@@ -37,6 +41,10 @@ class NotFound(DrystoneError):
     """No such store, run or object."""
 
 
+class ObjectDeleted(NotFound):
+    """The object was deleted; its data goes with the next gc."""
+
+
 class StoreExists(DrystoneError):
     """`init` would write where something lies already."""
 
@@ -51,6 +59,18 @@ class TooFewBackends(DrystoneError):
 
 class WouldLose(DrystoneError):
     """What was asked would make data unrecoverable; nothing was changed."""
+
+
+class ChunkInUse(WouldLose):
+    """A chunk that objects consist of."""
+
+
+class WrongChunk(DrystoneError):
+    """Bytes whose digest is not the id that came with them."""
+
+
+class Superseded(DrystoneError):
+    """What was written builds on chunks that may have been deleted meanwhile; do it again."""
 
 
 class CorruptRecord(DrystoneError):

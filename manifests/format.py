@@ -65,7 +65,7 @@ KINDS = ("file", "directory", "symlink", "fifo", "chardev", "blockdev", "socket"
 #: their own name, filled where they were asked for.
 DIGESTS = {"blake3": 32, "md5": 16, "sha1": 20, "sha256": 32, "sha512": 64}
 
-TABLES = ("objects", "extents", "chunks", "blocks", "packs", "shards", "scrubs")
+TABLES = ("objects", "extents", "chunks", "blocks", "packs", "shards", "scrubs", "tombstones")
 
 _LAYOUTS: dict[str, list[typing.Any]] = {
     # cipher, key epoch, nonce and tag are reserved: zero

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 
 NIL = uuid.UUID(int=0)
+_OBJECT_ID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-(0|[1-9][0-9]{0,18})")
 
 
 def time_ms(identity: uuid.UUID) -> int:
     """Milliseconds since 1970 that `identity` carries; for ordering only, never for a safety rule."""
     return identity.int >> 80
+
+
+def object_id(run: uuid.UUID, row: int) -> str:
+    """The id of an object, as programs write it."""
+    return f"{run}-{row}"
+
+
+def is_object_id(text: str) -> bool:
+    """Whether a text may be the id of an object; it may be a key that looks like one."""
+    return _OBJECT_ID.fullmatch(text) is not None
+
+
+def split_object_id(text: str) -> tuple[uuid.UUID, int]:
+    """Run and row of an object's id. Raises ValueError."""
+    match = _OBJECT_ID.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no id of an object")
+    return uuid.UUID(match[1]), int(match[2])
 
 
 def new_id(newest_seen: uuid.UUID = NIL) -> uuid.UUID:

@@ -29,7 +29,7 @@ from typing import Any
 from manifests.diskindex import DATA_FILE, DiskIndex
 from manifests.errors import DamagedIndex, IndexBusy, Unreadable
 from manifests.index import MEMORY_BYTES, Entries
-from manifests.known import KNOWN_OF, count_rows
+from manifests.known import KNOWN_OF, count_rows, read_tombstones
 from manifests.log import State
 from manifests.ordering import in_order
 from manifests.replicas import Replicas
@@ -200,6 +200,8 @@ class IndexCache:
         check: Callable[[], None],
     ) -> None:
         index.note_files(names, whole=False)
+        if names & self._tombstone_names(state):
+            self._bury(index, names, state, replicas)
         files = [file for file in state.files(self._table) if file.name in names]
         lost: list[str] = []
         known = _checked(KNOWN_OF[self._table](state, replicas, lost, self._wanted(state) - names), check)
@@ -213,6 +215,15 @@ class IndexCache:
             raise Unreadable("; ".join(lost))
         index.note_files(names, whole=True)
         index.sync()
+
+    def _bury(self, index: DiskIndex, names: set[str], state: State, replicas: Replicas) -> None:
+        """Forget chunks that were deleted since. A copy that was stored later and is known already goes with them: it
+        is stored once more, or known again with its own file."""
+        lost: list[str] = []
+        dead = read_tombstones(state, replicas, lost, names)
+        if dead is None:
+            raise Unreadable("; ".join(lost))
+        index.delete(dead.ids())
 
     def _as_it_stands(self, state: State) -> UsableIndex:
         """Somebody else changes the index. What it held whole when that began is there for readers, whose transactions
@@ -229,14 +240,18 @@ class IndexCache:
                 files, begun = index.files(), index.files(begun=True)
             finally:
                 index.close()
-            if self._gone(begun - self._wanted(state), state):
+            if self._gone(begun - self._wanted(state), state) or self._tombstone_names(state) - files:
                 return nothing
             return UsableIndex(self, generation, frozenset(files))
         except (DamagedIndex, OSError):
             return nothing
 
     def _wanted(self, state: State) -> set[str]:
-        return {file.name for file in state.files(self._table)}
+        return {file.name for file in state.files(self._table)} | self._tombstone_names(state)
+
+    def _tombstone_names(self, state: State) -> set[str]:
+        """Files that say what is not known any more: of chunks, of which the index is made, too."""
+        return {file.name for file in state.files("tombstones")} if self._table == "chunks" else set()
 
     def _gone(self, others: set[str], state: State) -> bool:
         """Whether one of the files that an index covers and `state` does not name is gone, not just newer than it."""

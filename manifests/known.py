@@ -21,9 +21,25 @@ from manifests.errors import Unreadable
 from manifests.index import Entries, known_rows
 from manifests.log import ManifestFile, State
 from manifests.replicas import Replicas
+from manifests.tombstones import Tombstones
 
 BATCH_ROWS = 28 << 10
 Ids = npt.NDArray[np.uint8]
+
+
+def read_tombstones(
+    state: State, replicas: Replicas, lost: list[str], names: Collection[str] | None = None
+) -> Tombstones | None:
+    """The copies of chunks that are deleted, or those of the files called `names`; None where a file that names some is
+    lost: then nobody can tell."""
+    files = [file for file in state.files("tombstones") if names is None or file.name in names]
+    paths = readable_paths(files, replicas, lost)
+    if len(paths) < len(files):
+        return None
+    dead = Tombstones()
+    for batch in _batches(paths, ["chunk_id", "pack_id"]):
+        dead.add(batch.column(0).to_pylist(), batch.column(1).to_pylist())
+    return dead
 
 
 def count_rows(state: State, table: str) -> int:
@@ -69,14 +85,21 @@ def known_chunks(state: State, replicas: Replicas, lost: list[str], but: Collect
     """Chunks (KNOWN) that the manifests place, but for those of the files called `but`, in batches of up to BATCH_ROWS.
     This is the rule: only they need not be stored again."""
     placed = _placed_packs(state, replicas, lost)
-    columns = ["chunk_id", "length", *([] if placed is None else ["pack_id"])]
+    dead = read_tombstones(state, replicas, lost)
+    if dead is None:  # nobody can tell which chunks are alive
+        return
+    columns = ["chunk_id", "length", *([] if placed is None and not len(dead) else ["pack_id"])]
     files = [file for file in state.files("chunks") if file.name not in but]
     for batch in _batches(readable_paths(files, replicas, lost), columns):
         rows = known_rows(fixed_bytes(batch.column(0), 32), batch.column(1).to_numpy())
+        keep = np.ones(len(rows), bool)
         if placed is not None:
             import pyarrow.compute as pc
 
-            rows = rows[pc.is_in(batch.column(2), value_set=placed).to_numpy(zero_copy_only=False)]
+            keep &= pc.is_in(batch.column(2), value_set=placed).to_numpy(zero_copy_only=False)
+        if len(dead):
+            keep &= dead.alive(batch)
+        rows = rows[keep]
         if len(rows):
             yield rows
 
@@ -118,7 +141,7 @@ KNOWN_OF: dict[str, Callable[..., Iterator[Entries]]] = {"chunks": known_chunks,
 def lost_tables(state: State, replicas: Replicas) -> list[str]:
     """Why manifest files can't be read that tell what is known."""
     lost: list[str] = []
-    for table in ("chunks", "extents", "packs", "blocks"):
+    for table in ("chunks", "extents", "packs", "blocks", "tombstones"):
         readable_paths(state.files(table), replicas, lost)
     return lost
 

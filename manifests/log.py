@@ -154,7 +154,8 @@ class Verification:
 @dataclass
 class State:
     """The fold of the log. `index`: the kind of dedupe index that ingests use; `next_number`: for the next backend that
-    joins; numbers of removed ones are not used again."""
+    joins; numbers of removed ones are not used again; `deleted`: id of a deleted object → when, RFC 3339;
+    `deletions`: the records that deleted something."""
 
     backends: list[BackendInfo] = field(default_factory=list)
     next_number: int = 0
@@ -163,6 +164,8 @@ class State:
     runs: list[Run] = field(default_factory=list)
     newest: uuid.UUID = NIL
     index: str = DEFAULT_INDEX
+    deleted: dict[str, str] = field(default_factory=dict)
+    deletions: set[uuid.UUID] = field(default_factory=set)
 
     def files(self, table: str) -> list[ManifestFile]:
         return list(self.manifests.get(table, {}).values())
@@ -199,6 +202,9 @@ def fold(records: Iterable[LogRecord]) -> State:
         state.index = kind if kind in INDEX_KINDS else DEFAULT_INDEX
         if record.kind == "ingest":
             state.runs.append(Run(record.record_id, text(record.body["time"]), dict(record.body["run"])))
+        if record.kind == "delete":
+            state.deletions.add(record.record_id)
+            state.deleted.update(dict.fromkeys(map(text, record.body["objects"]), text(record.body["time"])))
         if record.kind == "scrub":
             state.verifications.append(_verification(record))
     state.next_number = 1 + max((info.number for info in backends.values()), default=-1)
@@ -309,6 +315,26 @@ class Log:
             self.healed += 1
         except CorruptRecord as error:
             self.lost[key] = "; ".join([*reasons, str(error)])
+
+    def follow(self, members: Members) -> list[LogRecord]:
+        """Read the records that others wrote since this log was read. Raises CorruptRecord, as `read`."""
+        seen = set(self.records)
+        for member in members.present.values():
+            for key in member.storage.list(FOLDER):
+                if _KEY.fullmatch(key):
+                    self.holders.setdefault(key, set()).add(member.number)
+        for key in sorted(self.holders.keys() - seen):
+            self._read_one(key, [m.storage for m in members.present.values() if m.number in self.holders[key]])
+        if self.lost:
+            raise CorruptRecord(
+                f"a log record is damaged on every backend that answers: {'; '.join(self.lost.values())}"
+            )
+        return [record for key, record in self.records.items() if key not in seen]
+
+    def note(self, record: LogRecord, members: Members) -> None:
+        """Add a record that this process has written to every member."""
+        self.records[record.key] = record
+        self.holders[record.key] = {member.number for member in members.writable}
 
     def complete(self, members: Members) -> int:
         """Copy records that lie on fewer than the settled number of backends to the others, manifests first.

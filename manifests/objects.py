@@ -13,10 +13,14 @@ from manifests.errors import NotFound, Unreadable, UsageError
 from manifests.fixity import digest_column
 from manifests.places import BLOCK_AND_PACK, CONTENT_KINDS, SOUND, places_of
 
-_COLUMNS = (
+OBJECT_COLUMNS = (
     "row, path, kind, size, mode, uid, gid, user_name, group_name, mtime_ns, target, digest, "
     "content_kind, content_id, error, holes"
 )
+
+
+#: A content that is one chunk.
+_ONE_PIECE = "SELECT 0::UBIGINT AS file_offset, ?::BLOB AS chunk_id"
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def list_objects(catalog: Catalog, run: uuid.UUID, path: bytes, recursive: bool)
         depth = path.count(b"/") + (1 if path else 0)
         # As text, DuckDB escapes the bytes of a BLOB that are not printable; a '/' stays what it is.
         condition += f" AND length(path::VARCHAR) - length(replace(path::VARCHAR, '/', '')) <= {depth}"
-    query = f"SELECT {_COLUMNS} FROM objects WHERE run = ? AND {condition} ORDER BY row"
+    query = f"SELECT {OBJECT_COLUMNS} FROM objects WHERE run = ? AND {condition} ORDER BY row"
     for row in catalog.rows(query, [run.bytes, *parameters]):
         yield ObjectInfo(run, **row)
 
@@ -71,7 +75,9 @@ def object_digests(catalog: Catalog, run: uuid.UUID, path: bytes, name: str) -> 
 def find_object(catalog: Catalog, run: uuid.UUID, path: bytes) -> ObjectInfo:
     """The object called `path`. Raises NotFound."""
     catalog.use("objects", spare=True)
-    for row in catalog.rows(f"SELECT {_COLUMNS} FROM objects WHERE run = ? AND path = ? LIMIT 1", [run.bytes, path]):
+    for row in catalog.rows(
+        f"SELECT {OBJECT_COLUMNS} FROM objects WHERE run = ? AND path = ? LIMIT 1", [run.bytes, path]
+    ):
         return ObjectInfo(run, **row)
     if catalog.lost:
         raise Unreadable("; ".join(catalog.lost))
@@ -113,7 +119,7 @@ class ChunkPlace(NamedTuple):
 def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int) -> Iterator[ChunkPlace]:
     """The chunks that overlap a range of an object, by place in the object. Streams. Raises Unreadable."""
     catalog.use("extents", "chunks", "blocks", "packs", spare=True)
-    pieces = "SELECT 0::UBIGINT AS file_offset, ?::BLOB AS chunk_id"
+    pieces = _ONE_PIECE
     parameters: list[Any] = [info.content_id]
     if info.content_kind == fmt.CONTENT_EXTENTS:
         pieces = """
@@ -121,6 +127,17 @@ def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int
             WHERE content_id = ? AND "offset" < ? AND "offset" + length > ?
         """
         parameters = [info.content_id, offset + length, offset]
+    yield from _located(catalog, pieces, parameters)
+
+
+def place_of_chunk(catalog: Catalog, chunk_id: bytes) -> ChunkPlace | None:
+    """Where a chunk lies, or None where no manifest places it, or its copies are deleted. Raises Unreadable."""
+    catalog.use("chunks", "blocks", "packs", spare=True)
+    return next(_located(catalog, _ONE_PIECE, [chunk_id]), None)
+
+
+def _located(catalog: Catalog, pieces: str, parameters: list[Any]) -> Iterator[ChunkPlace]:
+    """The sound places of a query's chunks (file_offset, chunk_id)."""
     query = f"""
         WITH pieces AS MATERIALIZED ({pieces}),
         places AS ({places_of("pieces")})

@@ -20,6 +20,10 @@ BLOCK_AND_PACK = """
     LEFT JOIN (SELECT DISTINCT ON (pack_id) * FROM packs) pk ON pk.pack_id = pl.pack_id
 """
 
+#: Behind a table with chunk_id and pack_id: only the copies of chunks are left that are not deleted. This is the rule;
+#: tombstones.py has it for who reads manifests without SQL.
+ALIVE = "ANTI JOIN tombstones USING (chunk_id, pack_id)"
+
 CONTENT_KINDS = (fmt.CONTENT_NONE, fmt.CONTENT_CHUNK, fmt.CONTENT_EXTENTS)
 #: Objects that consist of bytes; whatever the others say of a content is passed over.
 HAS_BYTES = "kind IN ('file', 'stream')"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from manifests import format as fmt
 from manifests.columns import ROW_EXTENT_DTYPE, Array, Batch
 from manifests.log import ManifestFile
 from manifests.owners import group_name, user_name
+from manifests.schema import SCHEMAS
 from manifests.store import Members
 from manifests.tables import TableWriter, constant_id, file_name
 
@@ -184,8 +185,15 @@ class RunRows:
             self._spools[reader] = ExtentSpool()
         self._spools[reader].append(extents)
 
-    def add_objects(self, reader: int, batch: Batch, known: npt.NDArray[np.bool_]) -> None:
-        """Objects (OBJECT_DTYPE) in order of row. `known`: the content's extents are in the store already."""
+    def add_objects(
+        self,
+        reader: int,
+        batch: Batch,
+        known: npt.NDArray[np.bool_],
+        more: Mapping[str, Sequence[str | int | None]] | None = None,
+    ) -> None:
+        """Objects (OBJECT_DTYPE) in order of row. `known`: the content's extents are in the store already; `more`:
+        columns that only objects have that were put."""
         rows = batch.rows
         self._resolve_extents(reader, rows, known)
         count = len(rows)
@@ -219,6 +227,8 @@ class RunRows:
             "links",
         )
         columns.update((name, rows[name]) for name in plain)
+        for name, values in (more or {}).items():
+            columns[name] = pa.array(values, SCHEMAS["objects"].field(name).type)
         self._append("objects", columns)
 
     def _resolve_extents(self, reader: int, rows: Array, known: npt.NDArray[np.bool_]) -> None:

@@ -2,7 +2,7 @@
 
 Ids are fixed-size binaries. `objects` is keyed by (run, row), `extents` by (content_id, offset), `chunks` by
 (chunk_id, pack_id), `blocks` by (pack_id, block), `packs` by pack_id, `shards` by (pack_id, shard), `scrubs` by
-(time, pack_id, shard). Readers drop rows with equal keys.
+(time, pack_id, shard), `tombstones` by (chunk_id, pack_id). Readers drop rows with equal keys.
 
 Types are FORMAT.md's, which spells a dictionary of strings as string. `SCHEMAS`, as pyarrow has them, is made when it
 is asked for: who only reads tables with DuckDB does without pyarrow.
@@ -51,6 +51,12 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("holes", "binary", "holes of a sparse file: offset u64 and length u64 of each, in order, null for none"),
         ("error", "string", "why the object is incomplete, null when it is whole"),
         ("clean", "bool", "the file was quiet while and 2 s before it was read, so stat tells whether it changed"),
+        ("bucket", "string", "bucket that the object was put into, empty for none; null where a run archived it"),
+        ("etag", "string", "tag as object stores have it: MD5 of the content in hexadecimal, null where not asked for"),
+        ("content_type", "string", "media type that was told when the object was put, null for none"),
+        ("metadata", "string", "what the user noted of the object, a JSON object of strings, null for nothing"),
+        ("created_ns", "int64", "when the object was put, ns since 1970; null where a run archived it"),
+        ("expires_ns", "int64", "from when on it is not found any more, ns since 1970, null for never"),
     ],
     "extents": [
         ("content_id", "binary(32)", "the content"),
@@ -75,7 +81,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "packs": [
         ("pack_id", "binary(16)", "pack"),
-        ("run", "binary(16)", "run that wrote it"),
+        ("run", "binary(16)", "run that wrote it, or record of kind put or receive"),
         ("kind", "uint8", "1 data"),
         ("k", "uint8", "data shards"),
         ("m", "uint8", "parity shards"),
@@ -104,6 +110,12 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("bad_cells", "uint32", "cells whose checksum failed"),
         ("missing", "bool", "the shard was not there"),
     ],
+    "tombstones": [
+        ("chunk_id", "binary(32)", "the chunk"),
+        ("pack_id", "binary(16)", "pack whose copy of it is deleted"),
+        ("length", "uint32", "length of the chunk, bytes"),
+        ("time", "int64", "when, ns since 1970"),
+    ],
 }
 
 #: Tables of which files of earlier versions have other columns: what they lack reads as null.
@@ -111,13 +123,27 @@ CHANGED_TABLES = ("objects",)
 
 #: Columns that repeat, so that a dictionary pays; ids of chunks do not.
 DICTIONARY_COLUMNS: dict[str, list[str]] = {
-    "objects": ["run", "kind", "user_name", "group_name", "mode", "uid", "gid", "device", "content_kind", "error"],
+    "objects": [
+        "run",
+        "kind",
+        "user_name",
+        "group_name",
+        "mode",
+        "uid",
+        "gid",
+        "device",
+        "content_kind",
+        "error",
+        "bucket",
+        "content_type",
+    ],
     "extents": ["content_id"],
     "chunks": ["pack_id"],
     "blocks": ["pack_id", "codec"],
     "packs": ["run"],
     "shards": ["pack_id"],
     "scrubs": ["pack_id"],
+    "tombstones": ["pack_id"],
 }
 
 KEYS: dict[str, tuple[str, ...]] = {
@@ -128,6 +154,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "packs": ("pack_id",),
     "shards": ("pack_id", "shard"),
     "scrubs": ("time", "pack_id", "shard"),
+    "tombstones": ("chunk_id", "pack_id"),
 }
 
 _BINARY = re.compile(r"binary\((\d+)\)")

@@ -156,8 +156,8 @@ class Members:
             )
 
     def drop(self, number: int, reason: str) -> None:
-        """Use a backend no more in this process."""
-        self.present.pop(number, None)
+        """Use a backend no more in this process. Threads that read go on with those that they see."""
+        self.present = {other: member for other, member in self.present.items() if other != number}
         self.failed.setdefault(number, reason)
 
     def put_everywhere(self, key: str, pieces: Sequence[Buffer]) -> int:

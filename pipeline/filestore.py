@@ -13,6 +13,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from manifests import log as storelog
 from manifests import store as membership
 from manifests.backends import BackendStorage
 from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, StoreConfig, require_index_kind
-from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat
+from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat, UsageError
 from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
 from manifests.replicas import Replicas
@@ -32,6 +33,7 @@ from pipeline.backend import Backend, describe
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.metrics.figures import StoreFigures
 from pipeline.metrics.meters import Count
+from pipeline.objects.operations import ObjectOperations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,9 +78,10 @@ def default_cache() -> Path:
     return Path.home() / ".cache" / "drystone"
 
 
-class FileStore:
-    """An open store. Owned by one thread; `close` (or leaving the `with`) releases what it holds and may be called
-    twice. Methods raise DrystoneError and its kinds."""
+class FileStore(ObjectOperations):
+    """An open store. Owned by one thread, but for the reads of objects and chunks (pipeline/objects/operations.py),
+    which any thread may call; `close` (or leaving the `with`) releases what it holds and may be called twice. Methods
+    raise DrystoneError and its kinds."""
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class FileStore:
         figures: StoreFigures | None = None,
     ) -> None:
         """Use `create` or `open` instead."""
+        super().__init__()
         self.members = members
         self.log = log
         self.state = state
@@ -99,6 +103,7 @@ class FileStore:
         self.replicas = Replicas(members, self._cache)
         self._scratch = self._cache / f"tmp-{os.getpid()}-{os.urandom(4).hex()}"
         self._catalog: Catalog | None = None
+        self._catalogs = 0
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -112,10 +117,11 @@ class FileStore:
         codec: CodecSpec | None = None,
         pack_size: int = 32 << 20,
         index: str = DEFAULT_INDEX,
+        etags: bool = True,
         cache: Path | None = None,
     ) -> FileStore:
         """Make a new store: one directory gets k+m backends as subdirectories, several become the backends. `index`:
-        kind of its dedupe index, memory or disk.
+        kind of its dedupe index, memory or disk; `etags`: whether puts compute MD5 unless they are told.
 
         >>> FileStore.create(["/mnt/a", "/mnt/b", "/mnt/c"], scheme=ECScheme(2, 1))  # doctest: +SKIP
         """
@@ -127,6 +133,7 @@ class FileStore:
             chunker or ChunkerSpec(),
             codec or CodecSpec(),
             pack_size,
+            etags=etags,
         )
         members = membership.create(config, directories)
         storelog.initialise(members, index)
@@ -149,11 +156,13 @@ class FileStore:
         self.close()
 
     def close(self) -> None:
-        """Release DuckDB and temporary files."""
+        """Release DuckDB, indexes and temporary files."""
+        self._forget()
         if self._catalog is not None:
             self._catalog.close()
             self._catalog = None
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        for folder in self._cache.glob(f"{self._scratch.name}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _reopen(self) -> None:
         """Find the members anew: they are others now."""
@@ -161,8 +170,12 @@ class FileStore:
         self.members, self.log, self.state = storelog.open_store(f"{storage.type}:{storage.location}")
         self._note_store()
         self.replicas = Replicas(self.members, self._cache)
-        if self._catalog is not None:
-            self._catalog.close()
+        self._drop_catalog()
+        self._forget()
+
+    def _drop_catalog(self) -> None:
+        """Use another catalog from now on. Threads that still read from this one keep it alive, so it is not closed."""
+        with self._lock:
             self._catalog = None
 
     def _note_store(self) -> None:
@@ -178,28 +191,33 @@ class FileStore:
     @property
     def catalog(self) -> Catalog:
         """DuckDB over the manifests; `catalog.use_all()` makes a view of each table."""
-        if self._catalog is None:
-            from manifests.catalog import Catalog
+        with self._lock:
+            if self._catalog is None:
+                from manifests.catalog import Catalog
 
-            self._catalog = Catalog(
-                self.state,
-                self.replicas,
-                memory_limit=DUCKDB_MEMORY,
-                threads=min(4, available_cores()),
-                temp_directory=self._scratch,
-            )
-        return self._catalog
+                self._catalogs += 1
+                with suppress(OSError):  # only a query that spills needs it, and says so
+                    self._cache.mkdir(parents=True, exist_ok=True)
+                self._catalog = Catalog(
+                    self.state,
+                    self.replicas,
+                    memory_limit=DUCKDB_MEMORY,
+                    threads=min(4, available_cores()),
+                    temp_directory=self._scratch.with_name(f"{self._scratch.name}-{self._catalogs}"),
+                )
+            return self._catalog
 
     def _read_log(self) -> None:
         records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
         self.log, self.state = records, storelog.fold(records.records.values())
         self.figures.held = chunk_totals(self.state)
+        self._release_known()  # what others deleted in the meantime is not known any more
 
     def _reload(self) -> None:
-        self._read_log()
-        if self._catalog is not None:
-            self._catalog.close()
-            self._catalog = None
+        with self._lock:
+            self._read_log()
+            self._drop_catalog()
+            self._forget()
 
     # --- backends ----------------------------------------------------------------------------------------------------
 
@@ -293,6 +311,12 @@ class FileStore:
 
         return store_status(self.members, self.log, self.state, self.catalog)
 
+    def _require_no_batch(self) -> None:
+        """Who uses the indexes needs them alone."""
+        if self._batch is not None:
+            raise UsageError("a batch is open; end it first")
+        self._release_known()
+
     def _require_writable_format(self) -> None:
         if self.config.read_only:
             raise UnsupportedFormat("a newer version made this store; this one may read it, but not write to it")
@@ -315,10 +339,10 @@ class FileStore:
 
         tick = self.figures.watch(INGEST_COUNTERS, on_tick)
         self._require_writable_format()
+        self._require_no_batch()
         options = options or IngestOptions()
         with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
-            self.members.require_writable()
-            self.log.complete(self.members)
+            self._prepare_to_write()
             result = ingest(self.members, self.state, self.replicas, inputs.sources, options, tick, inputs.listed)
         self._reload()
         return result
@@ -398,7 +422,9 @@ class FileStore:
     ) -> Iterator[bytes]:
         """The bytes of one object, or of a range of it, piece by piece; only the blocks that hold them are read.
         `figures`, when given, counts the reads."""
-        from manifests.objects import find_object
+        from functools import partial
+
+        from manifests.objects import find_object, places_of_range
         from pipeline.metrics.codec import MeteredDecoder
         from pipeline.ranges import RangeReader
         from pipeline.shardfiles import ShardSource
@@ -411,7 +437,8 @@ class FileStore:
         source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))
         if figures is not None:
             source.figures = figures
-        pieces = RangeReader(self.catalog, source, MeteredDecoder(self.figures.meters)).read(info, offset, length)
+        places, decoder = partial(places_of_range, self.catalog), partial(MeteredDecoder, self.figures.meters)
+        pieces = RangeReader(places, source, make_decoder=decoder).read(info, offset, length)
         return self._counting_healed(pieces, source.figures)
 
     def _counting_healed(self, pieces: Iterator[bytes], read: ReadFigures) -> Iterator[bytes]:
@@ -453,6 +480,7 @@ class FileStore:
         somebody else changes the index."""
         from manifests.indexcache import destroy_indexes, rebuild_indexes
 
+        self._require_no_batch()
         if kind is not None and kind != self.state.index:
             self._choose_index(kind)
         try:

@@ -7,32 +7,81 @@ with it NumPy, and the erasure library.
 from __future__ import annotations
 
 import struct
+import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from manifests import format as fmt
-from manifests.catalog import Catalog
 from manifests.config import ECScheme
 from manifests.errors import Unreadable
-from manifests.objects import ChunkPlace, ObjectInfo, places_of_range, require_content
+from manifests.objects import ChunkPlace, ObjectInfo, require_content
 from pipeline.packreader import PackPlace, PackReaders, ShardSource
 from stages.assemble import chunk_is_good
 from stages.compress import Decoder
 
-#: Decompressed blocks that a reader keeps, so that neighbouring extents of one block cost one read.
-KEPT_BLOCKS = 4
+#: Bytes of decompressed blocks that are kept, so that neighbouring extents of one block cost one read.
+KEPT_BYTES = 16 << 20
 _ZEROS = bytes(1 << 20)
 
 
-class RangeReader:
-    """Reads ranges of objects. Owned by one thread; keeps a few blocks, bounded by BLOCK_MAX each."""
+Places = Callable[[ObjectInfo, int, int], Iterable[ChunkPlace]]
 
-    def __init__(self, catalog: Catalog, source: ShardSource, decoder: Decoder | None = None) -> None:
-        self._catalog = catalog
-        self._readers = PackReaders(source)
-        self._decoder = decoder or Decoder()
+
+class BlockCache:
+    """Decompressed blocks by (pack, block), those used last, up to `capacity` bytes or one block. For several threads
+    at once; what it gives out is never changed."""
+
+    def __init__(self, capacity: int = KEPT_BYTES) -> None:
+        self._capacity = capacity
+        self._size = 0
+        self._lock = threading.Lock()
         self._blocks: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
+
+    def get(self, key: tuple[bytes, int]) -> bytes | None:
+        with self._lock:
+            block = self._blocks.get(key)
+            if block is not None:
+                self._blocks.move_to_end(key)
+            return block
+
+    def put(self, key: tuple[bytes, int], block: bytes) -> None:
+        with self._lock:
+            self._size += len(block) - len(self._blocks.pop(key, b""))
+            self._blocks[key] = block
+            while self._size > self._capacity and len(self._blocks) > 1:
+                self._size -= len(self._blocks.popitem(last=False)[1])
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return self._size
+
+
+class _Tools(threading.local):
+    """What each thread has for itself."""
+
+    readers: PackReaders | None = None
+    decoder: Decoder | None = None
+
+
+class RangeReader:
+    """Reads ranges of objects. For several threads at once, if `places` is; blocks are kept in `cache`."""
+
+    def __init__(
+        self,
+        places: Places,
+        source: ShardSource,
+        cache: BlockCache | None = None,
+        make_decoder: Callable[[], Decoder] = Decoder,
+    ) -> None:
+        """`places`: the chunks that overlap a range of an object, by place in it, as `places_of_range` tells;
+        `make_decoder`: makes one for each thread."""
+        self._places = places
+        self._source = source
+        self._cache = cache or BlockCache()
+        self._make_decoder = make_decoder
+        self._tools = _Tools()
 
     def read(self, info: ObjectInfo, offset: int, length: int) -> Iterator[bytes]:
         """The bytes of an object from `offset`, up to `length` of them, piece by piece. Raises
@@ -42,25 +91,25 @@ class RangeReader:
         if offset >= end:
             return
         has_chunks = info.content_kind != fmt.CONTENT_NONE
-        for place in places_of_range(self._catalog, info, offset, end - offset) if has_chunks else ():
+        for place in self._places(info, offset, end - offset) if has_chunks else ():
             start = place.file_offset
             if start > offset:
                 yield from _hole(info, offset, start)
                 offset = start
-            chunk = self._chunk(place)
+            chunk = self.chunk(place)
             piece = chunk[offset - start : end - start]
             offset = start + len(chunk) if start + len(chunk) < end else end
             yield piece
         if offset < end:
             yield from _hole(info, offset, end)
 
-    def _chunk(self, place: ChunkPlace) -> bytes:
+    def chunk(self, place: ChunkPlace) -> bytes:
+        """The bytes of a chunk, checked by its id. Raises Unreadable."""
         key = (place.pack_id, place.block)
-        block = self._blocks.get(key)
+        block = self._cache.get(key)
         if block is None:
-            block = self._blocks[key] = self._block(place)
-            if len(self._blocks) > KEPT_BLOCKS:
-                self._blocks.popitem(last=False)
+            block = self._block(place)
+            self._cache.put(key, block)
         chunk = block[place.chunk_offset : place.chunk_offset + place.length]
         if len(chunk) != place.length or not chunk_is_good(place.chunk_id, chunk):
             raise Unreadable(f"a chunk in pack {uuid.UUID(bytes=place.pack_id)} does not match its id")
@@ -69,16 +118,18 @@ class RangeReader:
     def _block(self, place: ChunkPlace) -> bytes:
         """The decompressed block that holds a chunk; where too few of its cells are sure, the chunk judges."""
         pack = PackPlace(uuid.UUID(bytes=place.pack_id), ECScheme(place.k, place.m), place.payload, place.shard_length)
-        reader = self._readers.get(pack)
+        if self._tools.readers is None or self._tools.decoder is None:
+            self._tools.readers, self._tools.decoder = PackReaders(self._source), self._make_decoder()
+        reader, decoder = self._tools.readers.get(pack), self._tools.decoder
         try:
             data = reader.read(place.block_offset, place.stored)
         except Unreadable:
             from pipeline.trial import block_judge, search
 
             chunk = (place.chunk_id, place.chunk_offset, place.length)
-            judge = block_judge(self._decoder, place.codec, place.raw, [chunk])
+            judge = block_judge(decoder, place.codec, place.raw, [chunk])
             data = search(reader, place.block_offset, place.stored, judge)
-        return bytes(self._decoder.decode(place.codec, data, place.raw))
+        return bytes(decoder.decode(place.codec, data, place.raw))
 
 
 def _hole(info: ObjectInfo, start: int, end: int) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from manifests import format as fmt
 from manifests.columns import RAW_DTYPE, ROW_EXTENT_DTYPE
-from manifests.config import StoreConfig
+from manifests.config import ChunkerSpec, StoreConfig
 from manifests.errors import UsageError
 from manifests.sizes import format_size
 from pipeline.arena import Layout, PoolSpec, RingSpec
@@ -136,15 +136,19 @@ class Mix:
         return min(most, max(least, round(most * self.readers))), min(most, max(1, round(most * self.writers)))
 
 
+def slot_payload(chunker: ChunkerSpec) -> int:
+    """Bytes of input in a slot: at least two of the largest chunks. This is the rule."""
+    return max(2 * chunker.maximum, min(4 << 20, 8192 * chunker.size))
+
+
 def ingest_shape(
     config: StoreConfig, cores: int, memory: int, workers: int | None, mix: Mix | None = None
 ) -> IngestShape:
     """Workers from the cores (`workers` compressors where the user said so) and from the `mix` that was observed, slots
     from the memory. Raises UsageError with the minimum when `memory` (bytes, all processes) is too small."""
     mix = mix or Mix()
-    maximum, minimum = config.chunker.maximum, config.chunker.minimum
-    payload = max(2 * maximum, min(4 << 20, 8192 * config.chunker.size))
-    pieces = payload // max(1, minimum) + SLOT_FILES + 1
+    payload = slot_payload(config.chunker)
+    pieces = payload // max(1, config.chunker.minimum) + SLOT_FILES + 1
     compressors = workers if workers is not None else max(1, cores)
     if compressors < 1:
         raise UsageError(f"{compressors} workers: at least 1")

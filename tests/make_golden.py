@@ -9,6 +9,7 @@ never made again: a new version that keeps more gets another one.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -21,9 +22,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from manifests.config import ChunkerSpec, CodecSpec, ECScheme
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
+from pipeline.objects.refs import ObjectRef
 from tests.trees import data_map, describe, link_groups
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -86,9 +90,30 @@ def expectation(tree: Path) -> dict[str, Any]:
     return {"objects": objects, "links": sorted(sorted(group) for group in link_groups(tree)), "data": sparse}
 
 
-def _digest(content: bytes) -> str:
-    from blake3 import blake3
+def put_everything(store: FileStore) -> dict[str, Any]:
+    """Put objects of all sorts, delete one, and receive and delete chunks; what is to be said of each object, by id."""
+    chance, held = random.Random(22), dict[str, bytes]()
+    with store.batch():
+        for key, size in (("empty", 0), ("small", 100), ("large", 60_000), ("old", 10), ("gone", 10)):
+            data = chance.randbytes(size)
+            ref = store.put_object(key, io.BytesIO(data), bucket="b", content_type="x/y", metadata={"size": str(size)})
+            held[ref.id] = data
+    held[store.put_object("old", io.BytesIO(b"new"), bucket="b", ttl=3_000_000_000, compression="lz4").id] = b"new"
+    store.delete_object("gone", bucket="b")
+    for data in (b"a chunk that stays", b"a chunk that goes"):
+        store.write_chunk(blake3(data).digest(), data)
+    store.delete_chunk(blake3(b"a chunk that goes").digest())
+    refs = [ref for key in ("empty", "small", "large", "old", "gone") for ref in store.list_versions(key, bucket="b")]
+    return {ref.id: {**describe_object(ref), "content": _digest(held[ref.id])} for ref in refs}
 
+
+def describe_object(ref: ObjectRef) -> dict[str, Any]:
+    """An object as JSON."""
+    described = {**vars(ref), "digest": None if ref.digest is None else ref.digest.hex()}
+    return {**described, "metadata": dict(ref.metadata)}
+
+
+def _digest(content: bytes) -> str:
     return "blake3:" + blake3(content).hexdigest()
 
 
@@ -122,7 +147,8 @@ def main(name: str) -> int:
             options = IngestOptions(host="golden", codec=CodecSpec("none"), **INLINE)  # type: ignore[arg-type]
             store.ingest([str(tree)], options=options)
             runs.append(expectation(tree))
-        (place / "expected.json").write_text(json.dumps({"runs": runs}, indent=1))
+            objects = put_everything(store)
+        (place / "expected.json").write_text(json.dumps({"runs": runs, "objects": objects}, indent=1))
         with tarfile.open(target, "w:xz") as archive:
             archive.add(place / "store", "store")
             archive.add(place / "expected.json", "expected.json")

@@ -20,7 +20,16 @@ def memory_places() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "module", ["manifests.storage", "manifests.config", "manifests.backends", "pipeline.ecgroup", "pipeline.backend"]
+    "module",
+    [
+        "manifests.storage",
+        "manifests.config",
+        "manifests.backends",
+        "pipeline.ecgroup",
+        "pipeline.backend",
+        "pipeline.objects.refs",
+        "pipeline.protocol",
+    ],
 )
 def test_examples_give_what_they_show(module: str) -> None:
     found = doctest.testmod(import_module(module))

@@ -17,12 +17,13 @@ from blake3 import blake3
 
 from manifests import format as fmt
 from manifests.armour import seal_json, seal_record
+from manifests.errors import NotFound, ObjectDeleted
 from manifests.schema import SCHEMAS
 from manifests.xattrs import pack_xattrs
 from pipeline.filestore import FileStore
 from pipeline.restore.run import RestoreRequest
 from stages.pack import encode_directory
-from tests.make_golden import GOLDEN, expectation
+from tests.make_golden import GOLDEN, describe_object, expectation
 
 STORES = sorted(path.name.removesuffix(".tar.xz") for path in GOLDEN.glob("*.tar.xz"))
 
@@ -36,7 +37,7 @@ def unpacked(name: str, place: Path) -> dict[str, Any]:
 
 
 def test_there_are_golden_stores() -> None:
-    assert {"before-digests", "fidelity"} <= set(STORES)
+    assert {"before-digests", "fidelity", "objects"} <= set(STORES)
 
 
 @pytest.mark.parametrize("lost", [None, 0, 1, 2])
@@ -58,6 +59,29 @@ def test_a_golden_store_comes_back_as_it_was(tmp_path: Path, lost: int | None) -
                 assert found["objects"].get(path) == described, bytes.fromhex(path)
             assert found == wanted
         assert store.verify(data=True, inline=True, workers=1).exit_code == (0 if lost is None else 4)
+
+
+def test_objects_of_a_golden_store_come_back_as_they_were(tmp_path: Path) -> None:
+    expected = unpacked("objects", tmp_path)["objects"]
+    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store:
+        found = {
+            ref.id: describe_object(ref)
+            for key in {wanted["key"] for wanted in expected.values()}
+            for ref in store.list_versions(key, bucket="b")
+        }
+        for name, wanted in expected.items():
+            content = wanted.pop("content")
+            assert found.pop(name) == wanted
+            if wanted["deleted_ns"] is None:
+                assert "blake3:" + blake3(store.get_object_data(name).read()).hexdigest() == content
+            else:
+                with pytest.raises(ObjectDeleted):
+                    store.get_object_data(name)
+        assert not found
+        assert store.get_chunk_data(blake3(b"a chunk that stays").digest()) == b"a chunk that stays"
+        with pytest.raises(NotFound):
+            store.get_chunk_data(blake3(b"a chunk that goes").digest())
+        assert store.verify(data=True, inline=True, workers=1).exit_code == 0
 
 
 @pytest.mark.parametrize("name", STORES)

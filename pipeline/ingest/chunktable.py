@@ -26,6 +26,15 @@ class ChunkTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def add(self, offset: int, length: int, identity: bytes) -> None:
+        self.offsets.append(offset)
+        self.lengths.append(length)
+        self.ids.append(identity)
+
+    def cut(self, count: int) -> None:
+        """Forget all chunks but the first `count`."""
+        del self.offsets[count:], self.lengths[count:], self.ids[count:]
+
     def take(self) -> npt.NDArray[np.void]:
         """The table as CHUNK_REF rows; empty after it."""
         refs = np.empty(len(self.ids), CHUNK_REF)

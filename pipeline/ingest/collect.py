@@ -22,7 +22,7 @@ from pipeline.ingest.adopt import AdoptedPack
 from pipeline.ingest.checksums import Checksums
 from pipeline.ingest.dedupe import KNOWN_CHUNKS, KNOWN_CONTENTS
 from pipeline.ingest.parent import ParentBuilder
-from pipeline.ingest.write import PACK_ROW, SHARD_ROW
+from pipeline.packwriter import PACK_ROW, SHARD_ROW
 from pipeline.station import Acquire, Context, Station, Take
 from pipeline.topology import RECORD, SMALL_SLOT
 from stages.scan import KIND
@@ -206,29 +206,7 @@ class Collector:
 
     def _add_pack(self, row: Any, shards: Any, blocks: Any, chunks: Any) -> None:
         pack_id, size = row["pack_id"].tobytes(), file_size(int(row["shard_length"]))
-        pack = {name: row[name].item() for name in PACK_ROW.names or () if name != "pack_id"}
-        pack |= {
-            "pack_id": pack_id,
-            "kind": fmt.PACK_KIND_DATA,
-            "k": self.scheme.k,
-            "m": self.scheme.m,
-            "blocks": len(blocks),
-        }
-        self.rows.add_pack(
-            pack,
-            [
-                {
-                    "pack_id": pack_id,
-                    "shard": index,
-                    "backend": int(shard["backend"]),
-                    "size": size,
-                    "present": bool(shard["present"]),
-                }
-                for index, shard in enumerate(shards)
-            ],
-            blocks,
-            chunks,
-        )
+        self.rows.add_pack(*pack_rows(row, shards, len(blocks), self.scheme), blocks, chunks)
         self.inflight.note_pack(uuid.UUID(bytes=pack_id))
         present = int(shards["present"].sum())
         self.tally.packs += 1
@@ -238,3 +216,21 @@ class Collector:
         self.tally.new_bytes += int(chunks["length"].sum())
         self.tally.stored += int(row["payload"])
         self.tally.parity += present * size - int(row["payload"])
+
+
+def pack_rows(row: Any, shards: Any, blocks: int, scheme: ECScheme) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The rows of tables packs (but for the run) and shards, of a durable pack: PACK_ROW, SHARD_ROW, and how many
+    blocks it has."""
+    pack_id, size = row["pack_id"].tobytes(), file_size(int(row["shard_length"]))
+    pack = {name: row[name].item() for name in PACK_ROW.names or () if name != "pack_id"}
+    pack |= {"pack_id": pack_id, "kind": fmt.PACK_KIND_DATA, "k": scheme.k, "m": scheme.m, "blocks": blocks}
+    return pack, [
+        {
+            "pack_id": pack_id,
+            "shard": index,
+            "backend": int(shard["backend"]),
+            "size": size,
+            "present": bool(shard["present"]),
+        }
+        for index, shard in enumerate(shards)
+    ]

@@ -65,7 +65,7 @@ def compress_station(context: Context, options: CompressOptions) -> Station:
             fresh = np.frombuffer(verdict, bool, message.amount).copy()
             refs = np.frombuffer(source, CHUNK_REF, message.amount, options.payload)[fresh]
             with context.slot(own, out) as target:
-                blocks, chunks = _compress(encoder, shaper, gather, source, refs, target, options.max_blocks, counter)
+                blocks, chunks = make_blocks(encoder, shaper, gather, source, refs, target, options.max_blocks, counter)
                 at = options.payload
                 target[at : at + blocks.nbytes] = blocks.tobytes()
                 at += options.max_blocks * fmt.BLOCK_DTYPE.itemsize
@@ -83,7 +83,7 @@ def compress_station(context: Context, options: CompressOptions) -> Station:
         context.send(f"{own}/{number}", Message(messages.END))
 
 
-def _compress(
+def make_blocks(
     encoder: Encoder,
     shaper: BlockShaper,
     gather: Gather,

@@ -21,6 +21,7 @@ from manifests.log import State, make_record, utc_now, write_record
 from manifests.parent import ParentFiles
 from manifests.replicas import Replicas
 from manifests.store import Members
+from manifests.tombstones import require_no_new_deletions
 from pipeline.budget import DEFAULT_MEMORY, available_cores
 from pipeline.ingest.adopt import adoptable
 from pipeline.ingest.carry import CarryOptions
@@ -35,6 +36,7 @@ from pipeline.ingest.parent import ParentBuilder, ParentOptions, choose_parent, 
 from pipeline.ingest.read import ReadOptions, read_station
 from pipeline.ingest.scan import ScanOptions, scan_station
 from pipeline.ingest.write import WriteOptions, write_station
+from pipeline.packwriter import pack_options
 from pipeline.runner import run_stations
 from pipeline.station import Context, Station
 from pipeline.supervisor import SignalWatch, WorkerSpec
@@ -186,25 +188,11 @@ def _specs(
         )
         for i in compressors
     ]
-    backends = tuple((m.number, m.info.type, m.storage.location) for m in members.writable)
     specs += [
         WorkerSpec(
             name=f"write-{i}",
             station=write_station,
-            options=WriteOptions(
-                i,
-                shape.compressors,
-                shape.payload,
-                shape.max_blocks,
-                config.store_id,
-                config.scheme,
-                config.codec,
-                config.pack_size,
-                shape.pack_capacity,
-                backends,
-                members.seats,
-                state.newest,
-            ),
+            options=WriteOptions(i, shape.compressors, shape.payload, pack_options(members, state, shape, config)),
             rings=(f"packs/{i}", *(f"blocks/{c}/{i}" for c in compressors)),
             pools=(f"packs/{i}", *(f"blocks/{c}" for c in compressors)),
         )
@@ -319,6 +307,7 @@ def _ingest(
             )
             signals.check()
             summary = _summary(result, sources, options, str(codec), listed is not None)
+            require_no_new_deletions(members, state)
             record = make_record(run_id, "ingest", {"run": summary}, files)
             write_record(members, record)
         except BaseException:
