@@ -175,8 +175,10 @@ def test_manifests_and_directories_tell_the_same_until_a_row_differs(make_store:
     store.ingest([str(tmp_path / "tree")], options=IngestOptions(inline=True))
     assert verify(store).damaged_shards == []
     execute = store.catalog.connection.execute
-    for table, column in (("chunks", "block"), ("chunks", "length"), ("blocks", "stored"), ("blocks", "codec")):
-        store.catalog.use(table)
+    store.catalog.use("chunks", "blocks")
+    for table, column in (
+        ("stored_chunks", "block"), ("stored_chunks", "length"), ("blocks", "stored"), ("blocks", "codec"),
+    ):  # fmt: skip
         view = str(execute(f"SELECT sql FROM duckdb_views() WHERE view_name = '{table}'").fetchall()[0][0])
         execute(f"CREATE TABLE other AS SELECT * FROM {table}")
         execute(f'UPDATE other SET "{column}" = "{column}" + 1 WHERE rowid = 0')
