@@ -155,7 +155,8 @@ class Verification:
 class State:
     """The fold of the log. `index`: the kind of dedupe index that ingests use; `next_number`: for the next backend that
     joins; numbers of removed ones are not used again; `deleted`: id of a deleted object → when, RFC 3339;
-    `deletions`: the records that deleted something."""
+    `deletions`: the records that deleted something; `deleted_bytes`: of the chunks that they deleted; `batches`: what
+    was put or received, as the records tell."""
 
     backends: list[BackendInfo] = field(default_factory=list)
     next_number: int = 0
@@ -166,6 +167,8 @@ class State:
     index: str = DEFAULT_INDEX
     deleted: dict[str, str] = field(default_factory=dict)
     deletions: set[uuid.UUID] = field(default_factory=set)
+    deleted_bytes: int = 0
+    batches: list[dict[str, Any]] = field(default_factory=list)
 
     def files(self, table: str) -> list[ManifestFile]:
         return list(self.manifests.get(table, {}).values())
@@ -202,8 +205,11 @@ def fold(records: Iterable[LogRecord]) -> State:
         state.index = kind if kind in INDEX_KINDS else DEFAULT_INDEX
         if record.kind == "ingest":
             state.runs.append(Run(record.record_id, text(record.body["time"]), dict(record.body["run"])))
+        if record.kind in ("put", "receive"):
+            state.batches.append(dict(record.body[record.kind]))
         if record.kind == "delete":
             state.deletions.add(record.record_id)
+            state.deleted_bytes += whole_number(record.body.get("bytes", 0))
             state.deleted.update(dict.fromkeys(map(text, record.body["objects"]), text(record.body["time"])))
         if record.kind == "scrub":
             state.verifications.append(_verification(record))

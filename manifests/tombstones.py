@@ -60,7 +60,8 @@ def write_deletion(
     record_id, files = new_id(state.newest), []
     if chunks:
         files = [_write_tombstones(members, record_id, chunks)]
-    record = make_record(record_id, "delete", {"objects": list(objects)}, files)
+    content = {"objects": list(objects), "bytes": sum(length for _, _, length in chunks)}
+    record = make_record(record_id, "delete", content, files)
     write_record(members, record)
     return record
 

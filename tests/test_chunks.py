@@ -13,6 +13,7 @@ from blake3 import blake3
 from manifests.errors import ChunkInUse, NotFound, Unreadable, UsageError, WrongChunk
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
+from pipeline.metrics.meters import Count
 from pipeline.objects.refs import Chunk, IndexStats
 
 Make = Callable[..., FileStore]
@@ -149,6 +150,7 @@ def test_statistics_are_right_whatever_was_done_before_and_after_they_were_asked
             assert fresh.get_index_stats() == kept
         rows = [row for batch in store.iterate_chunks() for row in batch.to_pylist()]
         assert kept == IndexStats(len(rows), sum(row["length"] for row in rows))
+        assert store.figures.held is not None and kept == IndexStats(*store.figures.held)
         return kept
 
     store.put_object("key", io.BytesIO(os.urandom(60_000)))
@@ -158,6 +160,8 @@ def test_statistics_are_right_whatever_was_done_before_and_after_they_were_asked
     assert agree().total_bytes == 60_007
     store.delete_chunk(chunk.chunk_id)
     assert agree().total_bytes == 60_000
+    words = store.figures.sums().words
+    assert (words[Count.RECEIVED], words[Count.DELETED]) == (1, 1) and words[Count.CREATED] == agree().total_chunks
     (tmp_path / "file").write_bytes(b"a chunk")
     store.ingest([str(tmp_path / "file")], options=INLINE)
     assert agree().total_bytes == 60_007

@@ -512,7 +512,7 @@ def test_json_records_have_the_keys_of_the_document(store: RealStore) -> None:
     for kind in ("put", "receive"):
         assert set(log[kind]) == common | {kind}
         assert set(log[kind][kind]) == keys_of("Records of kind put")
-    assert set(log["delete"]) == common | {"objects"}
+    assert set(log["delete"]) == common | {"objects", "bytes"}
     entries = [entry for table_entries in log["ingest"]["adds"].values() for entry in table_entries]
     assert {key for entry in entries for key in entry} == keys_of("Manifest files")
     for record in (log["init"], log["ingest"], record_at(store.first / "store.json")):

@@ -26,6 +26,8 @@ from manifests.store import Members
 from manifests.tombstones import require_no_new_deletions
 from pipeline.budget import DEFAULT_MEMORY
 from pipeline.ingest.collect import pack_rows
+from pipeline.metrics.figures import StoreFigures
+from pipeline.metrics.meters import Count
 from pipeline.objects.intake import BinaryReader, Content, Intake
 from pipeline.objects.known import KnownIndexes
 from pipeline.objects.refs import ObjectRef
@@ -67,9 +69,18 @@ class Put:
 class WriteBatch:
     """A batch under way. Owned by one thread; `commit` or `abort` ends it."""
 
-    def __init__(self, members: Members, state: State, known: KnownIndexes, kind: str, preferred: int | None = None):
+    def __init__(
+        self,
+        members: Members,
+        state: State,
+        known: KnownIndexes,
+        kind: str,
+        figures: StoreFigures,
+        preferred: int | None = None,
+    ):
         """`kind`: of its log record, `put` or `receive`; `preferred`: number of a backend that packs are to be on."""
         self._members, self._state, self._known, self._kind = members, state, known, kind
+        self._figures = figures
         self._began = time.monotonic()
         self.run_id = new_id(state.newest)
         self.sums = Sums()
@@ -79,7 +90,7 @@ class WriteBatch:
         self._waiting: list[tuple[ObjectRef, Content, int]] = []
         shape = ingest_shape(members.config, 1, DEFAULT_MEMORY, 1)
         packs = pack_options(members, state, shape, members.config)
-        self._intake = Intake(members.config, shape, packs, known.chunks, self._note_pack)
+        self._intake = Intake(members.config, shape, packs, known.chunks, self._note_pack, figures)
         self._intake.writer.preferred = preferred
         self._inflight.begin()
 
@@ -178,6 +189,8 @@ class WriteBatch:
             self.abort()
             raise
         self._inflight.end()
+        self._figures.count_chunks(Count.CREATED if self._kind == "put" else Count.RECEIVED, self.sums.new_chunks)
+        self._figures.count_chunks(Count.DEDUPLICATED, self._intake.deduplicated)
         return record
 
     def abort(self) -> None:

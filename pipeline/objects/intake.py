@@ -24,6 +24,8 @@ from manifests.index import Ids, Lengths, Mask
 from pipeline.errors import PipelineError
 from pipeline.ingest.chunktable import CHUNK_REF, ChunkTable
 from pipeline.ingest.compress import Gather, make_blocks
+from pipeline.metrics.codec import BlockCounter
+from pipeline.metrics.figures import StoreFigures
 from pipeline.packwriter import DurablePack, PackOptions, PackWriter
 from pipeline.station import StageClock
 from pipeline.topology import INGEST_STAGES, SLOT_FILES, IngestShape
@@ -74,6 +76,7 @@ class _Open:
 @dataclass
 class _Compressor:
     encoder: Encoder
+    counter: BlockCounter
     shaper: BlockShaper = field(default_factory=BlockShaper)
 
 
@@ -88,6 +91,7 @@ class Intake:
         packs: PackOptions,
         index: ChunkIndex,
         on_pack: Callable[[DurablePack], None],
+        figures: StoreFigures,
     ) -> None:
         self._config = config
         self._index = index
@@ -103,7 +107,11 @@ class Intake:
         self._whole = True
         self._codec = config.codec
         self._compressors: dict[CodecSpec, _Compressor] = {}
-        self.writer = PackWriter(packs, StageClock(np.zeros((len(INGEST_STAGES), 4), np.uint64)), lambda item: None)
+        self._meters = figures.meters
+        clock = StageClock(np.zeros((len(INGEST_STAGES), 4), np.uint64))
+        meters = figures.meters if figures.backends else None  # only where metrics are wanted
+        self.writer = PackWriter(packs, clock, lambda item: None, meters)
+        self.deduplicated = 0
 
     # --- contents ----------------------------------------------------------------------------------------------------
 
@@ -232,13 +240,23 @@ class Intake:
 
     def _store_new(self, source: memoryview, refs: Rows, target: memoryview) -> None:
         fresh = refs[self._index.put_batch(refs["id"], refs["length"])]
+        self.deduplicated += len(refs) - len(fresh)
         if not len(fresh):
             return
         squeeze = self._compressors.get(self._codec)
         if squeeze is None:
-            squeeze = self._compressors[self._codec] = _Compressor(Encoder(self._codec))
+            squeeze = self._compressors[self._codec] = _Compressor(
+                Encoder(self._codec), BlockCounter(self._meters, self._codec.name)
+            )
         blocks, chunks = make_blocks(
-            squeeze.encoder, squeeze.shaper, self._gather, source, fresh, target, self._max_blocks
+            squeeze.encoder,
+            squeeze.shaper,
+            self._gather,
+            source,
+            fresh,
+            target,
+            self._max_blocks,
+            squeeze.counter,
         )
         self._hear(self.writer.add(target, blocks, chunks))
 

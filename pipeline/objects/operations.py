@@ -17,6 +17,7 @@ from manifests.errors import ChunkInUse, DamagedIndex, NotFound, ObjectDeleted, 
 from manifests.log import Log, LogRecord, State, fold
 from manifests.replicas import Replicas
 from manifests.store import Members
+from manifests.totals import chunk_totals
 from pipeline.objects.refs import Chunk, ChunkRef, IndexStats, ObjectRef
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from manifests.catalog import Catalog
     from manifests.objects import ChunkPlace, ObjectInfo
+    from pipeline.metrics.figures import StoreFigures
     from pipeline.objects.batch import WriteBatch
     from pipeline.objects.intake import BinaryReader
     from pipeline.objects.known import KnownIndexes
@@ -37,6 +39,7 @@ class ObjectOperations:
     log: Log
     state: State
     replicas: Replicas
+    figures: StoreFigures
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -262,6 +265,7 @@ class ObjectOperations:
         from manifests.ids import object_id
         from manifests.keys import copies_of_chunk, object_of_chunk
         from manifests.tombstones import write_deletion
+        from pipeline.metrics.meters import Count
         from pipeline.objects.request import chunk_bytes, run_of
 
         identity = chunk_bytes(chunk_id)
@@ -281,6 +285,7 @@ class ObjectOperations:
             )
         self._release_known()
         self._note(write_deletion(self.members, self.state, chunks=copies))
+        self.figures.count_chunks(Count.DELETED, len(copies))
         with self._lock:
             if self._stats is not None:
                 self._stats = self._stats.plus(-len(copies), -sum(length for _, _, length in copies))
@@ -384,7 +389,7 @@ class ObjectOperations:
         if self._known is None:
             self._known = KnownIndexes(self.state, self.replicas)
         try:
-            batch = self._batch = WriteBatch(self.members, self.state, self._known, kind, preferred)
+            batch = self._batch = WriteBatch(self.members, self.state, self._known, kind, self.figures, preferred)
             try:
                 yield batch
             except BaseException:
@@ -426,6 +431,7 @@ class ObjectOperations:
         with self._lock:
             self.log.note(record, self.members)
             self.state = fold(self.log.records.values())
+            self.figures.held = chunk_totals(self.state)
             self._drop_catalog()
             if self._reading is not None:
                 self._reading.forget_places()  # what was placed nowhere may be placed now
