@@ -226,17 +226,22 @@ class DirectDirectory(LocalDirectory):
         return "local-direct"
 
     def read(self, key: str) -> bytes:
-        return self.read_range(key, 0, self.size(key))
+        return self._read(key, 0, None)
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
+        return self._read(key, offset, length)
+
+    def _read(self, key: str, offset: int, length: int | None) -> bytes:
+        """A range, to the end where `length` is None: the end of the file that is open, which another may replace."""
         try:
             fd = _open_direct(self.path(key))
         except OSError as error:
             raise self._error("reading", key, error) from error
         if fd is None:
-            return super().read_range(key, offset, length)
+            return super().read(key) if length is None else super().read_range(key, offset, length)
         try:
-            length = min(length, max(0, os.fstat(fd).st_size - offset))
+            left = max(0, os.fstat(fd).st_size - offset)
+            length = left if length is None else min(length, left)
             return _read_direct(fd, offset, length) if length > 0 else b""
         except OSError as error:
             raise self._error("reading", key, error) from error

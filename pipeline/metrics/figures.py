@@ -102,6 +102,11 @@ class StoreFigures:
 
         return tick
 
+    def end(self) -> None:
+        """The operation under way is over, however it ended: nothing waits any more."""
+        with self._lock:
+            self._under_way = self._under_way.ended()
+
     def sums(self) -> Sums:
         """All that was counted so far."""
         with self._lock:

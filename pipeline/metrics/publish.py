@@ -30,6 +30,7 @@ class Publisher:
         self, publication: Publication, command: str, figures: StoreFigures, say: Callable[[str], None]
     ) -> None:
         self._publication = publication
+        self._figures = figures
         self._say = say
         self._command = CommandFigures(command)
         if publication.directory is not None:
@@ -45,6 +46,7 @@ class Publisher:
     def end(self, exit_code: int) -> None:
         """The command has ended: publish how."""
         self._command.end(exit_code)
+        self._figures.end()
         if self._server is not None:
             server, thread = self._server
             server.socket.shutdown(socket.SHUT_RDWR)  # or it would look only twice a second whether to end
