@@ -106,9 +106,8 @@ def known_chunks(state: State, replicas: Replicas, lost: list[str], but: Collect
 
 def _placed_packs(state: State, replicas: Replicas, lost: list[str]) -> Any:
     """The packs that are rows of `packs` and `blocks`, as an Arrow array; None for all, where neither lost a file."""
-    before = len(lost)
     paths = {table: readable_paths(state.files(table), replicas, lost) for table in ("packs", "blocks")}
-    if len(lost) == before:
+    if all(len(paths[table]) == len(state.files(table)) for table in paths):
         return None
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -123,12 +122,12 @@ def _placed_packs(state: State, replicas: Replicas, lost: list[str]) -> Any:
 def known_contents(state: State, replicas: Replicas, lost: list[str], but: Collection[str] = ()) -> Iterator[Entries]:
     """Contents (KNOWN, some twice) that have all their rows in the extents table, as `known_chunks`; their length is 1.
     Where a file of that table is lost nobody can tell which have, so none is known."""
-    before = len(lost)
-    paths = readable_paths(state.files("extents"), replicas, lost)
-    if len(lost) > before:
+    files = state.files("extents")
+    paths = readable_paths(files, replicas, lost)
+    if len(paths) < len(files):
         return
-    wanted = readable_paths([file for file in state.files("extents") if file.name not in but], replicas, lost)
-    for batch in _batches(wanted if but else paths, ["content_id"]):
+    wanted = [path for file, path in zip(files, paths, strict=True) if file.name not in but]
+    for batch in _batches(wanted, ["content_id"]):
         ids = fixed_bytes(batch.column(0), 32)
         # Those of one content lie side by side.
         yield known_rows(ids[np.concatenate(([True], (ids[1:] != ids[:-1]).any(axis=1)))], 1)

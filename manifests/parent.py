@@ -41,10 +41,10 @@ class ParentFiles:
         self._replicas, self._lost = replicas, lost
         # The newest first: the parent is nearly always the last run, and what is older need not be looked at then.
         self._objects = state.files("objects")[::-1]
-        before = len(lost)
-        extents = readable_paths(state.files("extents"), replicas, lost)
+        files = state.files("extents")
+        extents = readable_paths(files, replicas, lost)
         #: Where a file of extents is lost, nobody can tell which contents are whole.
-        self._extents = extents if len(lost) == before else []
+        self._extents = extents if len(extents) == len(files) else []
         names = ("files", "directories", "others")
         self._rows = sum(int(run.summary.get(name, 0)) for name in names)
 
