@@ -4,7 +4,8 @@ with FileStore.create(["archive"]) as store:
     run = store.ingest(["/usr/share/doc"])
     store.restore(f"{run.run_id}:doc/bash", "restored")
 
-Each operation imports what it needs: `drystone runs` is over before DuckDB, pyarrow and NumPy would be loaded.
+Each operation imports what it needs: `drystone runs` is over before DuckDB, pyarrow and NumPy would be loaded. It is
+one long file because it is one face: thin methods, whose work is in the modules that they import.
 """
 
 from __future__ import annotations

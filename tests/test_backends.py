@@ -1,4 +1,7 @@
-"""What every backend must do, written once, and what the local directory does besides."""
+"""What every backend must do, written once, and what the local directory does besides.
+
+One file, though long: one suite, run on every kind.
+"""
 
 from __future__ import annotations
 

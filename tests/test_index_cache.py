@@ -1,4 +1,7 @@
-"""The index on disk in the cache: brought up to date, built anew when lost, stale or damaged, and never waited for."""
+"""The index on disk in the cache: brought up to date, built anew when lost, stale or damaged, and never waited for.
+
+One file, though long: the store with an index, and the ways to hurt it, serve every test here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Metrics: what is counted, by whichever process does it, and how it reaches Prometheus."""
+"""Metrics: what is counted, by whichever process does it, and how it reaches Prometheus.
+
+One file, though long: the ingest under way and the reader of samples serve every test here.
+"""
 
 from __future__ import annotations
 

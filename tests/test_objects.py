@@ -1,4 +1,7 @@
-"""Objects by key: what is put comes back, whole and by ranges, to one thread and several; all of a batch or nothing."""
+"""Objects by key: what is put comes back, whole and by ranges, to one thread and several; all of a batch or nothing.
+
+One file, though long: all of it is about one group of operations on one store.
+"""
 
 from __future__ import annotations
 

@@ -233,10 +233,11 @@ def _ingest(
     members.require_writable()
     Selection(options.select)  # what makes no sense is refused here, not in a worker
     codec = options.codec or members.config.codec
-    mix = observed_mix(state.runs, _host(options), str(codec))
+    host = options.host or socket.gethostname()
+    mix = observed_mix(state.runs, host, str(codec))
     shape = ingest_shape(members.config, available_cores(), options.memory, options.workers, mix)
     run_id = new_id(state.newest)
-    inflight, host = Inflight(members, run_id), _host(options)
+    inflight = Inflight(members, run_id)
     parent, lost = choose_parent(state, options.parent, host, sources, listed is not None), list[str]()
     collector = Collector(
         lambda: _new_rows(run_id, members, options),
@@ -319,10 +320,6 @@ def _ingest(
         inflight.end()
     # A backend may have failed at the record itself.
     return replace(result, lost_backends=_lost(members), may_lose=_may_lose(members, collector.tally))
-
-
-def _host(options: IngestOptions) -> str:
-    return options.host or socket.gethostname()
 
 
 def _new_rows(run_id: uuid.UUID, members: Members, options: IngestOptions) -> RunRows:
