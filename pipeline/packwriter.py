@@ -1,7 +1,7 @@
 """Packs: blocks in, durable shards out.
 
-The writer fills packs with blocks, seals them, computes parity and checksums, and writes the shards to their backends
-in threads while the next pack fills. A pack is given back only when its shards are durable. Workers of an ingest
+The writer fills packs with blocks and seals them; threads compute parity and checksums and write the shards to their
+backends while the next pack fills. A pack is given back only when its shards are durable. Workers of an ingest
 (pipeline/ingest/write.py) and puts in the caller's process (pipeline/objects) write by it.
 """
 
@@ -102,13 +102,15 @@ class DurablePack:
 
 @dataclass
 class PackUnderWay:
-    """A sealed pack whose shards are being written; `writes` holds (shard, backend, future)."""
+    """A sealed pack whose shards are being made and written: shard i for backend `places[i]`. `writes`: what comes of
+    each, in the order of the shards, once parity and checksums are there."""
 
     pack_id: uuid.UUID
     sealed: SealedPack
     shard_length: int
     parity: memoryview
-    writes: list[tuple[int, int, Future[None]]]
+    places: list[int]
+    writes: Future[list[Future[None]]]
 
 
 class PackWriter:
@@ -135,6 +137,7 @@ class PackWriter:
         if meters is not None:
             self._storages = {number: MeteredBackend(each, meters, number) for number, each in self._storages.items()}
         self._failed: dict[int, str] = {}
+        self._encoding = ThreadPoolExecutor(1, "encode")
         self._threads = ThreadPoolExecutor(min(8, len(options.seats)), "shard")
         self.preferred: int | None = None
 
@@ -158,6 +161,7 @@ class PackWriter:
 
     def close(self) -> None:
         """Wait for what is being written; a pack that was not given back is nobody's."""
+        self._encoding.shutdown()
         self._threads.shutdown()
 
     def _seal(self) -> Iterator[DurablePack]:
@@ -169,32 +173,40 @@ class PackWriter:
         if len(self._parities[0]) < scheme.m * length:
             self._parities[0] = large_buffer(scheme.m * length)
         parity = memoryview(self._parities[0])[: scheme.m * length]
-        self._coder.parity(sealed.payload, length, parity)
         pack_id = self._newest = new_id(self._newest)
         self._at(f"pack {pack_id}")
-        spaces = {number: self._space(number) for number in self._storages}
-        writes = []
-        found = rooms(options.seats, spaces, file_size(length))
-        if self.preferred in found:
-            room = found[self.preferred]
-            found[self.preferred] = replace(room, weight=room.weight * PREFERENCE)
-        for index, number in enumerate(place(scheme, options.seats, pack_id, found)):
-            source, at = (sealed.payload, index) if index < scheme.k else (parity, index - scheme.k)
-            data = source[at * length : (at + 1) * length]
-            writes.append((index, number, self._write_shard(number, pack_id, index, sealed, length, data)))
+        places = self._places(pack_id, length)
+        writes = self._encoding.submit(self._make_shards, pack_id, sealed, length, parity, places)
         self._clock.count(ENCODE, 1, sealed.length)
-        self._under_way = PackUnderWay(pack_id, sealed, length, parity, writes)
+        self._under_way = PackUnderWay(pack_id, sealed, length, parity, places, writes)
         self._builders.reverse()
         self._parities.reverse()
         self._blocks = self._chunks = 0
 
-    def _write_shard(
-        self, number: int, pack_id: uuid.UUID, index: int, sealed: SealedPack, length: int, data: memoryview
-    ) -> Future[None]:
-        table = cell_table(data)
-        record = ShardRecord.of(self._options.store_id, pack_id, index, self._options.scheme, sealed, length, table)
-        pieces = shard_pieces(record, table, data)
-        return self._threads.submit(self._put, number, shard_key(pack_id, index), pieces)
+    def _places(self, pack_id: uuid.UUID, shard_length: int) -> list[int]:
+        """The backend of each shard."""
+        spaces = {number: self._space(number) for number in self._storages}
+        found = rooms(self._options.seats, spaces, file_size(shard_length))
+        if self.preferred in found:
+            room = found[self.preferred]
+            found[self.preferred] = replace(room, weight=room.weight * PREFERENCE)
+        return place(self._options.scheme, self._options.seats, pack_id, found)
+
+    def _make_shards(
+        self, pack_id: uuid.UUID, sealed: SealedPack, length: int, parity: memoryview, places: list[int]
+    ) -> list[Future[None]]:
+        """Encode a pack and have its shards written, each as soon as its checksums are there. Runs in a thread."""
+        options, k = self._options, self._options.scheme.k
+        self._coder.parity(sealed.payload, length, parity)
+        writes = []
+        for index, number in enumerate(places):
+            source, at = (sealed.payload, index) if index < k else (parity, index - k)
+            data = source[at * length : (at + 1) * length]
+            table = cell_table(data)
+            record = ShardRecord.of(options.store_id, pack_id, index, options.scheme, sealed, length, table)
+            pieces = shard_pieces(record, table, data)
+            writes.append(self._threads.submit(self._put, number, shard_key(pack_id, index), pieces))
+        return writes
 
     def _space(self, number: int) -> Space:
         try:
@@ -220,9 +232,11 @@ class PackWriter:
         pack, self._under_way = self._under_way, None
         if pack is None:
             return
+        self._clock.switch(ENCODE)
+        writes = pack.writes.result()
         self._clock.switch(WRITE)
-        shards = np.zeros(len(pack.writes), SHARD_ROW)
-        for index, number, write in pack.writes:
+        shards = np.zeros(len(writes), SHARD_ROW)
+        for index, (number, write) in enumerate(zip(pack.places, writes, strict=True)):
             shards[index]["backend"] = number
             error = write.exception()
             if error is None:
