@@ -165,7 +165,7 @@ class PackWriter:
         self._threads.shutdown()
 
     def _seal(self) -> Iterator[DurablePack]:
-        options, scheme = self._options, self._options.scheme
+        scheme = self._options.scheme
         sealed = self._builders[0].seal(self._encoder, scheme)
         yield from self._settle()
         self._clock.switch(ENCODE)

@@ -75,6 +75,17 @@ class ContentHasher:
         self._extents: Any = blake3(fmt.CONTENT_DOMAIN)
         self._bytes: Any = blake3()
 
+    def name_chunks(self, data: memoryview, lengths: Lengths) -> list[bytes]:
+        """Ids of the content's next chunks, which lie one after the other in `data`; their bytes go into its digest."""
+        ids, at = [], 0
+        for length in lengths:
+            # Both hashes at once, while the chunk is in the processor's cache.
+            chunk = data[at : at + length]
+            ids.append(chunk_id(chunk))
+            self._bytes.update(chunk)
+            at += length
+        return ids
+
     def add_bytes(self, data: memoryview) -> None:
         """Add bytes of the content to its digest."""
         self._bytes.update(data)

@@ -26,6 +26,14 @@ class ChunkTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def add_run(self, offset: int, lengths: list[int], ids: list[bytes]) -> None:
+        """Add chunks that lie one after the other from `offset`."""
+        for length in lengths:
+            self.offsets.append(offset)
+            offset += length
+        self.lengths += lengths
+        self.ids += ids
+
     def add(self, offset: int, length: int, identity: bytes) -> None:
         self.offsets.append(offset)
         self.lengths.append(length)
@@ -54,6 +62,12 @@ class OpenContent:
     offset: int = 0
     chunks: int = 0
     first_id: bytes = b""
+
+    def name_chunks(self, data: memoryview, lengths: list[int]) -> list[bytes]:
+        """Ids of the content's next chunks, which fill `data`; all of its digests take their bytes."""
+        ids = self.hasher.name_chunks(data, lengths)
+        self.more.update(data)
+        return ids
 
     def add_zeros(self, count: int) -> None:
         """A hole counts for the digests as the zeros that it is."""

@@ -2,7 +2,8 @@
 
 It reads files straight into a data slot, many small ones to a slot, cuts and names their chunks there, and sends the
 slot on. A file longer than a slot goes on in the next one: the bytes behind the last sure boundary are carried to its
-head. Objects and extents travel beside, as rows, when their content ids are known.
+head; the chunks of one slot are named in a thread, while the next is read and cut. Objects and extents travel beside,
+as rows, when their content ids are known.
 
 It is one long file because it is one state: objects, contents and chunks share the slot's fill and its table.
 """
@@ -14,6 +15,7 @@ import os
 import stat
 import time
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +70,23 @@ class ReadOptions:
     carry: CarryOptions | None = None
 
 
+@dataclass
+class CutPart:
+    """A part of a long content that was cut: at `start` in a slot, whose chunks so far are in `table`, and at `offset`
+    in the content. Its `ids` are under way. `full`: (slot, its view, bytes in it) where the slot waits for them."""
+
+    content: OpenContent
+    table: ChunkTable
+    start: int
+    offset: int
+    lengths: list[int]
+    ids: Future[list[bytes]]
+    full: tuple[int, memoryview, int] | None = None
+
+
 class Reader:
-    """State of one reader station. Owns the slot that it fills until it sends it."""
+    """State of one reader station. Owns the slots that it fills until it sends them: one, and of a long content also
+    the one before, while its chunks are being named."""
 
     def __init__(self, context: Context, options: ReadOptions) -> None:
         self._context = context
@@ -84,6 +101,8 @@ class Reader:
         self._fill = 0
         self._large: LargeFile | None = None
         self._table = ChunkTable()
+        self._part: CutPart | None = None
+        self._naming = ThreadPoolExecutor(1, "name")
         self._segments: list[tuple[int, int, int]] = []
         self._extents: list[npt.NDArray[np.void]] = []
         self._extent_rows = 0
@@ -105,16 +124,18 @@ class Reader:
         self._fill = 0
 
     def _send_slot(self) -> None:
-        """Seal the slot and send it to the dedupe stage; all its segments are cut already."""
-        count, size = len(self._table), self._fill
-        refs = self._table.take().tobytes()
-        payload = self._options.payload
-        self._view[payload : payload + len(refs)] = refs
-        self._view.release()
-        self._context.seal(self._data, self._slot)
-        self._context.clock.count(CHUNK, count, size)
-        self._context.send(self._data, Message(messages.DATA, self._slot, amount=count, first=self._options.index))
+        """Seal the open slot and send it to the dedupe stage; all its segments are cut already."""
+        self._send_data(self._slot, self._view, self._fill, self._table)
         self._slot = -1
+
+    def _send_data(self, slot: int, view: memoryview, size: int, table: ChunkTable) -> None:
+        count, refs = len(table), table.take().tobytes()
+        payload = self._options.payload
+        view[payload : payload + len(refs)] = refs
+        view.release()
+        self._context.seal(self._data, slot)
+        self._context.clock.count(CHUNK, count, size)
+        self._context.send(self._data, Message(messages.DATA, slot, amount=count, first=self._options.index))
 
     def close_slot(self) -> None:
         """Send what is in the slot, if anything."""
@@ -390,34 +411,60 @@ class Reader:
     ) -> Generator[Want, Any, int]:
         """Cut what lies from `start` to `end` in the slot, and read and cut on until the file ends, or `limit` bytes of
         the content are there; `ended`: that is so already. Returns how far the content was read."""
-        clock, payload = self._context.clock, self._options.payload
-        while True:
-            clock.switch(CHUNK)
-            lengths = self._chunker.cut(self._view[start:end], ended)
-            covered = sum(lengths)
-            extents = self._name_chunks(content.number, start, content.offset, lengths, content.hasher)
-            content.more.update(self._view[start : start + covered])
-            yield from self._send_extents(everything=False)
-            content.offset += covered
-            content.chunks += len(lengths)
-            if lengths and not content.first_id:
-                content.first_id = extents["id"][0].tobytes()
-            if ended:
-                break
-            self._fill = start + covered
-            tail = bytes(self._view[start + covered : end])
-            if len(self._table):
-                self._send_slot()
-                yield from self._open_slot()
-            self._view[: len(tail)] = tail
-            clock.switch(READ)
-            most = limit - content.offset
-            length, ended = self._fill_from(fd, self._view[len(tail) : min(payload, most)])
-            clock.count(READ, 0, length)
-            start, end = 0, len(tail) + length
-            ended = ended or content.offset + end >= limit
+        try:
+            while True:
+                self._context.clock.switch(CHUNK)
+                lengths = self._chunker.cut(self._view[start:end], ended)
+                self._settle_part()
+                yield from self._send_extents(everything=False)
+                cut = self._begin_part(content, start, lengths)
+                if ended:
+                    break
+                end, ended = yield from self._read_next(fd, content, cut, end, limit)
+                start = 0
+        finally:
+            self._settle_part()
         self._fill = end
         return content.offset
+
+    def _read_next(
+        self, fd: int, content: OpenContent, cut: int, end: int, limit: int
+    ) -> Generator[Want, Any, tuple[int, bool]]:
+        """Read on from the start of a slot, behind what lies from `cut` to `end` in this one: (where it ends now,
+        whether the content ends there)."""
+        tail = bytes(self._view[cut:end])
+        if cut and self._part is not None:
+            self._part.full = (self._slot, self._view, cut)
+            self._slot, self._table = -1, ChunkTable()
+            yield from self._open_slot()
+        self._view[: len(tail)] = tail
+        self._context.clock.switch(READ)
+        most = min(self._options.payload, limit - content.offset)
+        length, ended = self._fill_from(fd, self._view[len(tail) : most])
+        self._context.clock.count(READ, 0, length)
+        end = len(tail) + length
+        return end, ended or content.offset + end >= limit
+
+    def _begin_part(self, content: OpenContent, start: int, lengths: list[int]) -> int:
+        """Have chunks named that lie one after the other from `start` in the open slot; returns where they end."""
+        cut = start + sum(lengths)
+        ids = self._naming.submit(content.name_chunks, self._view[start:cut], lengths)
+        self._part = CutPart(content, self._table, start, content.offset, lengths, ids)
+        content.offset += cut - start
+        content.chunks += len(lengths)
+        return cut
+
+    def _settle_part(self) -> None:
+        """Take the names of the part that was cut last, if any; send its slot where it waits for them."""
+        part, self._part = self._part, None
+        if part is None:
+            return
+        ids, content = part.ids.result(), part.content
+        content.first_id = content.first_id or b"".join(ids[:1])
+        part.table.add_run(part.start, part.lengths, ids)
+        self._note_extents(content.number, part.offset, part.lengths, ids, content.hasher)
+        if part.full:
+            self._send_data(*part.full, part.table)
 
     def _finish(self, number: int, content_id: bytes, has_extents: bool, hasher: ContentHasher) -> None:
         row = self._rows[number]
@@ -436,33 +483,22 @@ class Reader:
 
     # --- chunks ------------------------------------------------------------------------------------------------------
 
-    def _name_chunks(
-        self, number: int, start: int, offset: int, lengths: list[int], hasher: ContentHasher
-    ) -> npt.NDArray[np.void]:
-        """Add chunks that lie one after the other from `start` in the slot to its table, and to `hasher`. Returns their
-        extents, the first at `offset` of the object's content, which are noted for row `number`."""
-        view, table = self._view, self._table
-        first, at = len(table), start
-        for length in lengths:
-            # Both hashes at once, while the chunk is in the processor's cache.
-            chunk = view[at : at + length]
-            table.ids.append(chunk_id(chunk))
-            hasher.add_bytes(chunk)
-            table.offsets.append(at)
-            table.lengths.append(length)
-            at += length
+    def _note_extents(
+        self, number: int, offset: int, lengths: list[int], ids: list[bytes], hasher: ContentHasher
+    ) -> None:
+        """Note extents of the object of row `number`, the first at `offset` of its content, and add them to
+        `hasher`."""
         extents = np.empty(len(lengths), ROW_EXTENT_DTYPE)
         extents["row"] = self._rows["row"][number]
         extents["length"] = lengths
         extents["offset"] = offset + np.cumsum(extents["length"], dtype=np.uint64) - extents["length"]
-        extents["id"] = np.frombuffer(b"".join(table.ids[first:]), np.uint8).reshape(-1, 32)
+        extents["id"] = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
         self._extents.append(extents)
         self._extent_rows += len(extents)
         hashed = np.empty(len(extents), fmt.EXTENT_DTYPE)
         for name in hashed.dtype.names or ():
             hashed[name] = extents[name]
         hasher.add_extents(hashed)
-        return extents
 
     def _cut_segments(self) -> None:
         """Cut and name the chunks of the contents that lie whole in the slot."""
@@ -493,7 +529,9 @@ class Reader:
                 continue
             first = self._settle_single(single, first)
             hasher = ContentHasher()
-            self._name_chunks(number, start, 0, lengths, hasher)
+            ids = hasher.name_chunks(view[start : start + length], lengths)
+            table.add_run(start, lengths, ids)
+            self._note_extents(number, 0, lengths, ids, hasher)
             self._finish(number, hasher.content_id(length), True, hasher)
             first = len(table)
         self._settle_single(single, first)
@@ -540,6 +578,7 @@ class Reader:
 
     def close(self) -> None:
         self.close_slot()
+        self._naming.shutdown()
         self._folders.close()
         if self._carrier is not None:
             self._carrier.close()
