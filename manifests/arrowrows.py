@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from manifests.columns import Batch
 from manifests.errors import Unreadable
@@ -27,9 +28,37 @@ def to_batch(batch: Any, dtype: np.dtype[np.void], variable: dict[str, str]) -> 
 
 
 def _offsets(column: Any) -> tuple[np.ndarray[Any, Any], Any]:
+    """Where the values of a column of binary strings begin and end, and the buffer that they lie in. Usual types are
+    read as they are: the first cast imports pyarrow.compute, which takes 0.03 s."""
+    kind, first, count = column.type, column.offset, len(column)
+    if pa.types.is_fixed_size_binary(kind):
+        return np.arange(first, first + count + 1, dtype=np.int64) * kind.byte_width, column.buffers()[1]
+    if pa.types.is_binary(kind) and count:
+        _, offsets, data = column.buffers()
+        return np.frombuffer(offsets, np.int32, count + 1, first * 4).astype(np.int64), data
     wide = column.cast("large_binary")
     offsets = np.frombuffer(wide.buffers()[1], np.int64, len(wide) + 1, wide.offset * 8)
     return offsets, wide.buffers()[2]
+
+
+def valid(column: Any) -> npt.NDArray[np.bool_]:
+    """Which values of a column are not null."""
+    if column.null_count in (0, len(column)):
+        return np.full(len(column), not column.null_count)
+    return _bits(column, 0)
+
+
+def bools(column: Any) -> npt.NDArray[np.bool_]:
+    """A column of booleans, null as False."""
+    if column.null_count == len(column):
+        return np.zeros(len(column), bool)
+    return _bits(column, 1) & valid(column)
+
+
+def _bits(column: Any, buffer: int) -> npt.NDArray[np.bool_]:
+    first, last = column.offset, column.offset + len(column)
+    bits = np.frombuffer(column.buffers()[buffer], np.uint8)[first // 8 : -(-last // 8)]
+    return np.unpackbits(bits, bitorder="little")[first % 8 :][: len(column)].view(np.bool_)
 
 
 def _append_binary(column: Any, heap: bytearray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

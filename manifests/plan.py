@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from manifests import format as fmt
-from manifests.arrowrows import to_batch
+from manifests.arrowrows import bools, to_batch
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY
@@ -297,8 +296,9 @@ class RestorePlan:
                 yield to_batch(whole, PLAN_DTYPE, _PLAN_VARIABLE)
 
     def _note_unsound(self, batch: Any) -> None:
-        sound = pc.fill_null(batch.column("sound"), False)
-        self._catalog.append("unsound", pa.table({"row": batch.column("row").filter(pc.invert(sound))}))
+        self._catalog.append(
+            "unsound", pa.table({"row": batch.column("row").filter(pa.array(~bools(batch.column("sound"))))})
+        )
 
     def items(
         self, kinds: tuple[str, ...], with_content: bool | None = None, backwards: bool = False
@@ -329,6 +329,6 @@ class RestorePlan:
 
 def sound_rows(batch: Any) -> Any:
     """The rows of an Arrow record batch whose column `sound` is true, without that column."""
-    sound = batch.column("sound")
-    whole = batch if pc.all(sound, skip_nulls=False).as_py() else batch.filter(sound)
+    sound = bools(batch.column("sound"))
+    whole = batch if sound.all() else batch.filter(pa.array(sound))
     return whole.drop_columns(["sound"])

@@ -21,7 +21,7 @@ from manifests.log import ManifestFile
 from manifests.owners import group_name, user_name
 from manifests.schema import SCHEMAS
 from manifests.store import Members
-from manifests.tables import TableWriter, constant_id, file_name
+from manifests.tables import TableWriter, constant_id, file_name, plain_column
 
 FILE_ROWS = 512 << 10
 SPOOL_MEMORY = 4 << 20
@@ -36,7 +36,7 @@ def _names(ids: npt.NDArray[np.uint32], lookup: Any) -> Any:
     names = [lookup(int(identity)) for identity in unique]
     # Parquet takes null places, but no null in the dictionary itself.
     nameless = np.array([name is None for name in names])[inverse]
-    places = pa.array(inverse.astype(np.int32), mask=nameless)
+    places = plain_column(inverse, pa.int32(), nameless)
     return pa.DictionaryArray.from_arrays(places, pa.array([name or "" for name in names], pa.string()))
 
 
@@ -198,7 +198,7 @@ class RunRows:
         self._resolve_extents(reader, rows, known)
         count = len(rows)
         present = rows["content_kind"] != fmt.CONTENT_NONE
-        kinds = pa.DictionaryArray.from_arrays(pa.array(rows["kind"].astype(np.int8)), pa.array(fmt.KINDS))
+        kinds = pa.DictionaryArray.from_arrays(plain_column(rows["kind"], pa.int8()), pa.array(fmt.KINDS))
         columns: dict[str, Any] = {
             "run": constant_id(self._run_id, count),
             "kind": kinds,
@@ -210,8 +210,8 @@ class RunRows:
             "error": _binary_column(batch, "error", pa.string()),
             "user_name": _names(rows["uid"], user_name),
             "group_name": _names(rows["gid"], group_name),
-            "clean": pa.array(rows["clean"] != 0),
-            "rdev": pa.array(rows["rdev"], mask=~np.isin(rows["kind"], _DEVICE_KINDS)),
+            "clean": plain_column(rows["clean"] != 0, pa.bool_()),
+            "rdev": plain_column(rows["rdev"], pa.uint64(), ~np.isin(rows["kind"], _DEVICE_KINDS)),
         }
         plain = (
             "row",

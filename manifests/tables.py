@@ -12,6 +12,7 @@ import uuid
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
@@ -94,10 +95,21 @@ class TableWriter:
 def _as_arrow(values: Any, kind: Any) -> Any:
     if isinstance(values, pa.Array):
         return values if values.type == kind else values.cast(kind)
-    array = np.ascontiguousarray(values)
     if pa.types.is_fixed_size_binary(kind):
-        return pa.FixedSizeBinaryArray.from_buffers(kind, len(array), [None, pa.py_buffer(array.tobytes())])
-    return pa.array(array).cast(kind)
+        data = pa.py_buffer(np.ascontiguousarray(values).tobytes())
+        return pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, data])
+    return plain_column(values, kind)
+
+
+def plain_column(values: npt.NDArray[Any], kind: Any, null: npt.NDArray[np.bool_] | None = None) -> Any:
+    """A column of numbers or booleans, null where `null` is true. It is made of its buffers, for pyarrow.array has
+    NumPy import its masked arrays first, and a cast imports pyarrow.compute: 0.05 s together."""
+    if pa.types.is_boolean(kind):
+        data = np.packbits(values, bitorder="little")
+    else:
+        data = np.array(values, kind.to_pandas_dtype())
+    valid = None if null is None else pa.py_buffer(np.packbits(~null, bitorder="little"))
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(data)])
 
 
 def file_name(owner: uuid.UUID, number: int) -> str:

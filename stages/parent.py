@@ -176,7 +176,7 @@ class ParentTable:
         self, batch: Batch, numbers: Numbers, paths: Sequence[bytes], places: Hashes
     ) -> Iterator[tuple[Numbers, Batch]]:
         blocks = (places >> np.uint64(_ROW_BITS)).astype(np.int64)
-        for block in np.unique(blocks).tolist():
+        for block in sorted(set(blocks.tolist())):
             mine = blocks == block
             some, at = numbers[mine], (places[mine] & np.uint64((1 << _ROW_BITS) - 1)).astype(np.int64)
             known = self._block(block)

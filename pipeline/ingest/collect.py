@@ -22,6 +22,7 @@ from pipeline.ingest.adopt import AdoptedPack
 from pipeline.ingest.checksums import Checksums
 from pipeline.ingest.dedupe import KNOWN_CHUNKS, KNOWN_CONTENTS
 from pipeline.ingest.parent import ParentBuilder
+from pipeline.outcome import NamedError
 from pipeline.packwriter import PACK_ROW, SHARD_ROW
 from pipeline.station import Acquire, Context, Station, Take
 from pipeline.topology import RECORD, SMALL_SLOT
@@ -38,10 +39,6 @@ NAMED_ERRORS = 100
 #: Distinct reasons that are counted each for itself.
 REASON_KINDS = 50
 OTHER_REASONS = "for other reasons"
-
-
-#: (path, reason) of a skipped item.
-NamedError = tuple[bytes, str]
 
 
 @dataclass

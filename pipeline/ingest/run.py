@@ -11,9 +11,6 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from manifests.config import CodecSpec, shards_per_backend
 from manifests.ids import new_id
 from manifests.inflight import Inflight
@@ -36,6 +33,7 @@ from pipeline.ingest.parent import ParentBuilder, ParentOptions, choose_parent, 
 from pipeline.ingest.read import ReadOptions, read_station
 from pipeline.ingest.scan import ScanOptions, scan_station
 from pipeline.ingest.write import WriteOptions, write_station
+from pipeline.outcome import Counters, StageFigures, stage_figures
 from pipeline.packwriter import pack_options
 from pipeline.runner import run_stations
 from pipeline.station import Context, Station
@@ -47,8 +45,6 @@ from stages.select import EVERYTHING, REASONS, Selection, SelectOptions
 
 if TYPE_CHECKING:
     from manifests.runrows import RunRows
-
-Counters = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -73,18 +69,6 @@ class IngestOptions:
     digests: tuple[str, ...] = ()
     checksums: tuple[ChecksumFile, ...] = ()
     parent: ParentOptions = field(default_factory=ParentOptions)
-
-
-@dataclass(frozen=True)
-class StageFigures:
-    """What one stage did, summed over its workers. Times in seconds."""
-
-    stage: str
-    workers: int
-    items: int
-    bytes: int
-    busy: float
-    waiting: float
 
 
 @dataclass(frozen=True)
@@ -117,17 +101,6 @@ class IngestResult:
         """0, or 3 when items were skipped, differ from a list, are missing, or redundancy is short."""
         missing = self.checksums is not None and self.checksums.missing
         return 3 if self.tally.errors or self.tally.missing_shards or self.lost_backends or missing else 0
-
-
-def stage_figures(counters: Counters, names: tuple[str, ...], seconds: float) -> list[StageFigures]:
-    """Figures by stage from the counters of a run that took `seconds`."""
-    figures = []
-    for number, name in enumerate(names):
-        rows = counters[:, number, :].astype(np.float64)
-        workers = int((rows[:, 2] + rows[:, 3] > 0).sum())
-        items, size, busy, waiting = rows.sum(axis=0)
-        figures.append(StageFigures(name, workers, int(items), int(size), busy / 1e9, waiting / 1e9))
-    return figures
 
 
 def _specs(
@@ -382,4 +355,4 @@ def _summary(
     }
 
 
-__all__ = ["IngestOptions", "IngestResult", "StageFigures", "ingest"]
+__all__ = ["IngestOptions", "IngestResult", "ingest"]

@@ -24,8 +24,7 @@ from manifests.plan import PlanTotals, RestorePlan
 from manifests.store import Members
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.fan import fan_workers
-from pipeline.ingest.collect import NamedError
-from pipeline.ingest.run import StageFigures, stage_figures
+from pipeline.outcome import NamedError, StageFigures, stage_figures
 from pipeline.restore.plan import RestoreHome
 from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
 from pipeline.runner import run_stations
