@@ -23,7 +23,7 @@ def to_batch(batch: Any, dtype: np.dtype[np.void], variable: dict[str, str]) -> 
         elif dtype[name].shape:
             rows[name] = _fixed(column, dtype[name].shape[0])
         else:
-            rows[name] = (column.fill_null(0) if column.null_count else column).to_numpy(zero_copy_only=False)
+            rows[name] = _numbers(column)
     return Batch(rows, bytes(heap))
 
 
@@ -39,6 +39,17 @@ def _offsets(column: Any) -> tuple[np.ndarray[Any, Any], Any]:
     wide = column.cast("large_binary")
     offsets = np.frombuffer(wide.buffers()[1], np.int64, len(wide) + 1, wide.offset * 8)
     return offsets, wide.buffers()[2]
+
+
+def _numbers(column: Any) -> npt.NDArray[Any]:
+    """A column of numbers or booleans, null as 0."""
+    if pa.types.is_boolean(column.type):
+        return bools(column)
+    if not column.null_count:
+        return np.asarray(column.to_numpy())
+    kind = np.dtype(column.type.to_pandas_dtype())
+    values = np.frombuffer(column.buffers()[1], kind, len(column), column.offset * kind.itemsize)
+    return np.where(valid(column), values, kind.type(0))
 
 
 def valid(column: Any) -> npt.NDArray[np.bool_]:

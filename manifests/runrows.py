@@ -259,12 +259,12 @@ class RunRows:
         pack_id = uuid.UUID(bytes=pack["pack_id"])
         self._append(
             "packs",
-            {name: _column(name, [value]) for name, value in {**pack, "run": self._run_id.bytes}.items()},
+            {name: _column("packs", name, [value]) for name, value in {**pack, "run": self._run_id.bytes}.items()},
         )
         names = shards[0].keys()
         self._append(
             "shards",
-            {name: _column(name, [shard[name] for shard in shards]) for name in names},
+            {name: _column("shards", name, [shard[name] for shard in shards]) for name in names},
         )
         self._append(
             "blocks",
@@ -304,5 +304,5 @@ class RunRows:
         self._spools.clear()
 
 
-def _column(name: str, values: list[Any]) -> Any:
-    return pa.array(values, pa.binary(16)) if name in ("pack_id", "run") else pa.array(values)
+def _column(table: str, name: str, values: list[Any]) -> Any:
+    return pa.array(values, SCHEMAS[table].field(name).type)

@@ -97,6 +97,13 @@ def test_an_ingest_without_lists_does_without_duckdb(store: Path, tmp_path: Path
     modules = imported(COMMAND, "-s", str(store), "ingest", str(tmp_path / "new"))
     assert "pyarrow" in modules
     assert not {"duckdb", "rich", "pathspec"} & foreign(modules)
+    assert not {"numpy.ma", "pyarrow.compute"} & modules
+
+
+def test_a_restore_needs_nothing_of_an_ingest(store: Path, tmp_path: Path) -> None:
+    modules = imported(COMMAND, "-s", str(store), "restore", "--to", str(tmp_path / "out"))
+    assert "manifests.plan" in modules
+    assert not {"pipeline.ingest.run", "pipeline.ingest.collect", "numpy.ma", "pyarrow.compute"} & modules
 
 
 def test_prometheus_is_imported_by_who_publishes(store: Path, tmp_path: Path) -> None:
