@@ -23,6 +23,7 @@ from manifests.config import ChunkerSpec, StoreConfig
 from manifests.errors import UsageError
 from manifests.sizes import format_size
 from pipeline.arena import Layout, PoolSpec, RingSpec
+from pipeline.budget import DUCKDB_MEMORY
 from pipeline.metrics.meters import FAN_QUEUES, INGEST_QUEUES, CounterPlan
 from stages.compress import BLOCK_TARGET
 from stages.select import REASONS
@@ -40,8 +41,8 @@ PLAN, FETCH, DECOMPRESS, VERIFY, ASSEMBLE = range(5)
 RESTORE_COUNTERS = CounterPlan("restore", RESTORE_STAGES, len(RESTORE_STAGES), FAN_QUEUES)
 VERIFY_COUNTERS = RESTORE_COUNTERS._replace(operation="verify")
 
-#: Interpreter, DuckDB and pyarrow in the supervisor, with DuckDB's memory_limit, and the fork server.
-HOME_MEMORY = 260 << 20
+#: Interpreter and pyarrow in the supervisor, and the fork server. DuckDB has DUCKDB_MEMORY besides, where it is used.
+HOME_MEMORY = 164 << 20
 #: A worker's own memory: interpreter, numpy, codecs.
 WORKER_MEMORY = 16 << 20
 
@@ -56,7 +57,8 @@ CHUNK_REF_SIZE = 40
 
 @dataclass(frozen=True)
 class IngestShape:
-    """Workers and slots of an ingest. `payload`: bytes of input in a data slot; `max_chunks`: chunks in one."""
+    """Workers and slots of an ingest. `payload`: bytes of input in a data slot; `max_chunks`: chunks in one; `home`:
+    bytes of the supervisor."""
 
     readers: int
     compressors: int
@@ -67,6 +69,7 @@ class IngestShape:
     block_slots: int
     pack_size: int
     parity: float
+    home: int = HOME_MEMORY
 
     @property
     def max_blocks(self) -> int:
@@ -118,7 +121,7 @@ class IngestShape:
         """Bytes of all processes together, at most."""
         packs = self.writers * 2 * int(self.pack_capacity * (1 + self.parity))
         scratch = (self.readers + self.compressors) * self.payload
-        return HOME_MEMORY + len(self.workers) * WORKER_MEMORY + self.layout().size + packs + scratch
+        return self.home + len(self.workers) * WORKER_MEMORY + self.layout().size + packs + scratch
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,11 @@ def slot_payload(chunker: ChunkerSpec) -> int:
 
 
 def ingest_shape(
-    config: StoreConfig, cores: int, memory: int, workers: int | None, mix: Mix | None = None
+    config: StoreConfig, cores: int, memory: int, workers: int | None, mix: Mix | None = None, home: int = HOME_MEMORY
 ) -> IngestShape:
     """Workers from the cores (`workers` compressors where the user said so) and from the `mix` that was observed, slots
-    from the memory. Raises UsageError with the minimum when `memory` (bytes, all processes) is too small."""
+    from the memory, of which the supervisor takes `home`. Raises UsageError with the minimum when `memory` (bytes, all
+    processes) is too small."""
     mix = mix or Mix()
     payload = slot_payload(config.chunker)
     pieces = payload // max(1, config.chunker.minimum) + SLOT_FILES + 1
@@ -158,7 +162,7 @@ def ingest_shape(
             for slack in (3, 2, 1):
                 shape = IngestShape(
                     readers, compressors, writers, payload, pieces, data_slots=compressors + slack,
-                    block_slots=min(slack, 2), pack_size=config.pack_size, parity=parity,
+                    block_slots=min(slack, 2), pack_size=config.pack_size, parity=parity, home=home,
                 )  # fmt: skip
                 if shape.memory <= memory:
                     return shape
@@ -189,7 +193,7 @@ class FanShape:
     @property
     def memory(self) -> int:
         """Bytes of all processes together, of which DuckDB has DUCKDB_MEMORY."""
-        return HOME_MEMORY + self.count * (WORKER_MEMORY + self.worker_memory) + self.layout().size
+        return HOME_MEMORY + DUCKDB_MEMORY + self.count * (WORKER_MEMORY + self.worker_memory) + self.layout().size
 
     def layout(self) -> Layout:
         slots = 2 * self.count + 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from manifests.log import Run
 from pipeline.budget import available_cores
 from pipeline.filestore import FileStore
 from pipeline.ingest.mix import observed_mix
+from pipeline.ingest.run import IngestOptions
 from pipeline.topology import Mix, ingest_shape
 
 CONFIG = StoreConfig(uuid.UUID(int=1), 0, ECScheme(), ChunkerSpec(), CodecSpec(), 32 << 20)
@@ -51,6 +53,17 @@ def test_little_memory_costs_readers_before_compressors() -> None:
     assert shape.memory <= 900 << 20 and shape.compressors == 8 and shape.readers == 1
     with pytest.raises(UsageError, match="at least"):
         ingest_shape(CONFIG, 8, least // 2, None)
+
+
+def test_who_has_more_cores_than_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "source").write_bytes(b"some")
+    monkeypatch.setattr("pipeline.ingest.run.available_cores", lambda: 64)
+    with FileStore.create([tmp_path / "store"], cache=tmp_path / "cache") as store:
+        options = IngestOptions(inline=True, memory=600 << 20)
+        short = store.ingest([str(tmp_path / "source")], options=options)
+        assert 4 < short.compressors < 64 and short.memory_wanted > 1 << 30
+        asked = store.ingest([str(tmp_path / "source")], options=replace(options, workers=2))
+        assert (asked.compressors, asked.memory_wanted) == (2, 0)
 
 
 def test_only_the_cores_that_a_process_may_use_count() -> None:

@@ -175,6 +175,12 @@ def ingest_command(
         click.echo(f"manifests lost: {reason}; what they alone placed was stored again, as far as it is here", err=True)
     for reason in result.lost_backends:
         click.echo(f"short of redundancy: {reason}", err=True)
+    if result.memory_wanted:
+        click.echo(
+            f"--memory {memory >> 20}MiB was room for {result.compressors} compressors; one for each core takes "
+            f"--memory {-(-result.memory_wanted >> 20)}MiB",
+            err=True,
+        )
     if result.index_trouble:
         click.echo(f"done without the index on disk, out of the manifests: {result.index_trouble}", err=True)
     if output == "table":

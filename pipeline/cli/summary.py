@@ -133,6 +133,8 @@ def result_record(result: IngestResult) -> dict[str, object]:
         "backends": result.backends,
         "backends_that_may_be_lost": result.may_lose,
         "seconds": round(result.seconds, 3),
+        "compressors": result.compressors,
+        "memory_wanted": result.memory_wanted or None,
         "stages": [vars(figures) for figures in result.stages],
         "exit_code": result.exit_code,
     }

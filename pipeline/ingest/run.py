@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from manifests.parent import ParentFiles
 from manifests.replicas import Replicas
 from manifests.store import Members
 from manifests.tombstones import require_no_new_deletions
-from pipeline.budget import DEFAULT_MEMORY, available_cores
+from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.ingest.adopt import adoptable
 from pipeline.ingest.carry import CarryOptions
 from pipeline.ingest.checksums import ChecksumFile, ChecksumResult, Checksums
@@ -38,7 +40,7 @@ from pipeline.packwriter import pack_options
 from pipeline.runner import run_stations
 from pipeline.station import Context, Station
 from pipeline.supervisor import SignalWatch, WorkerSpec
-from pipeline.topology import INGEST_STAGES, LEFT_OUT, UNCHANGED, IngestShape, ingest_shape
+from pipeline.topology import HOME_MEMORY, INGEST_STAGES, LEFT_OUT, UNCHANGED, IngestShape, ingest_shape
 from pipeline.worker import FdHandle
 from stages.scan import Source
 from stages.select import EVERYTHING, REASONS, Selection, SelectOptions
@@ -77,7 +79,8 @@ class IngestResult:
     reason → objects and bytes that were not wanted; `may_lose`: backends of `backends` that may be lost, or may rot,
     from now on, with nothing lost; `parent`: the run from which unchanged files took their contents, `ignored`: what of
     their stat was not compared; `lost_manifests`: why manifest files could not be read, so that what they alone told
-    was stored again; `index_trouble`: why the index on disk could not be used, or empty."""
+    was stored again; `index_trouble`: why the index on disk could not be used, or empty; `memory_wanted`: bytes for one
+    compressor a core, where the memory was room for `compressors` only, else 0."""
 
     run_id: uuid.UUID
     sources: list[str]
@@ -95,6 +98,8 @@ class IngestResult:
     ignored: tuple[str, ...] = ()
     lost_manifests: tuple[str, ...] = ()
     index_trouble: str = ""
+    compressors: int = 0
+    memory_wanted: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -208,7 +213,11 @@ def _ingest(
     codec = options.codec or members.config.codec
     host = options.host or socket.gethostname()
     mix = observed_mix(state.runs, host, str(codec))
-    shape = ingest_shape(members.config, available_cores(), options.memory, options.workers, mix)
+    # Lists of checksums are DuckDB's to look up.
+    supervisor = HOME_MEMORY + (0 if checksums is None else DUCKDB_MEMORY)
+    wanted = partial(ingest_shape, members.config, available_cores(), mix=mix, home=supervisor)
+    shape = wanted(options.memory, options.workers)
+    whole = shape if options.workers else wanted(sys.maxsize, None)
     run_id = new_id(state.newest)
     inflight = Inflight(members, run_id)
     parent, lost = choose_parent(state, options.parent, host, sources, listed is not None), list[str]()
@@ -278,6 +287,8 @@ def _ingest(
                 ignored=() if parent is None else options.parent.comparison.ignored,
                 lost_manifests=tuple(lost),
                 index_trouble=indexes.trouble,
+                compressors=shape.compressors,
+                memory_wanted=whole.memory if shape.compressors < whole.compressors else 0,
             )
             signals.check()
             summary = _summary(result, sources, options, str(codec), listed is not None)
