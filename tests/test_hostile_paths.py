@@ -99,7 +99,24 @@ def test_links_that_lie_in_the_way_are_not_followed(store: Path, tmp_path: Path,
     before = snapshot(outside)
     result = restore(store, out, overwrite)
     assert snapshot(outside) == before
-    assert result.exit_code == 3
+    if overwrite == "always":
+        assert result.exit_code == 0 and not (out / "tree").is_symlink()
+        assert (out / "tree" / "file").read_bytes() == CONTENT
+        return
+    assert result.exit_code == 3 and (out / "tree").is_symlink()
+    reasons = dict(result.failures)
+    assert reasons[b"tree"].startswith("something that is no directory is in its place and was kept; see --overwrite")
+    assert reasons[b"tree/file"] == reasons[b"tree/link"] == "'tree' on its way is no directory; see --overwrite"
+
+
+def test_a_file_in_the_place_of_a_directory_is_replaced_where_that_is_wanted(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tree").write_bytes(b"mine")
+    assert restore(store, out, "if-changed").exit_code == 3
+    assert (out / "tree").read_bytes() == b"mine"
+    assert restore(store, out, "always").exit_code == 0
+    assert (out / "tree" / "file").read_bytes() == CONTENT
 
 
 def test_a_file_that_is_a_link_in_the_way_is_replaced_not_followed(store: Path, tmp_path: Path) -> None:
