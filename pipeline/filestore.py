@@ -358,6 +358,7 @@ class FileStore(ObjectOperations):
     ) -> Survey:
         """What `ingest` with the same arguments would archive; neither reads files nor writes anything. `on_left_out`
         hears of each path that is left out, and why."""
+        from pipeline.ingest.own import backend_directories, require_outside
         from pipeline.ingest.run import IngestOptions
         from pipeline.ingest.sources import gather
         from pipeline.ingest.survey import survey
@@ -365,7 +366,9 @@ class FileStore(ObjectOperations):
         options = options or IngestOptions()
         with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
             self.members.require_writable()
-            return survey(inputs.sources, options.select, inputs.listed, on_left_out)
+            own = backend_directories(self.members)
+            require_outside(inputs.sources, own)
+            return survey(inputs.sources, options.select, inputs.listed, on_left_out, own)
 
     def runs(self) -> list[Run]:
         """Committed runs, the oldest first."""
