@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from manifests.armour import open_json, seal_json
+from pipeline.cli.options import FORMATS
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
 
@@ -207,8 +208,40 @@ def test_items_that_cannot_be_read_are_named_and_the_rest_goes_in(filled: Path, 
     assert (tmp_path / "out/source/good").read_bytes() == b"good"
 
 
-def test_output_into_a_closed_pipe_ends_quietly(filled: Path) -> None:
-    line = f"{COMMAND} -s {filled}/store cat latest:data/words | head -c 10; exit ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"], ["cat", "--help"], ["--version"], ["runs"], ["ls", "-R"], ["ls", "--format", "parquet"],
+        ["ls", "--json"], ["stats"], ["digests"], ["cat", "latest:data/words"], ["status"], ["index", "status"],
+        ["backend", "list"], ["verify"], ["verify", "--json"], ["compare", "latest:data", "data"],
+        ["restore", "--to", "unread", "--overwrite", "always"], ["ingest", "data", "--dry-run"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_output_that_nobody_reads_ends_a_command_quietly(filled: Path, arguments: list[str]) -> None:
+    """Each with the same code, as a tool that SIGPIPE killed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [COMMAND, "-s", filled / "store", *arguments],
+            cwd=filled, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=30,
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("output", FORMATS)
+def test_output_to_a_full_disk_is_no_success(filled: Path, output: str) -> None:
+    with open("/dev/full", "w") as full:
+        line = [COMMAND, "-s", filled / "store", "ls", "-R", "--format", output]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "drystone: writing the output failed: No space left on device\n")
+
+
+def test_output_is_written_until_its_reader_has_enough(filled: Path) -> None:
+    line = f"{COMMAND} -s {filled}/store cat latest:data/words | head -c 10"
     done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=30)
     assert done.stdout == b"a dry-ston" and done.stderr == b""
 
