@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -326,6 +327,22 @@ def test_an_arena_gives_its_memory_back() -> None:
     arena.close()
     with open("/proc/self/maps") as maps:
         assert "drystone-arena" not in maps.read()
+
+
+def test_inline_runs_give_their_memory_back_at_once(kept: tuple[Path, Path], tmp_path: Path) -> None:
+    """Not when somebody collects garbage."""
+    shutil.copytree(kept[1], tmp_path / "store")
+    gc.collect()
+    gc.disable()
+    try:
+        with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as opened:
+            opened.ingest([str(kept[0])], options=INLINE)
+            opened.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=True))
+            opened.verify(data=True, inline=True)
+            with open("/proc/self/maps") as maps:
+                assert "drystone-arena" not in maps.read()
+    finally:
+        gc.enable()
 
 
 def test_what_a_killed_run_made_durable_is_not_stored_again(store: Path, tree: Path, tmp_path: Path) -> None:
