@@ -11,10 +11,8 @@ one long file because it is one face: thin methods, whose work is in the modules
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +26,7 @@ from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedF
 from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
 from manifests.replicas import Replicas
+from manifests.scratch import Scratch
 from manifests.store import Members
 from manifests.totals import chunk_totals
 from pipeline.backend import Backend, describe
@@ -102,9 +101,8 @@ class FileStore(ObjectOperations):
         self._note_store()
         self._cache = cache / str(members.config.store_id)
         self.replicas = Replicas(members, self._cache)
-        self._scratch = self._cache / f"tmp-{os.getpid()}-{os.urandom(4).hex()}"
+        self._scratch = Scratch(self._cache)
         self._catalog: Catalog | None = None
-        self._catalogs = 0
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -162,8 +160,7 @@ class FileStore(ObjectOperations):
         if self._catalog is not None:
             self._catalog.close()
             self._catalog = None
-        for folder in self._cache.glob(f"{self._scratch.name}-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        self._scratch.close()
 
     def _reopen(self) -> None:
         """Find the members anew: they are others now."""
@@ -196,15 +193,12 @@ class FileStore(ObjectOperations):
             if self._catalog is None:
                 from manifests.catalog import Catalog
 
-                self._catalogs += 1
-                with suppress(OSError):  # only a query that spills needs it, and says so
-                    self._cache.mkdir(parents=True, exist_ok=True)
                 self._catalog = Catalog(
                     self.state,
                     self.replicas,
                     memory_limit=DUCKDB_MEMORY,
                     threads=min(4, available_cores()),
-                    temp_directory=self._scratch.with_name(f"{self._scratch.name}-{self._catalogs}"),
+                    temp_directory=self._scratch.folder(),
                 )
             return self._catalog
 
@@ -358,6 +352,7 @@ class FileStore(ObjectOperations):
     ) -> Survey:
         """What `ingest` with the same arguments would archive; neither reads files nor writes anything. `on_left_out`
         hears of each path that is left out, and why."""
+        from pipeline.ingest.own import backend_directories, require_outside
         from pipeline.ingest.run import IngestOptions
         from pipeline.ingest.sources import gather
         from pipeline.ingest.survey import survey
@@ -365,7 +360,9 @@ class FileStore(ObjectOperations):
         options = options or IngestOptions()
         with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
             self.members.require_writable()
-            return survey(inputs.sources, options.select, inputs.listed, on_left_out)
+            own = backend_directories(self.members)
+            require_outside(inputs.sources, own)
+            return survey(inputs.sources, options.select, inputs.listed, on_left_out, own)
 
     def runs(self) -> list[Run]:
         """Committed runs, the oldest first."""

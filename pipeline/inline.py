@@ -53,9 +53,11 @@ def run_inline(
     queues: dict[str, deque[Message]] = {ring.name: deque() for ring in layout.rings}
     counters = arena.counters()
     running: dict[str, tuple[Station, InlineContext, Any]] = {}
+    contexts: list[InlineContext] = []
     try:
         for index, (name, (factory, options)) in enumerate(stations.items()):
             context = InlineContext(arena, StageClock(counters[index]), index, queues)
+            contexts.append(context)
             station = factory(context, options)
             running[name] = (station, context, next(station, None))
         running = {name: entry for name, entry in running.items() if entry[2] is not None}
@@ -81,5 +83,7 @@ def run_inline(
             station.close()
         if on_tick is not None:
             on_tick(counters)
+        for context in contexts:
+            context.release_meters()
         del counters
         arena.close()

@@ -91,6 +91,11 @@ class Context(ABC):
         """What the worker counts besides its stages, where the layout has room for it."""
         return self.arena.meters(self.index)
 
+    def release_meters(self) -> None:
+        """Let go of them at the end, whoever still holds them: else the arena would stay until somebody collects."""
+        if "meters" in vars(self):
+            self.meters.release()
+
     def at(self, item: str) -> None:
         """Note what the worker is at (a path, a pack), for the message should it fail or die."""
         self.arena.write_item(self.index, item)

@@ -66,6 +66,7 @@ class Chooser(Protocol):
     ) -> list[tuple[bytes, os.DirEntry[str]]]: ...
     def matches(self, path: bytes, below: bytes, is_folder: bool) -> bool: ...
     def too_large(self, path: bytes, info: os.stat_result) -> bool: ...
+    def is_own(self, path: bytes, info: os.stat_result) -> bool: ...
     def crosses(self, path: bytes, device: int, info: os.stat_result) -> bool: ...
     def cache_tag(self, path: bytes, fd: int) -> bytes | None: ...
 
@@ -210,7 +211,10 @@ class _Walk:
             return None
         now = os.fstat(fd)
         here = _Folder(path, fd, (now.st_dev, now.st_ino))
-        if self.chooser is not None and self.above and self.chooser.crosses(path, self.device, now):
+        chooser = self.chooser
+        if chooser is not None and (
+            chooser.is_own(path, now) or (self.above and chooser.crosses(path, self.device, now))
+        ):
             self.bare_directory(path, info, fd)
         elif here.identity in self.above:
             self.refusal = _LOOPS
@@ -220,7 +224,7 @@ class _Walk:
             if not self.above:
                 self.device = now.st_dev
             self.above.append(here.identity)
-            tag = None if self.chooser is None else self.chooser.cache_tag(path, fd)
+            tag = None if chooser is None else chooser.cache_tag(path, fd)
             if tag is None:
                 return here
             self.named(path + b"/" + tag, tag, fd)

@@ -1,4 +1,4 @@
-"""What of a source is left out: by pattern, cache directories, large files, other file systems.
+"""What of a source is left out: by pattern, cache directories, large files, other file systems, the store itself.
 
 Patterns are those of gitignore, made into expressions by pathspec, over paths below the source; the last that matches
 decides. The walk does not descend into what is left out, so nothing below it can be taken in again. A source itself is
@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from manifests.errors import UsageError
 
 #: Why something is left out; also the order of its counts.
-REASONS = ("pattern", "cache", "size", "filesystem")
-PATTERN, CACHE, SIZE, FILESYSTEM = range(len(REASONS))
+REASONS = ("pattern", "cache", "size", "filesystem", "store")
+PATTERN, CACHE, SIZE, FILESYSTEM, STORE = range(len(REASONS))
+#: Device and inode of a directory.
+Identity = tuple[int, int]
 
 CACHE_TAG = b"CACHEDIR.TAG"
 #: The first bytes of a tag that counts: Cache Directory Tagging Specification, bford.info/cachedir.
@@ -90,13 +92,20 @@ def _compile(patterns: Sequence[str]) -> _Matcher:
 
 class Selection:
     """Options at work; `counts` says for each reason what was left out so far: objects, and bytes where they are known
-    (a directory counts once, and what is in it not at all). `note(path, reason)` hears of each."""
+    (a directory counts once, and what is in it not at all). `own`: directories of the store, whose contents are left
+    out whatever the options; `note(path, reason)` hears of each."""
 
-    def __init__(self, options: SelectOptions, note: Callable[[bytes, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        options: SelectOptions,
+        note: Callable[[bytes, int], None] | None = None,
+        own: Collection[Identity] = (),
+    ) -> None:
         """Raises UsageError naming a pattern that makes no sense."""
         self._options = options
         self._matcher = _compile(options.patterns) if options.patterns else None
         self._note = note
+        self._own = frozenset(own)
         self.limit = options.larger_than
         self.counts = [[0, 0] for _ in REASONS]
 
@@ -154,6 +163,13 @@ class Selection:
         if not stat.S_ISREG(info.st_mode) or self.limit is None or info.st_size <= self.limit:
             return False
         self._leave_out(path, SIZE, info.st_size)
+        return True
+
+    def is_own(self, path: bytes, info: os.stat_result) -> bool:
+        """Whether the directory `path` is one of the store's."""
+        if (info.st_dev, info.st_ino) not in self._own:
+            return False
+        self._leave_out(path, STORE)
         return True
 
     def crosses(self, path: bytes, device: int, info: os.stat_result) -> bool:

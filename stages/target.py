@@ -27,6 +27,7 @@ _NEW = "new"
 #: A link that could not be made for one of these reasons becomes a copy.
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.EOPNOTSUPP)
 _COPY_PIECE = 1 << 20
+_SEE = "see --overwrite"
 _FALLOC_PUNCH_HOLE = 0x02 | 0x01  # with FALLOC_FL_KEEP_SIZE
 _LIBC = ctypes.CDLL(None)
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -128,6 +129,8 @@ class Target:
             for part in step:
                 try:
                     inner = _open_folder(folder, part)
+                except NotADirectoryError as error:  # a link, too: none is followed
+                    raise Kept(f"{os.fsdecode(part)!r} on its way is no directory; {_SEE}") from error
                 finally:
                     os.close(folder)
                 folder = inner
@@ -140,13 +143,18 @@ class Target:
             os.close(self._open.pop()[1])
 
     def make_folder(self, path: bytes) -> None:
-        """Make a directory, open for the owner only until its attributes are set. An existing one is used."""
+        """Make a directory, open for the owner only until its attributes are set. An existing one is used; of what else
+        is there, also a link to a directory, `always` makes one. Raises Kept, OSError."""
         folder, name = self._parent(path)
         try:
             os.mkdir(name, 0o700, dir_fd=folder)
         except FileExistsError:
-            if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                raise
+            if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                return
+            if self._options.overwrite != "always":
+                raise Kept(f"something that is no directory is in its place and was kept; {_SEE}") from None
+            os.unlink(name, dir_fd=folder)
+            os.mkdir(name, 0o700, dir_fd=folder)
 
     def finish_folder(self, path: bytes, attributes: Attributes) -> str:
         """Set a directory's attributes, after all below it is written. Returns what could not be set."""
@@ -170,7 +178,7 @@ class Target:
             return False
         if self._options.overwrite == "if-changed":
             return True
-        raise Kept("something else is in place and was kept; see --overwrite")
+        raise Kept(f"something else is in place and was kept; {_SEE}")
 
     def write_whole(self, path: bytes, pieces: Iterable[bytes | memoryview], attributes: Attributes) -> str:
         """A file of which all bytes are at hand; what its end lacks is a hole. Returns what could not be set."""

@@ -7,11 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from manifests.armour import open_json, seal_json
+from pipeline.cli.app import _run
+from pipeline.cli.options import FORMATS
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
 
@@ -26,6 +29,19 @@ def drystone(*arguments: object, code: int = 0, **more: object) -> subprocess.Co
     if code:
         assert done.stderr.strip()
     return done
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function that runs a command in this process, which is soon done, and checks its exit code; what it said."""
+
+    def run(*arguments: object, code: int) -> str:
+        assert _run(list(map(str, arguments))) == code
+        said = capsys.readouterr().err
+        assert said.strip() and "Traceback" not in said
+        return said
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +90,18 @@ def tree_state(root: Path) -> dict[str, int]:
         (["runs", "--format", "xml"], 2, "xml"),
     ],
 )
-def test_a_request_that_makes_no_sense(filled: Path, arguments: list[str], code: int, words: str) -> None:
+def test_a_request_that_makes_no_sense(
+    filled: Path,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    words: str,
+) -> None:
     (filled / "other" / "data").mkdir(parents=True, exist_ok=True)
     before = tree_state(filled / "store")
-    done = drystone("-s", filled / "store", *arguments, code=code, cwd=filled)
-    assert words in done.stderr
+    monkeypatch.chdir(filled)
+    assert words in refused("-s", filled / "store", *arguments, code=code)
     assert tree_state(filled / "store") == before
     assert not list(filled.glob("out/.drystone*"))
     shutil.rmtree(filled / "out", ignore_errors=True)
@@ -100,9 +123,8 @@ def test_a_request_that_makes_no_sense(filled: Path, arguments: list[str], code:
         (["--compression", "lz4:3"], "lz4:3"),
     ],
 )
-def test_a_store_that_cannot_be(tmp_path: Path, arguments: list[str], words: str) -> None:
-    done = drystone("init", tmp_path / "store", *arguments, code=2)
-    assert words in done.stderr
+def test_a_store_that_cannot_be(tmp_path: Path, refused: Callable[..., str], arguments: list[str], words: str) -> None:
+    assert words in refused("init", tmp_path / "store", *arguments, code=2)
     assert not (tmp_path / "store").exists()
 
 
@@ -116,10 +138,10 @@ def test_init_refuses_a_store_a_full_directory_and_a_file(filled: Path, tmp_path
 
 
 @pytest.mark.parametrize("command", ["runs", "ls", "stats", "verify"])
-def test_there_is_no_store(tmp_path: Path, command: str) -> None:
-    assert "no store at" in drystone("-s", tmp_path / "nowhere", command, code=1).stderr
-    assert "is it mounted" in drystone("-s", tmp_path, command, code=1).stderr
-    assert "which store" in drystone(command, code=2).stderr
+def test_there_is_no_store(tmp_path: Path, refused: Callable[..., str], command: str) -> None:
+    assert "no store at" in refused("-s", tmp_path / "nowhere", command, code=1)
+    assert "is it mounted" in refused("-s", tmp_path, command, code=1)
+    assert "which store" in refused(command, code=2)
 
 
 def test_a_store_without_runs(tmp_path: Path) -> None:
@@ -207,8 +229,40 @@ def test_items_that_cannot_be_read_are_named_and_the_rest_goes_in(filled: Path, 
     assert (tmp_path / "out/source/good").read_bytes() == b"good"
 
 
-def test_output_into_a_closed_pipe_ends_quietly(filled: Path) -> None:
-    line = f"{COMMAND} -s {filled}/store cat latest:data/words | head -c 10; exit ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"], ["cat", "--help"], ["--version"], ["runs"], ["ls", "-R"], ["ls", "--format", "parquet"],
+        ["ls", "--json"], ["stats"], ["digests"], ["cat", "latest:data/words"], ["status"], ["index", "status"],
+        ["backend", "list"], ["verify"], ["verify", "--json"], ["compare", "latest:data", "data"],
+        ["restore", "--to", "unread", "--overwrite", "always"], ["ingest", "data", "--dry-run"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_output_that_nobody_reads_ends_a_command_quietly(filled: Path, arguments: list[str]) -> None:
+    """Each with the same code, as a tool that SIGPIPE killed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [COMMAND, "-s", filled / "store", *arguments],
+            cwd=filled, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=30,
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("output", FORMATS)
+def test_output_to_a_full_disk_is_no_success(filled: Path, output: str) -> None:
+    with open("/dev/full", "w") as full:
+        line = [COMMAND, "-s", filled / "store", "ls", "-R", "--format", output]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "drystone: writing the output failed: No space left on device\n")
+
+
+def test_output_is_written_until_its_reader_has_enough(filled: Path) -> None:
+    line = f"{COMMAND} -s {filled}/store cat latest:data/words | head -c 10"
     done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=30)
     assert done.stdout == b"a dry-ston" and done.stderr == b""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tests.bench import limit
+from tests.bench import limit, reaper
 from tests.bench.compare import checked_out, verdict
 from tests.bench.datasets import MIB, DataSet, Missing, Places, linux, many_files, tar, text, versions
 from tests.bench.goals import GOALS, OURS
@@ -107,6 +107,21 @@ def test_memory_of_a_child_is_seen_and_shared_pages_count_once() -> None:
     for used in (one, four):
         assert used.pss is not None
         assert 64 * MIB < used.pss < 110 * MIB
+
+
+@pytest.mark.parametrize("turn", [16, -16])
+def test_pages_whose_sharing_changes_while_it_looks_count_once(monkeypatch: pytest.MonkeyPatch, turn: int) -> None:
+    """A child of process 1 takes up pages of it, or lets go of them, at every look."""
+    shared = 0 if turn > 0 else 64
+
+    def pss(pid: int) -> int:
+        nonlocal shared
+        shared += turn
+        return 64 - shared // 2 if pid == 1 else shared // 2
+
+    monkeypatch.setattr(reaper, "descendants", lambda root: [1, 2])
+    monkeypatch.setattr(reaper, "pss", pss)
+    assert reaper.tree_pss(0) <= 64
 
 
 @pytest.mark.parametrize(

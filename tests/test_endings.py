@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from manifests.inflight import JOURNAL_PACKS
 from pipeline.arena import FREE, Arena
 from pipeline.errors import PipelineError, StageFailed
 from pipeline.filestore import FileStore
+from pipeline.ingest.run import IngestOptions
 from pipeline.inline import run_inline
+from pipeline.restore.run import RestoreRequest
 from pipeline.station import Acquire, Context, Station, Take
 from pipeline.supervisor import SignalWatch, Supervisor, WorkerSpec
 from pipeline.topology import FanShape
@@ -26,17 +31,31 @@ COMMAND = str(Path(sys.executable).with_name("drystone"))
 DEADLINE = 10.0
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    return make_tree(tmp_path / "tree", 1, 30)
+INLINE = IngestOptions(inline=True, workers=1)
+#: Small packs, so that little data is many of them.
+PACK = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tree, and a store with one run of it, away from where its log says it is."""
+    place = tmp_path_factory.mktemp("endings")
+    tree = make_tree(place / "tree", 1, 30)
+    with FileStore.create([place / "store"], pack_size=PACK, cache=place / "cache") as store:
+        assert store.ingest([str(tree)], options=INLINE).exit_code == 0
+    (place / "store").rename(place / "kept")
+    return tree, place / "kept"
 
 
 @pytest.fixture
-def store(tmp_path: Path, tree: Path) -> Path:
+def tree(kept: tuple[Path, Path]) -> Path:
+    return kept[0]
+
+
+@pytest.fixture
+def store(tmp_path: Path, kept: tuple[Path, Path]) -> Path:
     """A store with one run in it."""
-    subprocess.run([COMMAND, "init", tmp_path / "store"], check=True, capture_output=True)
-    subprocess.run([COMMAND, "-s", tmp_path / "store", "ingest", "-q", tree], check=True, capture_output=True)
-    return tmp_path / "store"
+    return shutil.copytree(kept[1], tmp_path / "store")
 
 
 def process_table() -> dict[int, tuple[int, str]]:
@@ -64,8 +83,17 @@ def descendants(pid: int) -> dict[int, str]:
     return below
 
 
+#: Writes new data, 25 MB/s at most and for 40 s at most: every worker has to do, and no test that fails fills the disk.
+FEEDER = """
+import os, time
+for _ in range(8000):
+    os.write(1, os.urandom(1 << 17))
+    time.sleep(0.005)
+"""
+
+
 class Endless:
-    """An ingest from a pipe that never ends, so that every worker is alive for as long as the test wants."""
+    """An ingest from a pipe that does not end, so that every worker is alive for as long as the test wants."""
 
     def __init__(self, store: Path, *more: str) -> None:
         reading, self._feed = os.pipe()
@@ -75,7 +103,7 @@ class Endless:
         )
         os.close(reading)
         self.feeder = subprocess.Popen(
-            [sys.executable, "-c", "import os\nwhile True: os.write(1, os.urandom(65536))"],
+            [sys.executable, "-I", "-S", "-c", FEEDER],
             stdout=self._feed,
             stderr=subprocess.DEVNULL,
         )
@@ -105,6 +133,9 @@ class Endless:
             if process.poll() is None:
                 process.kill()
             process.wait()
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 @pytest.fixture
@@ -112,9 +143,6 @@ def endless(store: Path) -> Iterator[Endless]:
     run = Endless(store)
     yield run
     run.close()
-    for pipe in (run.process.stdout, run.process.stderr):
-        if pipe is not None:
-            pipe.close()
 
 
 def assert_clean(below: dict[int, str], store: Path, tree: Path, place: Path) -> None:
@@ -128,9 +156,9 @@ def assert_clean(below: dict[int, str], store: Path, tree: Path, place: Path) ->
     assert not list(store.rglob(".tmp-*")), "temporary files are left"
     with FileStore.open(store, cache=place / "cache") as opened:
         assert len(opened.runs()) == 1
-        assert opened.ingest([str(tree)]).exit_code == 0
-        assert opened.restore("latest", place / "out").exit_code == 0
-        assert opened.verify(data=True).exit_code == 0
+        assert opened.ingest([str(tree)], options=INLINE).exit_code == 0
+        assert opened.restore("latest", place / "out", request=RestoreRequest("", inline=True)).exit_code == 0
+        assert opened.verify(data=True, inline=True).exit_code == 0
     assert_equal_trees(tree, place / "out" / tree.name)
 
 
@@ -145,14 +173,13 @@ def test_interrupted(endless: Endless, store: Path, tree: Path, tmp_path: Path, 
     assert_clean(below, store, tree, tmp_path)
 
 
-def test_interrupted_by_the_terminal_all_at_once(store: Path, tree: Path, tmp_path: Path) -> None:
+def test_interrupted_by_the_terminal_all_at_once(endless: Endless, store: Path, tree: Path, tmp_path: Path) -> None:
     """Ctrl-C reaches every process of the group; still the supervisor alone decides."""
-    run = Endless(store)
-    run.workers()
-    below = descendants(run.process.pid)
-    for pid in [*below, run.process.pid]:  # the supervisor last, for it ends the others
+    endless.workers()
+    below = descendants(endless.process.pid)
+    for pid in [*below, endless.process.pid]:  # the supervisor last, for it ends the others
         os.kill(pid, signal.SIGINT)
-    exit_code, messages = run.end()
+    exit_code, messages = endless.end()
     assert exit_code == 130, messages
     assert_clean(below, store, tree, tmp_path)
 
@@ -207,8 +234,9 @@ def test_a_killed_restore_leaves_no_unfinished_names(store: Path, tmp_path: Path
     big = tmp_path / "big"
     big.mkdir()
     for number in range(8):
-        (big / str(number)).write_bytes(os.urandom(30_000_000))
-    subprocess.run([COMMAND, "-s", store, "ingest", "-q", big], check=True, capture_output=True)
+        (big / str(number)).write_bytes(os.urandom(10_000_000))
+    with FileStore.open(store, cache=tmp_path / "cache") as opened:
+        opened.ingest([str(big)], options=INLINE)
     process = subprocess.Popen([COMMAND, "-s", store, "restore", "-q", "--to", tmp_path / "out"])
     limit = time.monotonic() + DEADLINE
     while not list(tmp_path.glob("out/.drystone-restore-*/part-*")) and time.monotonic() < limit:
@@ -301,22 +329,41 @@ def test_an_arena_gives_its_memory_back() -> None:
         assert "drystone-arena" not in maps.read()
 
 
+def test_inline_runs_give_their_memory_back_at_once(kept: tuple[Path, Path], tmp_path: Path) -> None:
+    """Not when somebody collects garbage."""
+    shutil.copytree(kept[1], tmp_path / "store")
+    gc.collect()
+    gc.disable()
+    try:
+        with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as opened:
+            opened.ingest([str(kept[0])], options=INLINE)
+            opened.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=True))
+            opened.verify(data=True, inline=True)
+            with open("/proc/self/maps") as maps:
+                assert "drystone-arena" not in maps.read()
+    finally:
+        gc.enable()
+
+
 def test_what_a_killed_run_made_durable_is_not_stored_again(store: Path, tree: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
-    source.write_bytes(os.urandom(400_000_000))
-    process = subprocess.Popen([COMMAND, "-s", store, "ingest", "-q", source], stdout=subprocess.DEVNULL)
-    limit = time.monotonic() + DEADLINE
-    while not list(store.glob("backend-0/inflight/*/journal-*.json")) and time.monotonic() < limit:
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    source.write_bytes(os.urandom(48 * PACK))
+    command = [COMMAND, "-s", store, "ingest", "-q", "-", "--name", "source"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.stdin is not None
+        process.stdin.write(source.read_bytes())
+        process.stdin.flush()
+        limit = time.monotonic() + DEADLINE
+        while not list(store.glob("backend-0/inflight/*/journal-*.json")) and time.monotonic() < limit:
+            time.sleep(0.005)
+        process.kill()
     with FileStore.open(store, cache=tmp_path / "cache") as opened:
         assert len(opened.runs()) == 1
         result = opened.ingest([str(source)])
-        assert result.tally.adopted_packs >= 8
-        assert result.tally.new_bytes + result.tally.adopted_bytes >= 400_000_000
-        assert result.tally.new_bytes <= 200_000_000
+        assert result.tally.adopted_packs >= JOURNAL_PACKS
+        assert result.tally.new_bytes + result.tally.adopted_bytes >= 48 * PACK
+        assert result.tally.new_bytes <= 41 * PACK
         assert opened.restore("latest", tmp_path / "out").exit_code == 0
-        assert opened.verify(data=True).exit_code == 0
+        assert opened.verify(data=True, inline=True).exit_code == 0
         assert (tmp_path / "out" / "source").read_bytes() == source.read_bytes()
-        assert opened.ingest([str(tree)]).tally.adopted_packs == 0
+        assert opened.ingest([str(tree)], options=INLINE).tally.adopted_packs == 0

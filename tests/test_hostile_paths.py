@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,22 @@ INLINE = IngestOptions(inline=True, workers=1)
 CONTENT = b"only inside"
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds a tree of one directory, one file and one link, away from where its log says it is."""
+    place = tmp_path_factory.mktemp("hostile")
+    (place / "tree").mkdir()
+    (place / "tree" / "file").write_bytes(CONTENT)
+    (place / "tree" / "link").symlink_to("file")
+    with FileStore.create([place / "store"], cache=place / "cache") as opened:
+        assert opened.ingest([str(place / "tree")], options=INLINE).exit_code == 0
+    return (place / "store").rename(place / "kept")
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    """A store that holds a tree of one directory, one file and one link."""
-    (tmp_path / "tree").mkdir()
-    (tmp_path / "tree" / "file").write_bytes(CONTENT)
-    (tmp_path / "tree" / "link").symlink_to("file")
-    with FileStore.create([tmp_path / "store"], cache=tmp_path / "cache") as opened:
-        assert opened.ingest([str(tmp_path / "tree")], options=INLINE).exit_code == 0
-    return tmp_path / "store"
+def store(kept: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(kept, tmp_path / "store")
 
 
 def restore(store: Path, to: Path, overwrite: str = "never") -> RestoreResult:
@@ -49,21 +57,20 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "symlink", "fifo"])
-@pytest.mark.parametrize("path", HOSTILE)
-def test_a_hostile_path_is_named_and_goes_nowhere(store: Path, tmp_path: Path, path: bytes, kind: str) -> None:
+def test_hostile_paths_are_named_and_go_nowhere(store: Path, tmp_path: Path, kind: str) -> None:
     def lie(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         honest = next(row for row in rows if row["path"] == b"tree/file")
         content = {} if kind == "file" else {"content_kind": 0, "content_id": None, "digest": None, "size": 0}
         target = b"/etc" if kind == "symlink" else None
-        return [*rows, {**honest, **content, "path": path, "kind": kind, "target": target}]
+        return [*rows, *({**honest, **content, "path": path, "kind": kind, "target": target} for path in HOSTILE)]
 
     forge_run(store, tmp_path / "cache", lie)
     out = tmp_path / "place" / "out"
     out.parent.mkdir()
     result = restore(store, out)
     assert result.exit_code == 3
-    assert result.failed == 1
-    assert result.failures[0][0] == path
+    assert result.failed == len(HOSTILE)
+    assert {path for path, _ in result.failures} == set(HOSTILE)
     assert sorted(os.listdir(tmp_path / "place")) == ["out"]
     assert (out / "tree" / "file").read_bytes() == CONTENT
     assert not [name for name in os.listdir(out) if name != "tree"]
@@ -99,7 +106,24 @@ def test_links_that_lie_in_the_way_are_not_followed(store: Path, tmp_path: Path,
     before = snapshot(outside)
     result = restore(store, out, overwrite)
     assert snapshot(outside) == before
-    assert result.exit_code == 3
+    if overwrite == "always":
+        assert result.exit_code == 0 and not (out / "tree").is_symlink()
+        assert (out / "tree" / "file").read_bytes() == CONTENT
+        return
+    assert result.exit_code == 3 and (out / "tree").is_symlink()
+    reasons = dict(result.failures)
+    assert reasons[b"tree"].startswith("something that is no directory is in its place and was kept; see --overwrite")
+    assert reasons[b"tree/file"] == reasons[b"tree/link"] == "'tree' on its way is no directory; see --overwrite"
+
+
+def test_a_file_in_the_place_of_a_directory_is_replaced_where_that_is_wanted(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tree").write_bytes(b"mine")
+    assert restore(store, out, "if-changed").exit_code == 3
+    assert (out / "tree").read_bytes() == b"mine"
+    assert restore(store, out, "always").exit_code == 0
+    assert (out / "tree" / "file").read_bytes() == CONTENT
 
 
 def test_a_file_that_is_a_link_in_the_way_is_replaced_not_followed(store: Path, tmp_path: Path) -> None:

@@ -498,7 +498,7 @@ def test_queries_have_room_on_disk_also_behind_a_put(make_store: Make) -> None:
     store.catalog.execute("CREATE TABLE numbers AS SELECT i, hash(i) AS h FROM range(1_500_000) r(i)")
     assert store.catalog.one("SELECT count(*) AS n FROM (SELECT * FROM numbers ORDER BY h)")["n"] == 1_500_000
     assert store.catalog.temp_directory.exists()
-    folder = store.catalog.temp_directory.parent
+    folder = store.catalog.temp_directory.parent.parent
     store.close()
     assert not list(folder.glob("tmp-*"))
 

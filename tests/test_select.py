@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifests.config import ECScheme
 from manifests.errors import UsageError
 from pipeline.cli.app import cli
 from pipeline.filestore import FileStore
@@ -199,6 +200,37 @@ def test_a_directory_that_is_mounted_below_itself_is_named_and_not_entered(tmp_p
     assert len(lines) == 4 and lines[3].startswith("top/loop  [it loops")
 
 
+def test_the_backends_of_the_store_itself_stay_out(tmp_path: Path) -> None:
+    """Inside a source they are left out, also where they are mounted once more or listed; they and what lies in them
+    are no sources."""
+    FileStore.create([tmp_path / "top" / "store"], scheme=ECScheme(2, 1), cache=tmp_path / "cache").close()
+    (tmp_path / "top" / "again").mkdir()
+    (tmp_path / "top" / "file").write_bytes(b"1")
+    (tmp_path / "behind").symlink_to("top/store/backend-1")
+    ingest = "drystone -s top/store ingest"
+    done = in_namespace(
+        f"mount --bind top/store/backend-2 top/again; {ingest} top --json; drystone -s top/store ls -R; "
+        f"printf 'store/backend-0/log\nfile\n' | {ingest} top --files-from - --json; drystone -s top/store ls -R; "
+        f"{ingest} top --dry-run -v",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    backends = [f"top/store/backend-{number}" for number in range(3)]
+    assert json.loads(lines[0])["left_out"] == {"store": {"objects": 4, "bytes": 0}}
+    assert lines[1:8] == ["top", "top/file", "top/again", "top/store", *backends]
+    assert json.loads(lines[8])["left_out"] == {"store": {"objects": 1, "bytes": 0}}
+    assert lines[9:13] == ["top", "top/file", "top/store", backends[0]]
+    assert sum(line.startswith("left out, contents of this store's backends: top/") for line in lines[13:]) == 4
+    with FileStore.open(tmp_path / "top" / "store", cache=tmp_path / "cache") as store:
+        for source in ("top/store/backend-0", "top/store/backend-1/log", "behind/store.json"):
+            for ingest_or_survey in (store.ingest, store.survey):
+                with pytest.raises(UsageError, match="a store is not archived into itself"):
+                    ingest_or_survey([str(tmp_path / source)])
+        behind = store.ingest([str(tmp_path / "behind")], options=IngestOptions(inline=True))
+        assert (behind.exit_code, behind.tally.others) == (0, 1), "a link is archived as a link"
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +305,14 @@ def test_a_dry_run_says_what_the_run_does_and_touches_nothing(place: Path) -> No
         (["--command", "--", "true"], "needs a name"),
         (["--name", "x", "--command", "--", "no-such-command"], "no such command"),
         (["--name", "x", "--command", "--files-from", "list", "true"], "stands alone"),
+        (["top", "--name", ""], "'' is no name"),
+        (["-", "--as", "/x"], "'/x' is no name"),
+        (["top", "--as", "x/"], "'x/' is no name"),
+        (["top", "--as", ".."], "'..' is no name"),
+        (["top", "--as", "."], "'.' is no name"),
+        (["top", "--as", "ä" * 128], "1 to 255 bytes"),
+        (["--files-from", "list", "--as", "a/b"], "'a/b' is no name"),
+        (["top", "top/b.c", "--as", "x"], "for one source; here are 2"),
         ([], "at least one source"),
     ],
 )
@@ -284,6 +324,12 @@ def test_options_that_make_no_sense_touch_nothing(
     with pytest.raises((UsageError, click.UsageError), match=words):
         cli.main(["-s", str(place / "store"), "ingest", *arguments], standalone_mode=False)
     assert tree_state(place) == before
+
+
+@pytest.mark.parametrize("name", ["a/b", "x\0y", "..", "/"])
+def test_a_program_can_give_no_such_name_either(make_store: MakeStore, place: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="is no name"):
+        make_store("other").ingest([str(place / "top")], name=name)
 
 
 def test_left_out_counts_come_from_workers_too(make_store: MakeStore, place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -43,6 +44,8 @@ SUMMARIES = {
     "backend": "List, add and remove backends.",
 }
 
+_UNREAD = 128 + signal.SIGPIPE
+
 
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is used."""
@@ -81,7 +84,7 @@ def cli(context: click.Context, store: str | None) -> None:
 
 def run(arguments: list[str] | None = None) -> NoReturn:
     """Run a command line and exit: 0 done, 1 failed, 2 usage, 3 done but something was skipped or lost, 4 something
-    wants repair, 130 and 143 on SIGINT and SIGTERM."""
+    wants repair, 130 and 143 on SIGINT and SIGTERM, 141 where nobody reads the output any more."""
     code = _run(arguments)
     sys.stderr.flush()
     # All is closed and flushed. To take down an interpreter with DuckDB in it costs 20 ms, which nobody has a use for.
@@ -96,7 +99,7 @@ def exit_code_of(error: BaseException) -> int:
         return 2
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return 130
-    return 141 if isinstance(error, BrokenPipeError) else 1
+    return _UNREAD if isinstance(error, BrokenPipeError) else 1
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -115,10 +118,11 @@ def _run(arguments: list[str] | None) -> int:
     except DrystoneError as error:
         print(f"drystone: {error}", file=sys.stderr)
         return exit_code_of(error)
-    except BrokenPipeError as error:
-        # Whoever read our output has enough: end quietly, as a tool killed by SIGPIPE does.
+    except (BrokenPipeError, SystemExit):  # the latter is what click makes of the former, and of nothing else
+        # Whoever read our output has enough: end quietly, with the code of a tool that SIGPIPE killed. Not with 0, to
+        # please `set -o pipefail`: what was left unsaid may be that something is lost.
         _drop_output()
-        return exit_code_of(error)
+        return _UNREAD
     except OSError as error:
         # What commands write to themselves is reported by them; this is standard output, on a disk that is full, say.
         print(f"drystone: writing the output failed: {error.strerror}", file=sys.stderr)

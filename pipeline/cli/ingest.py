@@ -21,6 +21,7 @@ from pipeline.cli.options import (
 from pipeline.cli.output import emit_json, path_fields, show_path
 from pipeline.cli.selecting import SelectingCommand, select_options, selecting_options
 from pipeline.cli.summary import WORDS, result_record, show_result, show_survey, survey_record
+from pipeline.names import parse_name
 from stages.digest import join_digests, parse_digests
 
 if TYPE_CHECKING:
@@ -47,7 +48,15 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
 )
 @click.option("--tag", "tags", multiple=True, metavar="K=V", help="Note something about the run; may be repeated.")
 @click.option("--host", default="", help="Host name to record [default: this one's].")
-@click.option("--as", "--name", "name", default="", metavar="NAME", help="What the source is called in the archive.")
+@click.option(
+    "--as",
+    "--name",
+    "name",
+    type=Parsed("NAME", parse_name),
+    default=None,
+    metavar="NAME",
+    help="What the source is called in the archive.",
+)
 @click.option("--command", "is_command", is_flag=True, help="Archive what the command behind -- writes; needs --name.")
 @selecting_options
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be archived; -v names what is left out.")
@@ -83,7 +92,7 @@ def ingest_command(
     compression: CodecSpec | None,
     tags: tuple[str, ...],
     host: str,
-    name: str,
+    name: str | None,
     is_command: bool,
     exclude_caches: bool,
     exclude_larger_than: int | None,
@@ -153,12 +162,12 @@ def ingest_command(
     )
     paths = () if is_command else sources
     if dry_run:
-        return _dry_run(context, store, paths, name, options, output, quiet, verbose)
+        return _dry_run(context, store, paths, name or "", options, output, quiet, verbose)
     with (
         open_store(context, store) as opened,
         Progress.choose("ingest", read, quiet=quiet, output=output, verbose=verbose) as progress,
     ):
-        result = opened.ingest(paths, name=name, options=options, on_tick=progress.tick)
+        result = opened.ingest(paths, name=name or "", options=options, on_tick=progress.tick)
     tally = result.tally
     shown = tally.named_errors if verbose else tally.named_errors[:NAMED_SHORT]
     for path, reason in shown:

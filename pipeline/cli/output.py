@@ -101,7 +101,8 @@ def _csv(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:
 def _parquet(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:
     from manifests.export import write_parquet
 
-    write_parquet([dict(row) for row in rows], os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
+        write_parquet([dict(row) for row in rows], out)
 
 
 _WRITERS: dict[str, Callable[[Iterator[Row], Sequence[Column], str], None]] = {

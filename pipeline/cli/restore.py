@@ -39,7 +39,7 @@ RANGE = Parsed("A-B", ByteRange.parse)
     type=click.Choice(["never", "if-changed", "always"]),
     default="never",
     show_default=True,
-    help="What happens to files that are in the way.",
+    help="What happens to what is in the way.",
 )
 @click.option("--range", "byte_range", type=RANGE, help="Only these bytes of one object: 0-99, 100- or -500.")
 @click.option(

@@ -21,6 +21,7 @@ WORDS = {
     "cache": "contents of caches",
     "size": "too large",
     "filesystem": "on other file systems",
+    "store": "contents of this store's backends",
 }
 _ENDINGS = {
     0: "done, nothing is amiss",

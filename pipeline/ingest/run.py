@@ -31,6 +31,7 @@ from pipeline.ingest.compress import CompressOptions, compress_station
 from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
 from pipeline.ingest.indexes import RunIndexes
 from pipeline.ingest.mix import observed_mix
+from pipeline.ingest.own import backend_directories, require_outside
 from pipeline.ingest.parent import ParentBuilder, ParentOptions, choose_parent, log_text
 from pipeline.ingest.read import ReadOptions, read_station
 from pipeline.ingest.scan import ScanOptions, scan_station
@@ -43,7 +44,7 @@ from pipeline.supervisor import SignalWatch, WorkerSpec
 from pipeline.topology import HOME_MEMORY, INGEST_STAGES, LEFT_OUT, UNCHANGED, IngestShape, ingest_shape
 from pipeline.worker import FdHandle
 from stages.scan import Source
-from stages.select import EVERYTHING, REASONS, Selection, SelectOptions
+from stages.select import EVERYTHING, REASONS, Identity, Selection, SelectOptions
 
 if TYPE_CHECKING:
     from manifests.runrows import RunRows
@@ -118,6 +119,7 @@ def _specs(
     stream: FdHandle | None,
     listed: FdHandle | None,
     carry: CarryOptions | None,
+    own: tuple[Identity, ...],
 ) -> list[WorkerSpec]:
     config = members.config.with_codec(options.codec)
     readers, compressors, writers = range(shape.readers), range(shape.compressors), range(shape.writers)
@@ -126,7 +128,7 @@ def _specs(
         WorkerSpec(
             name="scan",
             station=scan_station,
-            options=ScanOptions(sources, shape.readers, options.select, listed),
+            options=ScanOptions(sources, shape.readers, options.select, listed, own),
             rings=tuple(f"entries/{i}" for i in readers),
             pools=tuple(f"entries/{i}" for i in readers),
         )
@@ -210,6 +212,8 @@ def _ingest(
     started, began = time.monotonic(), utc_now()
     members.require_writable()
     Selection(options.select)  # what makes no sense is refused here, not in a worker
+    own = backend_directories(members)
+    require_outside(sources, own)
     codec = options.codec or members.config.codec
     host = options.host or socket.gethostname()
     mix = observed_mix(state.runs, host, str(codec))
@@ -253,6 +257,7 @@ def _ingest(
                 None if listed is None else FdHandle(listed.fileno()),
                 None if collector.parent is None
                 else CarryOptions(FdHandle(collector.parent.file.fileno()), options.parent.comparison),
+                tuple(own),
             )  # fmt: skip
             counters = run_stations(
                 shape.layout().with_meters(members.numbers),
@@ -279,7 +284,7 @@ def _ingest(
                 seconds=seconds,
                 stages=stage_figures(counters, INGEST_STAGES, seconds),
                 lost_backends=_lost(members),
-                left_out=_left_out(counters) if options.select else {},
+                left_out=_left_out(counters),
                 may_lose=_may_lose(members, collector.tally),
                 backends=members.count,
                 checksums=None if checksums is None else checksums.result(),

@@ -11,24 +11,26 @@ from pipeline.station import Acquire, Context, Station
 from pipeline.topology import LEFT_OUT, SCAN
 from pipeline.worker import FdHandle
 from stages.scan import Source, scan
-from stages.select import EVERYTHING, Selection, SelectOptions
+from stages.select import EVERYTHING, Identity, Selection, SelectOptions
 
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """`listed`: a sorted list of paths (filelist.py), where not everything below the sources is wanted."""
+    """`listed`: a sorted list of paths (filelist.py), where not everything below the sources is wanted; `own`:
+    directories of the store."""
 
     sources: tuple[Source, ...]
     readers: int
     select: SelectOptions = EVERYTHING
     listed: FdHandle | None = None
+    own: tuple[Identity, ...] = ()
 
 
 def scan_station(context: Context, options: ScanOptions) -> Station:
     """Sends ENTRIES on entries/<reader>. What is left out is in the counters LEFT_OUT, by reason."""
     turn = 0
     context.clock.switch(SCAN)
-    selection = Selection(options.select) if options.select else None
+    selection = Selection(options.select, own=options.own) if options.select or options.own else None
     listed = None if options.listed is None else read_list(options.listed.detach())
     for batch in scan(options.sources, selection, listed):
         pool = f"entries/{turn}"

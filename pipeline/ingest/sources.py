@@ -12,6 +12,7 @@ from typing import IO
 
 from manifests.errors import NotFound, UsageError
 from pipeline.ingest.filelist import sort_list
+from pipeline.names import parse_name
 from stages.scan import Source
 
 #: What the root directory is called as the source of absolute paths in a list; the second where the first is taken.
@@ -19,12 +20,14 @@ _ROOT_NAMES = (b"root", b"rootdir")
 
 
 def make_sources(paths: Sequence[str], name: str = "") -> tuple[Source, ...]:
-    """Sources as given by a user: `-` is standard input and wants `name`; a single one may be renamed by it. Raises
-    NotFound, UsageError."""
+    """Sources as given by a user: `-` is standard input and wants `name`; a single one may be renamed by it, unless it
+    is empty. Raises NotFound, UsageError."""
     if not paths:
         raise UsageError("name at least one source")
-    if name and (len(paths) != 1 or "/" in name or name in (".", "..")):
-        raise UsageError("a name is given to one source, and is a single part of a path")
+    if name and len(paths) != 1:
+        raise UsageError(f"the name {name!r} is for one source; here are {len(paths)}")
+    if name:
+        parse_name(name)
     sources = []
     for path in paths:
         if path == "-":
@@ -59,7 +62,7 @@ def list_sources(paths: Sequence[str], name: str = "") -> tuple[Source, ...]:
             raise UsageError(f"{paths[0]} is no directory, so no list of paths (--files-from) can be for it")
         return (source,)
     here = os.getcwdb()
-    base = os.fsencode(name) or os.path.basename(here)
+    base = os.fsencode(parse_name(name)) if name else os.path.basename(here)
     if here == b"/":
         return (Source(here, base or _ROOT_NAMES[0]),)
     return (*make_sources([os.fsdecode(here)], name), Source(b"/", _ROOT_NAMES[base == _ROOT_NAMES[0]]))

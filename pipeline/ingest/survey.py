@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import IO
 
 from pipeline.ingest.collect import Tally
 from pipeline.ingest.filelist import read_list
 from stages.scan import Source, scan
-from stages.select import REASONS, Selection, SelectOptions
+from stages.select import REASONS, Identity, Selection, SelectOptions
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ def survey(
     select: SelectOptions,
     listed: IO[bytes] | None = None,
     on_left_out: Callable[[bytes, str], None] | None = None,
+    own: Collection[Identity] = (),
 ) -> Survey:
-    """Scan `sources`, or what is `listed` below them. `on_left_out` hears of each path left out, and why. Raises
-    UsageError."""
+    """Scan `sources`, or what is `listed` below them. `on_left_out` hears of each path left out, and why; `own`:
+    directories of the store. Raises UsageError."""
     selection = Selection(
-        select, None if on_left_out is None else lambda path, reason: on_left_out(path, REASONS[reason])
+        select, None if on_left_out is None else lambda path, reason: on_left_out(path, REASONS[reason]), own
     )
     found = Survey()
     for batch in scan(sources, selection, None if listed is None else read_list(os.dup(listed.fileno()))):

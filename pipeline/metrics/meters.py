@@ -94,6 +94,10 @@ class Meters:
             grown[: len(self._words)] = self._words
             self._words = grown
 
+    def release(self) -> None:
+        """Let go of the memory, for all who hold these meters; nothing is counted any more."""
+        self._words.release()
+
     def words(self) -> list[int]:
         """All of them as they are now."""
         return self._words.tolist()

@@ -67,8 +67,13 @@ def pss(pid: int) -> int:
 
 
 def tree_pss(root: int) -> int:
-    """Of all processes below `root` together, in bytes."""
-    return sum(map(pss, descendants(root)))
+    """Of all processes below `root` together, in bytes.
+
+    They are looked at one after the other, and meanwhile pages may become shared: whoever had its turn counted them
+    whole, and who comes later counts a part of them again. There and back the error has opposite signs, so that the
+    smaller sum holds no page twice."""
+    found = descendants(root)
+    return min(sum(map(pss, found)), sum(map(pss, reversed(found))))
 
 
 def watch(pid: int, seconds: float) -> int | None:
