@@ -6,9 +6,10 @@ For each table that makes something known (manifests/known.py) there is a folder
     current.json    which generation counts, and how its file looked when it was whole
     <generation>/   an LMDB environment (manifests/diskindex.py)
 
-An index notes the manifest files that it was built from. New ones are added; where one is gone, or the file does not
-look as it was left (damaged, copied, from before a power loss), a new generation is built beside it, from the
-manifests. While somebody else changes an index, it is read as it stands, and what it lacks comes from the manifests.
+An index notes the manifest files that it was built from. New ones are added; where one is gone, a verification found
+packs that can't be read, or the file does not look as it was left (damaged, copied, from before a power loss), a new
+generation is built beside it, from the manifests. While somebody else changes an index, it is read as it stands, and
+what it lacks comes from the manifests.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class IndexCache:
                 try:
                     files, wanted = index.files(), self._wanted(state)
                     condition = "behind" if wanted - files else "current"
-                    if self._gone(files - wanted, state):
+                    if self._is_stale(files, state):
                         condition = "stale"
                     size = (generation / DATA_FILE).stat().st_size
                     return CacheStatus(condition, len(index), index.total_bytes, len(files), len(wanted - files), size)
@@ -166,7 +167,7 @@ class IndexCache:
             index = DiskIndex(generation)
             try:
                 files = index.files()
-                if not self._gone(files - wanted, state):
+                if not self._is_stale(files, state):
                     if missing := wanted - files:
                         self._point_at(generation, whole=False)
                         self._fill(index, missing, state, replicas, check)
@@ -240,22 +241,31 @@ class IndexCache:
                 files, begun = index.files(), index.files(begun=True)
             finally:
                 index.close()
-            if self._gone(begun - self._wanted(state), state) or self._tombstone_names(state) - files:
+            if self._is_stale(begun, state) or self._tombstone_names(state) - files:
                 return nothing
             return UsableIndex(self, generation, frozenset(files))
         except (DamagedIndex, OSError):
             return nothing
 
     def _wanted(self, state: State) -> set[str]:
-        return {file.name for file in state.files(self._table)} | self._tombstone_names(state)
+        names = {file.name for file in state.files(self._table)}
+        return names | self._tombstone_names(state) | self._unreadable_names(state)
 
     def _tombstone_names(self, state: State) -> set[str]:
         """Files that say what is not known any more: of chunks, of which the index is made, too."""
         return {file.name for file in state.files("tombstones")} if self._table == "chunks" else set()
 
-    def _gone(self, others: set[str], state: State) -> bool:
-        """Whether one of the files that an index covers and `state` does not name is gone, not just newer than it."""
-        for name in others:
+    def _unreadable_names(self, state: State) -> set[str]:
+        """Files that name packs of which no chunk is known any more, or may be again. Which chunks these are only all
+        the manifests tell, so an index was built with such a file, or is built anew."""
+        return {file.name for file in state.unreadable_notes()} if self._table == "chunks" else set()
+
+    def _is_stale(self, files: set[str], state: State) -> bool:
+        """Whether an index that covers `files` holds what is not known any more, or lacks what adding won't bring: one
+        of them is gone, not just newer than `state`, or it knows nothing of a note of unreadable packs."""
+        if self._unreadable_names(state) - files:
+            return True
+        for name in files - self._wanted(state):
             try:
                 owner = uuid.UUID(name[:36])
             except ValueError:

@@ -142,13 +142,14 @@ class Run:
 @dataclass(frozen=True)
 class Verification:
     """What a verification noted of itself. `data`: whether it read all bytes; `exit_code`: what it came to; `adds`: the
-    manifest files with what it found."""
+    manifest files with what it found; `unreadable`: packs of which it could not give back all chunks."""
 
     record_id: uuid.UUID
     time: str
     data: bool
     exit_code: int
     adds: tuple[ManifestFile, ...]
+    unreadable: int = 0
 
 
 @dataclass
@@ -172,6 +173,14 @@ class State:
 
     def files(self, table: str) -> list[ManifestFile]:
         return list(self.manifests.get(table, {}).values())
+
+    def unreadable_notes(self) -> list[ManifestFile]:
+        """The files that name the packs which are known to be unreadable: those of the last verification that read all
+        bytes, and of the last one of all, which may have missed shards since. This is the rule."""
+        last_data = next((each for each in reversed(self.verifications) if each.data), None)
+        last = self.verifications[-1] if self.verifications else None
+        noted = [last_data] if last is last_data else [last_data, last]
+        return [file for each in noted if each is not None and each.unreadable for file in each.adds]
 
     def find_run(self, name: str) -> Run:
         """The run called by its id, a unique prefix of it, or `latest`. Raises NotFound."""
@@ -240,8 +249,10 @@ def _verification(record: LogRecord) -> Verification:
     data = scrub["data"]
     if not isinstance(data, bool):
         raise TypeError(f"data is {data!r}")
-    when = text(record.body["time"])
-    return Verification(record.record_id, when, data, whole_number(scrub["exit_code"]), tuple(record.adds()))
+    when, unreadable = text(record.body["time"]), whole_number(scrub.get("unreadable_packs", 0))
+    return Verification(
+        record.record_id, when, data, whole_number(scrub["exit_code"]), tuple(record.adds()), unreadable
+    )
 
 
 def _parse(key: str, body: dict[str, Any]) -> LogRecord:

@@ -38,7 +38,8 @@ _SHARD_NAME = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}[.](0|[1-9][0-9]{0,2})"
 @dataclass(frozen=True)
 class Pattern:
     """Where the good shards of some packs lie: `placed` as (shard, backend number), a shard on two backends twice.
-    `pack_id`: one of the `packs`; `there`: shards of which a file is there, good or damaged somewhere."""
+    `pack_id`: one of the `packs`; `there`: shards of which a file is there, good or damaged somewhere; `unreadable`: a
+    verification did not get all chunks out of them; `spare`: of packs that are lost, all chunks lie elsewhere, too."""
 
     k: int
     m: int
@@ -46,6 +47,8 @@ class Pattern:
     packs: int
     pack_id: uuid.UUID
     there: int = 0
+    unreadable: bool = False
+    spare: bool = False
 
     @cached_property
     def good(self) -> int:
@@ -56,7 +59,7 @@ class Pattern:
     def recoverable(self) -> bool:
         """Whether the pack is there. Shards that are damaged somewhere give back what is left of them, row by row; only
         a verification can tell whether that was enough."""
-        return max(self.good, self.there) >= self.k
+        return max(self.good, self.there) >= self.k and not self.unreadable
 
     def without(self, backend: int) -> Pattern:
         """The same when a backend is lost."""
@@ -71,10 +74,12 @@ class Pattern:
     def bears(self, group_of: Mapping[int, Hashable]) -> int:
         """How many groups of backends, whichever they are, may be lost: each backend for itself where `group_of` is
         empty, failure domains where it names them. −1 where the pack is lost already. This is the rule."""
+        if not self.recoverable:
+            return -1
         groups = self._groups(group_of)
         for losses in range(len(groups) + 1):
             if self._fatal(groups, losses):
-                return max(losses - 1, 0 if self.recoverable else -1)
+                return max(losses - 1, 0)
         return len(groups)
 
     def _fatal(self, groups: dict[Hashable, set[int]], losses: int) -> bool:
@@ -112,7 +117,7 @@ class Presence:
     def __init__(self, catalog: Catalog, state: State) -> None:
         self._catalog = catalog
         self._state = state
-        catalog.use("packs", spare=True)
+        catalog.use("packs", "chunks", spare=True)
         if catalog.lost:
             raise Unreadable("; ".join(catalog.lost))
         catalog.replace("listed", _LISTED)
@@ -157,12 +162,31 @@ class Presence:
         execute(
             """
             CREATE OR REPLACE TABLE patterns AS
-            SELECT pack_id, k, m, coalesce(placed, []) AS placed, coalesce(there, 0) AS there
+            SELECT pack_id, k, m, coalesce(placed, []) AS placed, coalesce(there, 0) AS there,
+                   pack_id IN (SELECT pack_id FROM unreadable) AS unreadable, false AS spare
             FROM known_packs LEFT JOIN (
                 SELECT pack_id, count(DISTINCT shard) AS there,
                        list_sort(list(DISTINCT shard::UINTEGER * 65536 + backend) FILTER (NOT bad)) AS placed
                 FROM found_shards GROUP BY pack_id
             ) USING (pack_id)
+            """
+        )
+        self._find_spare()
+
+    def _find_spare(self) -> None:
+        """Which of the packs that are lost nobody lacks: all that lives in them was stored again."""
+        self._catalog.execute(
+            "CREATE OR REPLACE TABLE lost_packs AS SELECT pack_id FROM patterns WHERE unreadable OR there < k"
+        )
+        if not self._catalog.one("SELECT count(*) AS n FROM lost_packs")["n"]:
+            return  # so chunks are asked for nothing
+        self._catalog.execute(
+            """
+            UPDATE patterns SET spare = true WHERE pack_id IN (SELECT pack_id FROM lost_packs) AND pack_id NOT IN (
+                SELECT pack_id FROM chunks SEMI JOIN lost_packs USING (pack_id)
+                WHERE chunk_id NOT IN (
+                    SELECT chunk_id FROM chunks ANTI JOIN lost_packs USING (pack_id)
+                    WHERE chunk_id IN (SELECT chunk_id FROM chunks SEMI JOIN lost_packs USING (pack_id))))
             """
         )
 
@@ -183,14 +207,14 @@ class Presence:
     def patterns(self) -> Iterator[Pattern]:
         """All patterns, streamed, in no order."""
         query = """
-            SELECT k, m, placed, there, count(*) AS packs, min(pack_id) AS pack_id FROM patterns
-            GROUP BY k, m, placed, there
+            SELECT k, m, placed, there, unreadable, spare, count(*) AS packs, min(pack_id) AS pack_id FROM patterns
+            GROUP BY k, m, placed, there, unreadable, spare
         """
         return map(_pattern, self._catalog.rows(query))
 
     def packs(self) -> Iterator[Pattern]:
         """The pattern of each pack by itself, streamed, by pack id."""
-        query = "SELECT k, m, placed, there, 1 AS packs, pack_id FROM patterns ORDER BY pack_id"
+        query = "SELECT *, 1 AS packs FROM patterns ORDER BY pack_id"
         return map(_pattern, self._catalog.rows(query))
 
     def stored(self) -> dict[int, tuple[int, int]]:
@@ -204,4 +228,13 @@ class Presence:
 
 def _pattern(row: dict[str, Any]) -> Pattern:
     placed = tuple(divmod(each, 1 << 16) for each in row["placed"])
-    return Pattern(row["k"], row["m"], placed, row["packs"], uuid.UUID(bytes=row["pack_id"]), row["there"])
+    return Pattern(
+        row["k"],
+        row["m"],
+        placed,
+        row["packs"],
+        uuid.UUID(bytes=row["pack_id"]),
+        row["there"],
+        row["unreadable"],
+        row["spare"],
+    )

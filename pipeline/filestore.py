@@ -524,12 +524,18 @@ class FileStore(ObjectOperations):
         try:
             self._require_writable_format()
             note_verification(
-                self.members, self.log, self.state, verification_facts(result, data), result.shard_findings, _key_of
+                self.members,
+                self.log,
+                self.state,
+                verification_facts(result, data),
+                result.shard_findings,
+                _key_of,
+                sorted(result.unreadable_packs),
             )
         except DrystoneError as error:
             result.unnoted = str(error)
         else:
-            self._read_log()  # the catalog stays: a note changes nothing that is queried
+            self._read_log()  # the catalog stays: it knows already what the note says
         return result
 
 

@@ -43,7 +43,8 @@ class StoreStatus:
     """The state of a store. `bears_backends`, `bears_domains`: how many backends, or failure domains, may be lost from
     now on, whichever they are, with nothing lost: −1 where something can't be given back by what answers;
     `should_bear`: backends, were all in order; `short_packs`: packs that lack shards, `missing_shards` in all;
-    `lost_packs`: those of which less than k shards are good; `unfinished`: runs with traces → packs that they stored;
+    `lost_packs`: those that can't be read whole; `spare_packs`: more of these, which nobody lacks, as all that lives in
+    them was stored again; `unfinished`: runs with traces → packs that they stored;
     `advice`: what to do next, the most urgent first. `presence` tells of single packs while the store is open."""
 
     bears_backends: int
@@ -54,6 +55,7 @@ class StoreStatus:
     short_packs: int
     missing_shards: int
     lost_packs: int
+    spare_packs: int
     last_run: Run | None
     last_verification: Verification | None
     last_data_verification: Verification | None
@@ -81,6 +83,7 @@ class _Counted:
     short: int = 0
     missing: int = 0
     lost: int = 0
+    spare: int = 0
     bears_backends: int | None = None
     bears_domains: int | None = None
 
@@ -92,6 +95,9 @@ def _count(presence: Presence, domains: Mapping[int, Hashable]) -> _Counted:
         counted.packs += pattern.packs
         counted.missing += missing * pattern.packs
         counted.short += pattern.packs * (missing > 0)
+        if pattern.spare:
+            counted.spare += pattern.packs
+            continue
         counted.lost += pattern.packs * (not pattern.recoverable)
         backends, in_domains = pattern.bears({}), pattern.bears(domains)
         counted.bears_backends = _least(counted.bears_backends, backends)
@@ -131,6 +137,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         short_packs=counted.short,
         missing_shards=counted.missing,
         lost_packs=counted.lost,
+        spare_packs=counted.spare,
         last_run=state.runs[-1] if state.runs else None,
         last_verification=state.verifications[-1] if state.verifications else None,
         last_data_verification=next((each for each in reversed(state.verifications) if each.data), None),
@@ -204,7 +211,9 @@ def _advice(found: StoreStatus) -> list[str]:
     for backend in absent:
         advice.append(f"attach {backend.path} again, or, if it is gone for good: drystone backend remove {backend.id}")
     if found.lost_packs and not absent:
-        advice.append("name what is lost: drystone verify --data")
+        advice.append(
+            "name what is lost: drystone verify --data; then drystone ingest SOURCE stores again what is still there"
+        )
     elif found.troubles and not absent:
         advice.append("name what is damaged: drystone verify -v")
     if found.last_run is None:

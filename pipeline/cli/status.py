@@ -61,6 +61,8 @@ def _show(found: StoreStatus) -> None:
     click.echo(f"safe: {_safety(found)}")
     packs = f"{found.packs:,} packs" if found.packs != 1 else "1 pack"
     lack = f"{found.short_packs:,} short of shards" if found.short_packs else "all whole"
+    if found.spare_packs:
+        lack += f", {found.spare_packs:,} unreadable of which all was stored again"
     click.echo(f"{packs}, {lack}, by listing and the last verification")
     for line in _history(found):
         click.echo(line)
@@ -147,6 +149,7 @@ def _record(found: StoreStatus) -> dict[str, Any]:
         "short_packs": found.short_packs,
         "missing_shards": found.missing_shards,
         "lost_packs": found.lost_packs,
+        "spare_packs": found.spare_packs,
         "last_run": None if run is None else {"run": str(run.run_id), "time": run.time, "age_seconds": _age(run.time)},
         "last_verification": _verification_record(found.last_verification),
         "last_data_verification": _verification_record(found.last_data_verification),
