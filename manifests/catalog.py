@@ -115,11 +115,14 @@ class Catalog:
         self.use("tombstones", spare=spare)
         if self._state.files("tombstones"):
             self._rules.append(ALIVE)
-        self._load_unreadable()
+        self.use_unreadable()
         self._view_chunks()
 
-    def _load_unreadable(self) -> None:
-        """Make the table of the packs that verifications could not read."""
+    def use_unreadable(self) -> None:
+        """Make the table `unreadable`, of the packs that verifications could not read."""
+        if "unreadable" in self._made:
+            return
+        self._made.add("unreadable")
         self.execute("CREATE TABLE unreadable (pack_id BLOB)")
         for file in self._state.unreadable_notes():
             try:

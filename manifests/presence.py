@@ -117,7 +117,8 @@ class Presence:
     def __init__(self, catalog: Catalog, state: State) -> None:
         self._catalog = catalog
         self._state = state
-        catalog.use("packs", "chunks", spare=True)
+        catalog.use("packs", spare=True)
+        catalog.use_unreadable()
         if catalog.lost:
             raise Unreadable("; ".join(catalog.lost))
         catalog.replace("listed", _LISTED)
@@ -179,7 +180,10 @@ class Presence:
             "CREATE OR REPLACE TABLE lost_packs AS SELECT pack_id FROM patterns WHERE unreadable OR there < k"
         )
         if not self._catalog.one("SELECT count(*) AS n FROM lost_packs")["n"]:
-            return  # so chunks are asked for nothing
+            return  # so nobody need read what chunks there are
+        self._catalog.use("chunks", spare=True)
+        if self._catalog.lost:
+            return  # then nobody can tell which chunks they held
         self._catalog.execute(
             """
             UPDATE patterns SET spare = true WHERE pack_id IN (SELECT pack_id FROM lost_packs) AND pack_id NOT IN (

@@ -130,6 +130,17 @@ def test_a_pack_with_too_many_rotten_cells_is_unreadable_though_its_files_are_th
     assert (status.exit_code, status.bears_backends, status.lost_packs, status.spare_packs) == (4, 2, 0, 1)
 
 
+def test_a_lost_pack_is_spare_only_where_the_manifests_tell(make_store: MakeStore, tree: Path, tmp_path: Path) -> None:
+    store = make_store()
+    ingest(store, tree)
+    take_shards(tmp_path)
+    for path in (tmp_path / "store").rglob("manifests/chunks/*"):
+        path.unlink()
+    with FileStore.open(tmp_path / "store", cache=tmp_path / "other cache") as opened:
+        status = opened.status()
+        assert (status.exit_code, status.bears_backends, status.lost_packs, status.spare_packs) == (3, -1, 1, 0)
+
+
 def test_a_copy_that_was_there_before_the_loss_is_as_good(make_store: MakeStore, tree: Path, tmp_path: Path) -> None:
     """Two runs at once stored the same: what the verification finds lost in one pack, nobody lacks."""
     store = make_store()

@@ -62,7 +62,7 @@ def _show(found: StoreStatus) -> None:
     packs = f"{found.packs:,} packs" if found.packs != 1 else "1 pack"
     lack = f"{found.short_packs:,} short of shards" if found.short_packs else "all whole"
     if found.spare_packs:
-        lack += f", {found.spare_packs:,} unreadable of which all was stored again"
+        lack += f", {found.spare_packs:,} lost of which all was stored again"
     click.echo(f"{packs}, {lack}, by listing and the last verification")
     for line in _history(found):
         click.echo(line)
@@ -201,8 +201,10 @@ def _show_risk(found: StoreStatus, locations: dict[int, str]) -> None:
 
 
 def _lethal_text(pattern: Pattern) -> str:
+    if pattern.spare:
+        return "lost already; all that lives in them was stored again"
     if not pattern.recoverable:
-        return "lost already: too few shards"
+        return "lost already: " + ("a verification could not read them" if pattern.unreadable else "too few shards")
     if pattern.good < pattern.k:
         return "any of those with a damaged shard"
     numbers = sorted({backend for _, backend in pattern.placed})
@@ -221,6 +223,7 @@ def _risk_record(pattern: Pattern, locations: dict[int, str]) -> dict[str, Any]:
         "parity_shards": pattern.m,
         "backends_that_may_be_lost": max(0, pattern.bears({})),
         "recoverable": pattern.recoverable,
+        "stored_again": pattern.spare,
         "backends": sorted({locations[backend] for _, backend in pattern.placed}),
         "lost_with": [[locations[number] for number in each] for each in pattern.lethal_sets(NAMED_SETS)],
     }
