@@ -155,11 +155,12 @@ class Verification:
 @dataclass
 class State:
     """The fold of the log. `index`: the kind of dedupe index that ingests use; `next_number`: for the next backend that
-    joins; numbers of removed ones are not used again; `deleted`: id of a deleted object → when, RFC 3339;
+    joins; numbers and ids of `removed` ones are not used again; `deleted`: id of a deleted object → when, RFC 3339;
     `deletions`: the records that deleted something; `deleted_bytes`: of the chunks that they deleted; `batches`: what
     was put or received, as the records tell."""
 
     backends: list[BackendInfo] = field(default_factory=list)
+    removed: set[uuid.UUID] = field(default_factory=set)
     next_number: int = 0
     verifications: list[Verification] = field(default_factory=list)
     manifests: dict[str, dict[str, ManifestFile]] = field(default_factory=dict)
@@ -200,12 +201,12 @@ def fold(records: Iterable[LogRecord]) -> State:
     """State after `records`, in any order: manifest files are all adds minus all replaces; backends are all that were
     ever added, as the last record tells of them, minus those that were removed."""
     state, replaced = State(), set[str]()
-    backends, removed = dict[uuid.UUID, BackendInfo](), set[uuid.UUID]()
+    backends = dict[uuid.UUID, BackendInfo]()
     for record in sorted(records, key=lambda record: record.record_id.int):
         state.newest = max(state.newest, record.record_id, key=lambda identity: identity.int)
         for info in record.body.get("backends", ()):
             _join(backends, BackendInfo.from_record(info))
-        removed.update(uuid.UUID(text(identity)) for identity in record.body.get("removes", ()))
+        state.removed.update(uuid.UUID(text(identity)) for identity in record.body.get("removes", ()))
         for file in record.adds():
             state.manifests.setdefault(file.table, {})[file.key] = file
         replaced.update(map(text, record.body.get("replaces", ())))
@@ -224,7 +225,7 @@ def fold(records: Iterable[LogRecord]) -> State:
             state.verifications.append(_verification(record))
     state.next_number = 1 + max((info.number for info in backends.values()), default=-1)
     state.backends = sorted(
-        (info for identity, info in backends.items() if identity not in removed), key=lambda info: info.number
+        (info for identity, info in backends.items() if identity not in state.removed), key=lambda info: info.number
     )
     for files in state.manifests.values():
         for key in replaced & files.keys():

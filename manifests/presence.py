@@ -221,6 +221,11 @@ class Presence:
         query = "SELECT *, 1 AS packs FROM patterns ORDER BY pack_id"
         return map(_pattern, self._catalog.rows(query))
 
+    def named(self, packs: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Which of these packs the manifests name."""
+        query = "SELECT pack_id FROM known_packs WHERE pack_id IN (SELECT unnest(?::BLOB[]))"
+        return {uuid.UUID(bytes=row["pack_id"]) for row in self._catalog.rows(query, [[each.bytes for each in packs]])}
+
     def stored(self) -> dict[int, tuple[int, int]]:
         """Backend number → good shards on it, and their length in bytes."""
         query = """

@@ -8,7 +8,8 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from manifests.catalog import Catalog
@@ -17,7 +18,7 @@ from manifests.inflight import unfinished
 from manifests.log import FOLDER as LOG_FOLDER
 from manifests.log import Log, Run, State, Verification
 from manifests.presence import Presence
-from manifests.store import Members
+from manifests.store import Member, Members
 from pipeline.backend import Backend, describe
 from pipeline.presence import look_around
 
@@ -44,7 +45,7 @@ class StoreStatus:
     now on, whichever they are, with nothing lost: −1 where something can't be given back by what answers;
     `should_bear`: backends, were all in order; `short_packs`: packs that lack shards, `missing_shards` in all;
     `lost_packs`: those that can't be read whole; `spare_packs`: more of these, which nobody lacks, as all that lives in
-    them was stored again; `unfinished`: runs with traces → packs that they stored;
+    them was stored again; `unfinished`: runs with traces → packs that they stored and no other run took over;
     `advice`: what to do next, the most urgent first. `presence` tells of single packs while the store is open."""
 
     bears_backends: int
@@ -126,7 +127,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         BackendShare(describe(members, info), *stored.get(info.number, (0, 0)), lacking[info.number])
         for info in members.all
     ]
-    runs, trouble = _unfinished(members)
+    runs, trouble = _unfinished(members, presence)
     unlisted.update(trouble)
     found = StoreStatus(
         bears_backends=bears_backends,
@@ -149,6 +150,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
     )
     found.troubles.extend(_troubles(found, members, unlisted))
     found.advice.extend(_advice(found))
+    found.advice.extend(_shared_devices(members))
     return found
 
 
@@ -174,9 +176,9 @@ def _copies(members: Members, log: Log, state: State) -> tuple[list[frozenset[in
     return list({frozenset(numbers) for numbers in held.values()}), lacking, trouble
 
 
-def _unfinished(members: Members) -> tuple[dict[uuid.UUID, int], dict[int, str]]:
+def _unfinished(members: Members, presence: Presence) -> tuple[dict[uuid.UUID, int], dict[int, str]]:
     try:
-        return {run: len(packs) for run, packs in unfinished(members).items()}, {}
+        return {run: len(set(packs) - presence.named(packs)) for run, packs in unfinished(members).items()}, {}
     except BackendError as error:
         return {}, {-1: str(error)}
 
@@ -218,7 +220,7 @@ def _advice(found: StoreStatus) -> list[str]:
         advice.append("name what is damaged: drystone verify -v")
     if found.last_run is None:
         advice.append("archive something: drystone ingest SOURCE")
-    if found.unfinished:
+    if any(found.unfinished.values()):
         advice.append("let the next ingest take over what unfinished runs stored: drystone ingest SOURCE")
     if found.packs and _is_due(found.last_data_verification):
         advice.append("read everything once: drystone verify --data")
@@ -226,12 +228,24 @@ def _advice(found: StoreStatus) -> list[str]:
     for backend in full:
         advice.append(f"{backend.path} is nearly full: drystone backend add DIR")
     if found.packs and 0 <= found.bears_domains < min(1, found.should_bear):
-        advice.append("the loss of one device loses everything: put backends on disks of their own")
+        advice.append("the loss of one failure domain loses everything: put backends on disks of their own")
     if not found.troubles and found.bears_backends < found.should_bear:
         advice.append(
             "packs of before there were so many backends share some: ingest into a new store to spread them all"
         )
     return advice
+
+
+def _shared_devices(members: Members) -> Iterator[str]:
+    """Backends that lie on one device now, though they are in different failure domains."""
+    on = dict[str, list[Member]]()
+    for member in members.present.values():
+        with suppress(BackendError):  # who can't tell its device has other troubles, which are named
+            on.setdefault(member.storage.device(), []).append(member)
+    for together in on.values():
+        if len({member.info.domain for member in together}) > 1:
+            places = ", ".join(member.storage.location for member in together)
+            yield f"one device holds {places}, which count as several domains: see drystone backend add --domain"
 
 
 def _is_due(last: Verification | None) -> bool:

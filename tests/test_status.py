@@ -18,6 +18,7 @@ import pytest
 
 from manifests import format as fmt
 from manifests.errors import NotFound
+from manifests.inflight import Inflight
 from manifests.presence import Pattern
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
@@ -169,6 +170,34 @@ def test_domains_are_counted_apart_from_backends(tmp_path: Path) -> None:
         status = store.status()
         assert (status.bears_backends, status.bears_domains, status.domains) == (2, 1, 3)
         assert status.exit_code == 0
+
+
+def test_domains_that_share_a_device_are_named(tmp_path: Path) -> None:
+    with FileStore.create([tmp_path / name for name in "abc"], cache=tmp_path / "cache") as store:
+        assert not any("one device holds" in each for each in store.status().advice)
+        store.add_backend(tmp_path / "b", domain="elsewhere")
+        [said] = [each for each in store.status().advice if "one device holds" in each]
+        assert all(str(tmp_path / name) in said for name in "abc")
+        assert store.status().exit_code == 0
+
+
+def test_what_was_taken_over_is_nobodys_any_more(make_store: MakeStore, tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(random.Random(4).randbytes(900_000))
+    store = make_store()
+    result = store.ingest([str(tmp_path / "noise")], options=INLINE)
+    packs = [uuid.UUID(path.name.partition(".")[0]) for path in shards(tmp_path, 0)]
+    dead = Inflight(store.members, uuid.UUID("01890000-0000-7000-8000-000000000001"))
+    dead.begin()
+    for pack in packs:
+        dead.note_pack(pack)
+    dead.flush()
+    status = store.status()
+    assert result.tally.packs and set(status.unfinished.values()) == {0}
+    assert not any("take over" in each for each in status.advice)
+    dead.note_pack(uuid.UUID(int=5))
+    dead.flush()
+    assert set(store.status().unfinished.values()) == {1}
+    assert any("take over" in each for each in store.status().advice)
 
 
 def test_verifications_are_remembered_and_a_whole_one_clears_the_last(store: FileStore, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def _history(found: StoreStatus) -> Iterator[str]:
     if found.last_data_verification is not found.last_verification:
         yield _verified("last verification of all data", found.last_data_verification)
     for unfinished, packs in found.unfinished.items():
-        yield f"unfinished run {unfinished}: under way, or died; {packs:,} packs stored"
+        yield f"unfinished run {unfinished}: under way, or died; {packs:,} packs stored that are no other run's"
 
 
 def _verified(name: str, last: Verification | None) -> str:
