@@ -14,6 +14,7 @@ what it lacks comes from the manifests.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -100,7 +101,10 @@ class IndexCache:
         try:
             with self._lock() as held:
                 if not held:
-                    return self._as_it_stands(state)
+                    usable = self._as_it_stands(state)
+                    if usable.folder is None and not self._is_writable():
+                        usable.trouble = f"{self._folder} can't be written to"
+                    return usable
                 try:
                     return self._update(state, replicas, check)
                 except DamagedIndex:
@@ -126,6 +130,8 @@ class IndexCache:
                 shutil.rmtree(self._folder)
 
     def _require(self, held: bool) -> None:
+        if not held and not self._is_writable():
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if not held:
             raise IndexBusy(f"the dedupe index in {self._folder} is being changed by another process; try again later")
 
@@ -139,7 +145,7 @@ class IndexCache:
         if not (self._folder / _POINTER).exists():
             return CacheStatus("absent")
         with self._lock() as held:
-            if not held:
+            if not held and self._is_writable():
                 return CacheStatus("busy")
             generation = self._whole_generation()
             if generation is None:
@@ -276,11 +282,20 @@ class IndexCache:
 
     # --- files -------------------------------------------------------------------------------------------------------
 
+    def _is_writable(self) -> bool:
+        return os.access(self._folder, os.W_OK)
+
     @contextmanager
     def _lock(self) -> Iterator[bool]:
-        """Whether this process may change the folder."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Whether this process may change the folder: nobody else does, and it can be written to."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            yield False
+            return
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -473,7 +473,10 @@ class FileStore(ObjectOperations):
         """The dedupe index: its kind, and how it stands in this cache; changes nothing."""
         from manifests.indexcache import index_status
 
-        return index_status(self._cache, self.state)
+        try:
+            return index_status(self._cache, self.state)
+        except OSError as error:
+            raise DrystoneError(f"looking at the dedupe index in {self._cache} failed: {error}") from error
 
     def rebuild_index(self, kind: str | None = None) -> IndexStatus:
         """Build the dedupe index of this cache anew, from the manifests. With `kind` other than the store's, that is
