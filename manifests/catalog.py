@@ -1,9 +1,9 @@
 """The catalog: an in-memory DuckDB over a store's checked manifest files.
 
 Each table of manifests/schema.py is a view of the same name without duplicate keys where that matters: `chunks` has
-the copies that are alive, but for those in unreadable packs that lie elsewhere, too; `objects` those that are not
-deleted; `stored_chunks` and `stored_objects` have them all. `runs`
-is a view over the log. Results are streamed, memory is limited, and what does not fit goes to `temp_directory`.
+the copies that are alive (`live_chunks`), but for those in unreadable packs that lie elsewhere, too; `objects` those
+that are not deleted; `stored_chunks` and `stored_objects` have them all. `runs` is a view over the log. Results are
+streamed, memory is limited, and what does not fit goes to `temp_directory`.
 """
 
 from __future__ import annotations
@@ -141,19 +141,19 @@ class Catalog:
         self._view_chunks()
 
     def _view_chunks(self) -> None:
-        """Make the view of the chunks anew, by all rules."""
-        usable, rule = f"SELECT * FROM {ALL['chunks']} {' '.join(self._rules)}", ""
+        """Make the views of the chunks anew, by all rules: `live_chunks`, all copies that are alive, and `chunks`."""
+        rule = ""
+        self.execute(f"CREATE OR REPLACE VIEW live_chunks AS SELECT * FROM {ALL['chunks']} {' '.join(self._rules)}")
         if self.one("SELECT count(*) AS n FROM unreadable")["n"]:
             self.execute(
-                f"""
+                """
                 CREATE OR REPLACE TABLE superseded AS
-                WITH usable AS ({usable})
-                SELECT DISTINCT chunk_id, pack_id FROM usable SEMI JOIN unreadable USING (pack_id)
-                WHERE chunk_id IN (SELECT chunk_id FROM usable ANTI JOIN unreadable USING (pack_id))
+                SELECT DISTINCT chunk_id, pack_id FROM live_chunks SEMI JOIN unreadable USING (pack_id)
+                WHERE chunk_id IN (SELECT chunk_id FROM live_chunks ANTI JOIN unreadable USING (pack_id))
                 """
             )
             rule = SUPERSEDED
-        self.execute(f"CREATE OR REPLACE VIEW chunks AS {usable} {rule}")
+        self.execute(f"CREATE OR REPLACE VIEW chunks AS SELECT * FROM live_chunks {rule}")
 
     def _leave_out_deleted(self) -> None:
         """Make the view of the objects that are not deleted."""

@@ -251,6 +251,7 @@ def test_the_command_ends_with_4_and_names_what_to_do(store: FileStore, tmp_path
     assert risk.returncode == 4 and "any 2 of 0 1 2 4 5" in risk.stdout
     rows = [json.loads(line) for line in drystone("status", "--risk", "--format", "jsonl").stdout.splitlines()]
     assert len(rows) == record["packs"] and all(len(row["lost_with"]) == 10 for row in rows)
+    assert not any(row["lost_with_more"] for row in rows)
 
 
 # --- a pack as its shards

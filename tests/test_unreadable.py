@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
+from manifests.errors import NotFound
 from manifests.indexcache import IndexCache
 from manifests.known import known_chunks
 from pipeline.filestore import FileStore
@@ -172,6 +174,25 @@ def test_objects_and_chunks_of_programs_heal_likewise(make_store: MakeStore, tmp
         with store.get_object_data(each.id) as stream:
             assert stream.read() == content
     assert store.verify(data=True, inline=True, workers=1).exit_code == 4
+
+
+def test_a_chunk_that_is_deleted_stays_dead_when_its_lost_copy_comes_back(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store()
+    data = random.Random(6).randbytes(3000)
+    chunk = blake3(data).digest()
+    store.write_chunk(chunk, data)
+    take_shards(tmp_path)
+    assert store.verify(data=True, inline=True, workers=1).unreadable_packs
+    store.write_chunk(chunk, data)
+    assert store.get_chunk_data(chunk) == data
+    assert sum(batch.num_rows for batch in store.iterate_chunks()) == store.get_index_stats().total_chunks == 2
+    store.delete_chunk(chunk)
+    bring_back(tmp_path)
+    store.verify(data=True, inline=True, workers=1)
+    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as opened, pytest.raises(NotFound):
+        opened.get_chunk_data(chunk)
 
 
 def test_an_index_on_disk_is_built_anew_once(make_store: MakeStore, tree: Path, tmp_path: Path) -> None:

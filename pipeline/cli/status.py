@@ -216,6 +216,7 @@ def _lethal_text(pattern: Pattern) -> str:
 
 
 def _risk_record(pattern: Pattern, locations: dict[int, str]) -> dict[str, Any]:
+    sets = pattern.lethal_sets(NAMED_SETS + 1)
     return {
         "pack": str(pattern.pack_id),
         "good_shards": pattern.good,
@@ -225,5 +226,6 @@ def _risk_record(pattern: Pattern, locations: dict[int, str]) -> dict[str, Any]:
         "recoverable": pattern.recoverable,
         "stored_again": pattern.spare,
         "backends": sorted({locations[backend] for _, backend in pattern.placed}),
-        "lost_with": [[locations[number] for number in each] for each in pattern.lethal_sets(NAMED_SETS)],
+        "lost_with": [[locations[number] for number in each] for each in sets[:NAMED_SETS]],
+        "lost_with_more": len(sets) > NAMED_SETS,
     }
