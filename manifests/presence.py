@@ -20,6 +20,7 @@ import pyarrow as pa
 from manifests import format as fmt
 from manifests.catalog import Catalog
 from manifests.errors import Unreadable
+from manifests.known import readable_paths
 from manifests.log import State
 
 #: Sets of backends that are looked at one by one for a pattern; beyond, a lower bound is good enough.
@@ -112,7 +113,8 @@ class Pattern:
 
 
 class Presence:
-    """What the listings of a store's backends come to. Owned by one process, its tables live in `catalog`."""
+    """What the listings of a store's backends come to. Owned by one process, its tables live in `catalog`.
+    `lost_notes`: why it is not known what verifications found."""
 
     def __init__(self, catalog: Catalog, state: State) -> None:
         self._catalog = catalog
@@ -120,7 +122,11 @@ class Presence:
         catalog.use("packs", spare=True)
         catalog.use_unreadable()
         if catalog.lost:
-            raise Unreadable("; ".join(catalog.lost))
+            raise Unreadable(
+                f"which packs the store has is not known: {'; '.join(catalog.lost)}. Attach the backends that are "
+                "absent; see also: drystone verify"
+            )
+        self.lost_notes: list[str] = []
         catalog.replace("listed", _LISTED)
         self._names: list[str] = []
         self._sizes: list[int] = []
@@ -202,11 +208,13 @@ class Presence:
         last = next((each for each in reversed(self._state.verifications) if each.data), None)
         if last is None or not last.adds:
             return
-        paths = ", ".join("'" + self._catalog.replicas.path(file).replace("'", "''") + "'" for file in last.adds)
-        self._catalog.execute(
-            "INSERT INTO bad_shards SELECT DISTINCT pack_id, shard, backend, true "
-            f"FROM read_parquet([{paths}]) WHERE NOT missing"
-        )
+        paths = readable_paths(list(last.adds), self._catalog.replicas, self.lost_notes)
+        if paths:
+            self._catalog.execute(
+                "INSERT INTO bad_shards SELECT DISTINCT pack_id, shard, backend, true "
+                "FROM read_parquet(?) WHERE NOT missing",
+                [paths],
+            )
 
     def patterns(self) -> Iterator[Pattern]:
         """All patterns, streamed, in no order."""

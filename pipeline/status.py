@@ -24,6 +24,10 @@ from pipeline.presence import look_around
 
 #: After so many days without one, a verification of all data is due.
 VERIFY_DAYS = 90
+#: Tables without which all can be given back.
+HINTS = ("shards", "scrubs")
+#: Files that are on no backend and are named.
+NAMED_FILES = 10
 #: A backend of which more is used is nearly full, in percent.
 NEARLY_FULL = 95
 
@@ -115,7 +119,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
     presence, unlisted = look_around(members, state, catalog)
     domains = {info.number: info.domain for info in members.all}
     counted = _count(presence, domains)
-    copies, lacking, unreadable = _copies(members, log, state)
+    copies, lacking, nowhere, unreadable = _copies(members, log, state)
     unlisted.update(unreadable)
     # Of a store without packs, or beyond what its scheme promises, records alone tell nothing.
     of_records = min(len(held) for held in copies) - 1
@@ -149,14 +153,19 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         presence=presence,
     )
     found.troubles.extend(_troubles(found, members, unlisted))
+    found.troubles.extend(f"{key} is on no backend that answers" for key in nowhere[:NAMED_FILES])
+    found.troubles.extend(f"what the last verification found is lost: {reason}" for reason in presence.lost_notes)
     found.advice.extend(_advice(found))
     found.advice.extend(_shared_devices(members))
     return found
 
 
-def _copies(members: Members, log: Log, state: State) -> tuple[list[frozenset[int]], Counter[int], dict[int, str]]:
-    """The distinct sets of backends that hold a record or a manifest file in its length; how many of them each backend
-    lacks; and backends that could not be listed."""
+def _copies(
+    members: Members, log: Log, state: State
+) -> tuple[list[frozenset[int]], Counter[int], list[str], dict[int, str]]:
+    """The distinct sets of backends that hold a record or a manifest file in its length, of those without which
+    something can't be given back; how many of all each backend lacks; those that are on none; and backends that could
+    not be listed."""
     held: dict[str, set[int]] = {key: set() for key in log.records}
     sizes = {file.key: file.size for table in state.manifests for file in state.files(table)}
     held |= {key: set() for key in sizes}
@@ -173,7 +182,9 @@ def _copies(members: Members, log: Log, state: State) -> tuple[list[frozenset[in
     for numbers in held.values():
         for member in members.writable:
             lacking[member.number] += member.number not in numbers
-    return list({frozenset(numbers) for numbers in held.values()}), lacking, trouble
+    hints = {file.key for table in HINTS for file in state.files(table)}
+    sets = {frozenset(numbers) for key, numbers in held.items() if key not in hints}
+    return list(sets), lacking, sorted(key for key, numbers in held.items() if not numbers), trouble
 
 
 def _unfinished(members: Members, presence: Presence) -> tuple[dict[uuid.UUID, int], dict[int, str]]:
@@ -222,7 +233,7 @@ def _advice(found: StoreStatus) -> list[str]:
         advice.append("archive something: drystone ingest SOURCE")
     if any(found.unfinished.values()):
         advice.append("let the next ingest take over what unfinished runs stored: drystone ingest SOURCE")
-    if found.packs and _is_due(found.last_data_verification):
+    if found.packs and (_is_due(found.last_data_verification) or found.presence.lost_notes):
         advice.append("read everything once: drystone verify --data")
     full = [share.backend for share in found.backends if share.backend.usage_percent > NEARLY_FULL]
     for backend in full:

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from manifests import format as fmt
-from manifests.errors import NotFound
+from manifests.errors import NotFound, Unreadable
 from manifests.inflight import Inflight
 from manifests.presence import Pattern
 from pipeline.filestore import FileStore
@@ -151,6 +152,38 @@ def test_what_a_verification_found_bad_does_not_count(store: FileStore, tmp_path
         opened.catalog.use_all()
         rows = list(opened.catalog.rows("SELECT backend, bad_cells, missing FROM scrubs ORDER BY backend"))
     assert rows == [{"backend": n, "bad_cells": 1, "missing": False} for n in range(3)]
+
+
+def test_what_a_verification_found_and_is_lost_wants_another_one(store: FileStore, tmp_path: Path) -> None:
+    flip(shards(tmp_path, 0)[0], 20_000)
+    assert store.verify(data=True, inline=True, workers=1).exit_code == 4
+    for path in (tmp_path / "store").rglob("manifests/scrubs/*"):
+        path.unlink()
+    with reopened(tmp_path) as opened:
+        status = opened.status()
+        assert (status.exit_code, status.bears_backends) == (4, 2)  # nothing of it is needed to give all back
+        assert any("what the last verification found is lost" in each for each in status.troubles)
+        assert any("verify --data" in each for each in status.advice)
+
+
+def test_a_manifest_that_is_on_no_backend_is_named(store: FileStore, tmp_path: Path) -> None:
+    for path in (tmp_path / "store").rglob("manifests/extents/*"):
+        path.unlink()
+    command = [str(Path(sys.executable).with_name("drystone")), "-s", str(tmp_path / "store"), "status"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 3
+    assert shown.stdout.startswith("safe: NO: records or manifest files are on no backend that answers")
+    assert re.search(r"^amiss: manifests/extents/\S+ is on no backend that answers$", shown.stdout, re.MULTILINE)
+
+
+def test_which_packs_there_are_must_be_known(store: FileStore, tmp_path: Path) -> None:
+    for path in (tmp_path / "store").rglob("manifests/packs/*"):
+        path.unlink()
+    with (
+        reopened(tmp_path) as opened,
+        pytest.raises(Unreadable, match=r"which packs the store has is not known.*verify"),
+    ):
+        opened.status()
 
 
 def test_a_record_or_manifest_on_too_few_backends_wants_mending(store: FileStore, tmp_path: Path) -> None:

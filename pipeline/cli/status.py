@@ -90,6 +90,8 @@ def _show(found: StoreStatus) -> None:
 
 def _safety(found: StoreStatus) -> str:
     count = len(found.backends)
+    if found.bears_backends < 0 and not found.lost_packs:
+        return "NO: records or manifest files are on no backend that answers"
     if found.bears_backends < 0:
         return f"NO: {found.lost_packs:,} of {found.packs:,} packs can't be given back by the backends that answer"
     still = " more" if found.bears_backends < found.should_bear else ""
