@@ -235,7 +235,9 @@ def test_the_command_line_heals(tmp_path: Path) -> None:
     subprocess.run([COMMAND, "init", str(tmp_path / "store")], check=True, capture_output=True)
     assert drystone("ingest", str(tmp_path / "file"), "-q").returncode == 0
     take_shards(tmp_path)
-    assert drystone("verify", "--data").returncode == 3
+    found = drystone("verify", "--data")
+    assert found.returncode == 3 and "1 pack that can't be read whole" in found.stdout
+    assert "the next ingest stores again" in found.stderr
     shown = drystone("status")
     assert shown.returncode == 3 and shown.stdout.startswith("safe: NO: 1 of 1 packs can't be given back")
     assert "drystone ingest" in shown.stdout
@@ -243,6 +245,7 @@ def test_the_command_line_heals(tmp_path: Path) -> None:
     restored = drystone("restore", "--to", str(tmp_path / "back"))
     assert restored.returncode == 0 and "decoded" not in restored.stderr
     assert (tmp_path / "back/file").read_bytes() == (tmp_path / "file").read_bytes()
-    assert drystone("verify", "--data").returncode == 4
+    record = json.loads(drystone("verify", "--data", "--json").stdout)
+    assert (record["exit_code"], record["unreadable_packs"], record["lost_chunks"]) == (4, 1, 0)
     status = json.loads(drystone("status", "--json").stdout)
     assert (status["exit_code"], status["lost_packs"], status["spare_packs"]) == (4, 0, 1)
