@@ -1,14 +1,15 @@
 """The catalog: an in-memory DuckDB over a store's checked manifest files.
 
 Each table of manifests/schema.py is a view of the same name without duplicate keys where that matters: `chunks` has
-those that are alive, `objects` those that are not deleted; `stored_chunks` and `stored_objects` have them all. `runs`
-is a view over the log. Results are streamed, memory is limited, and what does not fit goes to `temp_directory`.
+the copies that are alive (`live_chunks`), but for those in unreadable packs that lie elsewhere, too; `objects` those
+that are not deleted; `stored_chunks` and `stored_objects` have them all. `runs` is a view over the log. Results are
+streamed, memory is limited, and what does not fit goes to `temp_directory`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from manifests import format as fmt
 from manifests.errors import DrystoneError, Unreadable
 from manifests.ids import split_object_id
 from manifests.log import State
-from manifests.places import ALIVE
+from manifests.places import ALIVE, SUPERSEDED
 from manifests.replicas import Replicas
 from manifests.schema import CHANGED_TABLES, COLUMNS, duckdb_columns
 
@@ -49,6 +50,7 @@ class Catalog:
         self._made: set[str] = set()
         self.lost: list[str] = []
         self._lacking: set[str] = set()
+        self._rules: list[str] = []
         self.temp_directory = temp_directory
         self.connection = duckdb.connect(
             ":memory:",
@@ -105,17 +107,53 @@ class Catalog:
         if self._lacking & _PLACING and self._made >= {"chunks", *_PLACING}:
             # A place in a pack that lost its rows is none, so that copies stored later are found.
             self._lacking -= _PLACING
-            self.execute("ALTER VIEW chunks RENAME TO all_chunks")
-            self.execute(
-                "CREATE VIEW chunks AS SELECT * FROM all_chunks WHERE pack_id IN (SELECT pack_id FROM packs) "
-                "AND pack_id IN (SELECT pack_id FROM blocks)"
-            )
+            self._rules.append("SEMI JOIN packs USING (pack_id) SEMI JOIN blocks USING (pack_id)")
+            self._view_chunks()
 
     def _bury(self, spare: bool) -> None:
         """Make the view of the chunks that are alive."""
         self.use("tombstones", spare=spare)
-        dead = ALIVE if self._state.files("tombstones") else ""
-        self.execute(f"CREATE VIEW chunks AS SELECT * FROM {ALL['chunks']} {dead}")
+        if self._state.files("tombstones"):
+            self._rules.append(ALIVE)
+        self.use_unreadable()
+        self._view_chunks()
+
+    def use_unreadable(self) -> None:
+        """Make the table `unreadable`, of the packs that verifications could not read."""
+        if "unreadable" in self._made:
+            return
+        self._made.add("unreadable")
+        self.execute("CREATE TABLE unreadable (pack_id BLOB)")
+        for file in self._state.unreadable_notes():
+            try:
+                path = self.replicas.path(file)
+            except Unreadable:
+                continue  # then any copy is as good as the others, until somebody reads it
+            self.execute("INSERT INTO unreadable SELECT pack_id FROM read_parquet(?) WHERE shard IS NULL", [path])
+        self.replicas.save()
+
+    def note_unreadable(self, packs: Sequence[bytes], *, anew: bool) -> None:
+        """Let these packs be known as unreadable from now on; the others as before or, `anew`, none."""
+        self.use("chunks", spare=True)
+        if anew:
+            self.execute("DELETE FROM unreadable")
+        self.execute("INSERT INTO unreadable SELECT unnest(?::BLOB[])", [list(packs)])
+        self._view_chunks()
+
+    def _view_chunks(self) -> None:
+        """Make the views of the chunks anew, by all rules: `live_chunks`, all copies that are alive, and `chunks`."""
+        rule = ""
+        self.execute(f"CREATE OR REPLACE VIEW live_chunks AS SELECT * FROM {ALL['chunks']} {' '.join(self._rules)}")
+        if self.one("SELECT count(*) AS n FROM unreadable")["n"]:
+            self.execute(
+                """
+                CREATE OR REPLACE TABLE superseded AS
+                SELECT DISTINCT chunk_id, pack_id FROM live_chunks SEMI JOIN unreadable USING (pack_id)
+                WHERE chunk_id IN (SELECT chunk_id FROM live_chunks ANTI JOIN unreadable USING (pack_id))
+                """
+            )
+            rule = SUPERSEDED
+        self.execute(f"CREATE OR REPLACE VIEW chunks AS SELECT * FROM live_chunks {rule}")
 
     def _leave_out_deleted(self) -> None:
         """Make the view of the objects that are not deleted."""

@@ -6,13 +6,15 @@ For each table that makes something known (manifests/known.py) there is a folder
     current.json    which generation counts, and how its file looked when it was whole
     <generation>/   an LMDB environment (manifests/diskindex.py)
 
-An index notes the manifest files that it was built from. New ones are added; where one is gone, or the file does not
-look as it was left (damaged, copied, from before a power loss), a new generation is built beside it, from the
-manifests. While somebody else changes an index, it is read as it stands, and what it lacks comes from the manifests.
+An index notes the manifest files that it was built from. New ones are added; where one is gone, a verification found
+packs that can't be read, or the file does not look as it was left (damaged, copied, from before a power loss), a new
+generation is built beside it, from the manifests. While somebody else changes an index, it is read as it stands, and
+what it lacks comes from the manifests.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -99,7 +101,10 @@ class IndexCache:
         try:
             with self._lock() as held:
                 if not held:
-                    return self._as_it_stands(state)
+                    usable = self._as_it_stands(state)
+                    if usable.folder is None and not self._is_writable():
+                        usable.trouble = f"{self._folder} can't be written to"
+                    return usable
                 try:
                     return self._update(state, replicas, check)
                 except DamagedIndex:
@@ -125,6 +130,8 @@ class IndexCache:
                 shutil.rmtree(self._folder)
 
     def _require(self, held: bool) -> None:
+        if not held and not self._is_writable():
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if not held:
             raise IndexBusy(f"the dedupe index in {self._folder} is being changed by another process; try again later")
 
@@ -138,7 +145,7 @@ class IndexCache:
         if not (self._folder / _POINTER).exists():
             return CacheStatus("absent")
         with self._lock() as held:
-            if not held:
+            if not held and self._is_writable():
                 return CacheStatus("busy")
             generation = self._whole_generation()
             if generation is None:
@@ -148,7 +155,7 @@ class IndexCache:
                 try:
                     files, wanted = index.files(), self._wanted(state)
                     condition = "behind" if wanted - files else "current"
-                    if self._gone(files - wanted, state):
+                    if self._is_stale(files, state):
                         condition = "stale"
                     size = (generation / DATA_FILE).stat().st_size
                     return CacheStatus(condition, len(index), index.total_bytes, len(files), len(wanted - files), size)
@@ -166,7 +173,7 @@ class IndexCache:
             index = DiskIndex(generation)
             try:
                 files = index.files()
-                if not self._gone(files - wanted, state):
+                if not self._is_stale(files, state):
                     if missing := wanted - files:
                         self._point_at(generation, whole=False)
                         self._fill(index, missing, state, replicas, check)
@@ -240,22 +247,31 @@ class IndexCache:
                 files, begun = index.files(), index.files(begun=True)
             finally:
                 index.close()
-            if self._gone(begun - self._wanted(state), state) or self._tombstone_names(state) - files:
+            if self._is_stale(begun, state) or self._tombstone_names(state) - files:
                 return nothing
             return UsableIndex(self, generation, frozenset(files))
         except (DamagedIndex, OSError):
             return nothing
 
     def _wanted(self, state: State) -> set[str]:
-        return {file.name for file in state.files(self._table)} | self._tombstone_names(state)
+        names = {file.name for file in state.files(self._table)}
+        return names | self._tombstone_names(state) | self._unreadable_names(state)
 
     def _tombstone_names(self, state: State) -> set[str]:
         """Files that say what is not known any more: of chunks, of which the index is made, too."""
         return {file.name for file in state.files("tombstones")} if self._table == "chunks" else set()
 
-    def _gone(self, others: set[str], state: State) -> bool:
-        """Whether one of the files that an index covers and `state` does not name is gone, not just newer than it."""
-        for name in others:
+    def _unreadable_names(self, state: State) -> set[str]:
+        """Files that name packs of which no chunk is known any more, or may be again. Which chunks these are only all
+        the manifests tell, so an index was built with such a file, or is built anew."""
+        return {file.name for file in state.unreadable_notes()} if self._table == "chunks" else set()
+
+    def _is_stale(self, files: set[str], state: State) -> bool:
+        """Whether an index that covers `files` holds what is not known any more, or lacks what adding won't bring: one
+        of them is gone, not just newer than `state`, or it knows nothing of a note of unreadable packs."""
+        if self._unreadable_names(state) - files:
+            return True
+        for name in files - self._wanted(state):
             try:
                 owner = uuid.UUID(name[:36])
             except ValueError:
@@ -266,11 +282,20 @@ class IndexCache:
 
     # --- files -------------------------------------------------------------------------------------------------------
 
+    def _is_writable(self) -> bool:
+        return os.access(self._folder, os.W_OK)
+
     @contextmanager
     def _lock(self) -> Iterator[bool]:
-        """Whether this process may change the folder."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Whether this process may change the folder: nobody else does, and it can be written to."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            yield False
+            return
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -106,6 +106,17 @@ def chunks_of_pack(catalog: Catalog, pack_id: bytes) -> Iterator[Batch]:
         yield to_batch(sound_rows(batch), PLAN_DTYPE, {})
 
 
+def chunks_without_copy(catalog: Catalog, lost: list[tuple[bytes, bytes]]) -> int:
+    """How many of the chunks that are lost, as (pack id, chunk id), are alive and have no copy in a readable pack."""
+    catalog.use("chunks", spare=True)
+    places = [[pack_id for pack_id, _ in lost], [chunk_id for _, chunk_id in lost]]
+    query = """
+        SELECT count(DISTINCT chunk_id) AS n FROM chunks
+        SEMI JOIN (SELECT unnest(?::BLOB[]) AS pack_id, unnest(?::BLOB[]) AS chunk_id) USING (pack_id, chunk_id)
+    """
+    return int(catalog.one(query, places)["n"])
+
+
 def affected_objects(
     catalog: Catalog, lost: list[tuple[bytes, bytes]], ranges: list[LostRange], limit: int, *, unplaced: bool = False
 ) -> tuple[int, list[dict[str, Any]]]:

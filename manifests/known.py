@@ -1,7 +1,8 @@
 """What a store holds already, out of its manifests, for the dedupe indexes.
 
 Two tables tell: `chunks` of chunks with their lengths, `extents` of contents. This is the one place that says what is
-known; a chunk that must not be referred to is left out here. A manifest file that is lost on every backend costs what
+known; a chunk that must not be referred to is left out here, as one that is deleted, or lies in a pack that a
+verification could not read. A manifest file that is lost on every backend costs what
 it alone tells: `lost` gets the reason, and what nothing places any more is not known, so that ingesting again stores it
 again.
 
@@ -85,10 +86,10 @@ def known_chunks(state: State, replicas: Replicas, lost: list[str], but: Collect
     """Chunks (KNOWN) that the manifests place, but for those of the files called `but`, in batches of up to BATCH_ROWS.
     This is the rule: only they need not be stored again."""
     placed = _placed_packs(state, replicas, lost)
-    dead = read_tombstones(state, replicas, lost)
-    if dead is None:  # nobody can tell which chunks are alive
+    dead, unreadable = read_tombstones(state, replicas, lost), _unreadable_packs(state, replicas, lost)
+    if dead is None or unreadable is None:  # nobody can tell which chunks are alive, and whole
         return
-    columns = ["chunk_id", "length", *([] if placed is None and not len(dead) else ["pack_id"])]
+    columns = ["chunk_id", "length", *(["pack_id"] if placed is not None or len(dead) or len(unreadable) else [])]
     files = [file for file in state.files("chunks") if file.name not in but]
     for batch in _batches(readable_paths(files, replicas, lost), columns):
         rows = known_rows(fixed_bytes(batch.column(0), 32), batch.column(1).to_numpy())
@@ -97,6 +98,10 @@ def known_chunks(state: State, replicas: Replicas, lost: list[str], but: Collect
             import pyarrow.compute as pc
 
             keep &= pc.is_in(batch.column(2), value_set=placed).to_numpy(zero_copy_only=False)
+        if len(unreadable):
+            import pyarrow.compute as pc
+
+            keep &= ~pc.is_in(batch.column(2), value_set=unreadable).to_numpy(zero_copy_only=False)
         if len(dead):
             keep &= dead.alive(batch)
         rows = rows[keep]
@@ -117,6 +122,21 @@ def _placed_packs(state: State, replicas: Replicas, lost: list[str]) -> Any:
         for table in paths
     ]
     return pa.array(sorted(set.intersection(*found)), pa.binary(16))
+
+
+def _unreadable_packs(state: State, replicas: Replicas, lost: list[str]) -> Any:
+    """The packs that are known to be unreadable, as an Arrow array; None where a note of them is lost: then nobody can
+    tell."""
+    notes = state.unreadable_notes()
+    if not notes:
+        return ()
+    paths = readable_paths(notes, replicas, lost)
+    if len(paths) < len(notes):
+        return None
+    import pyarrow as pa
+
+    whole = (batch.filter(batch.column("shard").is_null()) for batch in _batches(paths, ["pack_id", "shard"]))
+    return pa.chunked_array([batch.column("pack_id") for batch in whole], pa.binary(16)).unique()
 
 
 def known_contents(state: State, replicas: Replicas, lost: list[str], but: Collection[str] = ()) -> Iterator[Entries]:
@@ -142,6 +162,7 @@ def lost_tables(state: State, replicas: Replicas) -> list[str]:
     lost: list[str] = []
     for table in ("chunks", "extents", "packs", "blocks", "tombstones"):
         readable_paths(state.files(table), replicas, lost)
+    readable_paths(state.unreadable_notes(), replicas, lost)
     return lost
 
 

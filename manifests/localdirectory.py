@@ -11,12 +11,13 @@ import fcntl
 import mmap
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from manifests.errors import BackendError, KeyNotFound, StoreExists
-from manifests.storage import Buffer, Space, storage_error
+from manifests.storage import Buffer, Space, check_range, checked_key, storage_error
 
 TEMP_MARK = ".tmp-"
 #: What O_DIRECT wants offsets, lengths and addresses to be multiples of, on any disk.
@@ -51,10 +52,10 @@ class LocalDirectory:
         return str(self.root)
 
     def path(self, key: str) -> Path:
-        return self.root / key
+        return self.root / checked_key(self.location, key)
 
     def _error(self, action: str, key: str, error: OSError) -> BackendError:
-        return storage_error(action, str(self.path(key)), error)
+        return storage_error(action, str(self.root / key), error)
 
     def _make_parent(self, parent: Path) -> None:
         """Make `parent` and make its entry durable; the root itself is never made, it may be an empty mount point."""
@@ -98,11 +99,14 @@ class LocalDirectory:
             raise self._error("reading", key, error) from error
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
+        check_range(self.location, key, offset, length)
         try:
             fd = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 pieces = []
-                length = min(length, max(0, os.fstat(fd).st_size - offset))  # pread makes room for all that it is asked
+                length = min(
+                    length, max(0, _length(os.fstat(fd)) - offset)
+                )  # pread makes room for all that it is asked
                 while length > 0:
                     piece = os.pread(fd, length, offset)
                     if not piece:
@@ -118,7 +122,7 @@ class LocalDirectory:
 
     def delete(self, key: str) -> None:
         try:
-            with suppress(FileNotFoundError, NotADirectoryError):
+            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 os.unlink(self.path(key))
         except OSError as error:
             raise self._error("deleting", key, error) from error
@@ -132,7 +136,7 @@ class LocalDirectory:
 
     def size(self, key: str) -> int:
         try:
-            return os.stat(self.path(key)).st_size
+            return _length(os.stat(self.path(key)))
         except OSError as error:
             raise self._error("looking at", key, error) from error
 
@@ -150,7 +154,7 @@ class LocalDirectory:
 
     def _entries(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         try:
-            with os.scandir(self.path(prefix)) as entries:
+            with os.scandir(self.path(prefix) if prefix else self.root) as entries:
                 for entry in entries:
                     key = f"{prefix}/{entry.name}" if prefix else entry.name
                     if entry.is_dir(follow_symlinks=False):
@@ -164,10 +168,10 @@ class LocalDirectory:
 
     def space(self) -> Space:
         try:
-            stat = os.statvfs(self.root)
+            room = os.statvfs(self.root)
         except OSError as error:
             raise self._error("looking at", "", error) from error
-        return Space(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
+        return Space(room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize)
 
     def device(self) -> str:
         try:
@@ -217,6 +221,13 @@ class LocalDirectory:
             raise self._error("removing", prefix, error) from error
 
 
+def _length(found: os.stat_result) -> int:
+    """The length of a file. Raises IsADirectoryError: a folder is no key."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return found.st_size
+
+
 class DirectDirectory(LocalDirectory):
     """A directory that is read and written past the page cache (O_DIRECT), so that a large run does not push out what
     others use, and a verification sees the disk. Through the cache where the file system has no O_DIRECT."""
@@ -229,6 +240,7 @@ class DirectDirectory(LocalDirectory):
         return self._read(key, 0, None)
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
+        check_range(self.location, key, offset, length)
         return self._read(key, offset, length)
 
     def _read(self, key: str, offset: int, length: int | None) -> bytes:
@@ -240,7 +252,7 @@ class DirectDirectory(LocalDirectory):
         if fd is None:
             return super().read(key) if length is None else super().read_range(key, offset, length)
         try:
-            left = max(0, os.fstat(fd).st_size - offset)
+            left = max(0, _length(os.fstat(fd)) - offset)
             length = left if length is None else min(length, left)
             return _read_direct(fd, offset, length) if length > 0 else b""
         except OSError as error:

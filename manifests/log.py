@@ -142,23 +142,25 @@ class Run:
 @dataclass(frozen=True)
 class Verification:
     """What a verification noted of itself. `data`: whether it read all bytes; `exit_code`: what it came to; `adds`: the
-    manifest files with what it found."""
+    manifest files with what it found; `unreadable`: packs of which it could not give back all chunks."""
 
     record_id: uuid.UUID
     time: str
     data: bool
     exit_code: int
     adds: tuple[ManifestFile, ...]
+    unreadable: int = 0
 
 
 @dataclass
 class State:
     """The fold of the log. `index`: the kind of dedupe index that ingests use; `next_number`: for the next backend that
-    joins; numbers of removed ones are not used again; `deleted`: id of a deleted object → when, RFC 3339;
+    joins; numbers and ids of `removed` ones are not used again; `deleted`: id of a deleted object → when, RFC 3339;
     `deletions`: the records that deleted something; `deleted_bytes`: of the chunks that they deleted; `batches`: what
     was put or received, as the records tell."""
 
     backends: list[BackendInfo] = field(default_factory=list)
+    removed: set[uuid.UUID] = field(default_factory=set)
     next_number: int = 0
     verifications: list[Verification] = field(default_factory=list)
     manifests: dict[str, dict[str, ManifestFile]] = field(default_factory=dict)
@@ -172,6 +174,14 @@ class State:
 
     def files(self, table: str) -> list[ManifestFile]:
         return list(self.manifests.get(table, {}).values())
+
+    def unreadable_notes(self) -> list[ManifestFile]:
+        """The files that name the packs which are known to be unreadable: those of the last verification that read all
+        bytes, and of the last one of all, which may have missed shards since. This is the rule."""
+        last_data = next((each for each in reversed(self.verifications) if each.data), None)
+        last = self.verifications[-1] if self.verifications else None
+        noted = [last_data] if last is last_data else [last_data, last]
+        return [file for each in noted if each is not None and each.unreadable for file in each.adds]
 
     def find_run(self, name: str) -> Run:
         """The run called by its id, a unique prefix of it, or `latest`. Raises NotFound."""
@@ -191,12 +201,12 @@ def fold(records: Iterable[LogRecord]) -> State:
     """State after `records`, in any order: manifest files are all adds minus all replaces; backends are all that were
     ever added, as the last record tells of them, minus those that were removed."""
     state, replaced = State(), set[str]()
-    backends, removed = dict[uuid.UUID, BackendInfo](), set[uuid.UUID]()
+    backends = dict[uuid.UUID, BackendInfo]()
     for record in sorted(records, key=lambda record: record.record_id.int):
         state.newest = max(state.newest, record.record_id, key=lambda identity: identity.int)
         for info in record.body.get("backends", ()):
             _join(backends, BackendInfo.from_record(info))
-        removed.update(uuid.UUID(text(identity)) for identity in record.body.get("removes", ()))
+        state.removed.update(uuid.UUID(text(identity)) for identity in record.body.get("removes", ()))
         for file in record.adds():
             state.manifests.setdefault(file.table, {})[file.key] = file
         replaced.update(map(text, record.body.get("replaces", ())))
@@ -215,7 +225,7 @@ def fold(records: Iterable[LogRecord]) -> State:
             state.verifications.append(_verification(record))
     state.next_number = 1 + max((info.number for info in backends.values()), default=-1)
     state.backends = sorted(
-        (info for identity, info in backends.items() if identity not in removed), key=lambda info: info.number
+        (info for identity, info in backends.items() if identity not in state.removed), key=lambda info: info.number
     )
     for files in state.manifests.values():
         for key in replaced & files.keys():
@@ -240,8 +250,10 @@ def _verification(record: LogRecord) -> Verification:
     data = scrub["data"]
     if not isinstance(data, bool):
         raise TypeError(f"data is {data!r}")
-    when = text(record.body["time"])
-    return Verification(record.record_id, when, data, whole_number(scrub["exit_code"]), tuple(record.adds()))
+    when, unreadable = text(record.body["time"]), whole_number(scrub.get("unreadable_packs", 0))
+    return Verification(
+        record.record_id, when, data, whole_number(scrub["exit_code"]), tuple(record.adds()), unreadable
+    )
 
 
 def _parse(key: str, body: dict[str, Any]) -> LogRecord:

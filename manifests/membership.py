@@ -16,7 +16,7 @@ from pathlib import Path
 from manifests.armour import seal_json
 from manifests.backends import BackendStorage, open_backend, parse_place
 from manifests.errors import BackendError, NotFound, StoreExists, TooFewBackends, Unreadable, UsageError
-from manifests.ids import new_id
+from manifests.ids import NIL, new_id
 from manifests.log import Log, ManifestFile, State, make_record, write_record
 from manifests.replicas import Replicas
 from manifests.store import BackendInfo, Member, Members, probe, write_identity
@@ -68,6 +68,9 @@ def joining(
             raise UsageError(f"{location} is backend {at_place.info.backend_id} already; an id never changes")
         domain = domain or at_place.info.domain
         return Joining(replace(at_place.info, type=kind, domain=domain, read_only=read_only), storage, True)
+    if backend_id == NIL or backend_id in state.removed:
+        reason = "stands for none" if backend_id == NIL else "was removed, and ids are not used again"
+        raise UsageError(f"backend {backend_id} {reason}: give another id, or none")
     known = {info.backend_id: info for info in members.all}
     if found is not None and found.backend_id in known:
         info = known[found.backend_id]

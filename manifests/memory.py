@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from manifests.errors import BackendError, KeyNotFound, StoreExists
-from manifests.storage import Buffer, Space, storage_error
+from manifests.storage import Buffer, Space, check_range, checked_key, storage_error
 
 
 @dataclass
@@ -54,6 +54,9 @@ class MemoryBackend:
         return f"{self._location}/{key}"
 
     def _place(self, action: str, key: str) -> MemoryPlace:
+        """The place, for an `action` on a key, or on all of it where that is empty."""
+        if key:
+            checked_key(self._location, key)
         place = PLACES.get(self._location)
         if place is None:
             where = self._where(key)
@@ -67,12 +70,12 @@ class MemoryBackend:
 
     def _file(self, action: str, key: str) -> bytes:
         try:
-            return self._place(action, key).files[key]
+            return self._place(action, checked_key(self._location, key)).files[key]
         except KeyError:
             raise KeyNotFound(f"{action} {self._where(key)}: {os.strerror(errno.ENOENT)}") from None
 
     def write(self, key: str, pieces: Sequence[Buffer]) -> None:
-        place = self._place("writing", key)
+        place = self._place("writing", checked_key(self._location, key))
         try:
             data = b"".join(memoryview(piece).cast("B") for piece in pieces)
             with place.lock:
@@ -86,11 +89,12 @@ class MemoryBackend:
         return self._file("reading", key)
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
+        check_range(self._location, key, offset, length)
         return self._file("reading", key)[offset : offset + length]
 
     def delete(self, key: str) -> None:
         if self._location in PLACES:
-            self._place("deleting", key).files.pop(key, None)
+            self._place("deleting", checked_key(self._location, key)).files.pop(key, None)
 
     def exists(self, key: str) -> bool:
         try:
@@ -115,7 +119,7 @@ class MemoryBackend:
         yield from found
 
     def remove_folder(self, prefix: str) -> None:
-        for key in list(self.list(prefix)):
+        for key in list(self.list(checked_key(self._location, prefix))):
             self.delete(key)
 
     def space(self) -> Space:

@@ -97,9 +97,13 @@ def _draw(pack_id: uuid.UUID, number: int, weight: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def likely_places(scheme: ECScheme, seats: tuple[Seat, ...], pack_id: uuid.UUID) -> tuple[int, ...]:
-    """Where a reader looks first: where the rule puts the shards when all backends have the same room."""
-    return tuple(place(scheme, seats, pack_id, {seat.number: Room() for seat in seats})) if seats else ()
+def likely_places(
+    scheme: ECScheme, seats: tuple[Seat, ...], pack_id: uuid.UUID, weights: tuple[float, ...] = ()
+) -> tuple[int, ...]:
+    """Where a reader looks first: where the rule puts the shards when the backends have these `weights`, in the order
+    of `seats`, or all have the same room."""
+    each = {seat.number: Room(weight) for seat, weight in zip(seats, weights or (1.0,) * len(seats), strict=True)}
+    return tuple(place(scheme, seats, pack_id, each)) if seats else ()
 
 
 __all__ = ["Room", "Seat", "is_full", "likely_places", "place", "rooms"]

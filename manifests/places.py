@@ -24,6 +24,10 @@ BLOCK_AND_PACK = """
 #: tombstones.py has it for who reads manifests without SQL.
 ALIVE = "ANTI JOIN tombstones USING (chunk_id, pack_id)"
 
+#: Likewise: no copy is left that a verification could not read, while there is another one. A pack that can't be read
+#: whole may still give back what nothing else holds.
+SUPERSEDED = "ANTI JOIN superseded USING (chunk_id, pack_id)"
+
 CONTENT_KINDS = (fmt.CONTENT_NONE, fmt.CONTENT_CHUNK, fmt.CONTENT_EXTENTS)
 #: Objects that consist of bytes; whatever the others say of a content is passed over.
 HAS_BYTES = "kind IN ('file', 'stream')"

@@ -20,6 +20,7 @@ import pyarrow as pa
 from manifests import format as fmt
 from manifests.catalog import Catalog
 from manifests.errors import Unreadable
+from manifests.known import readable_paths
 from manifests.log import State
 
 #: Sets of backends that are looked at one by one for a pattern; beyond, a lower bound is good enough.
@@ -38,7 +39,8 @@ _SHARD_NAME = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}[.](0|[1-9][0-9]{0,2})"
 @dataclass(frozen=True)
 class Pattern:
     """Where the good shards of some packs lie: `placed` as (shard, backend number), a shard on two backends twice.
-    `pack_id`: one of the `packs`; `there`: shards of which a file is there, good or damaged somewhere."""
+    `pack_id`: one of the `packs`; `there`: shards of which a file is there, good or damaged somewhere; `unreadable`: a
+    verification did not get all chunks out of them; `spare`: of packs that are lost, all chunks lie elsewhere, too."""
 
     k: int
     m: int
@@ -46,6 +48,8 @@ class Pattern:
     packs: int
     pack_id: uuid.UUID
     there: int = 0
+    unreadable: bool = False
+    spare: bool = False
 
     @cached_property
     def good(self) -> int:
@@ -56,7 +60,7 @@ class Pattern:
     def recoverable(self) -> bool:
         """Whether the pack is there. Shards that are damaged somewhere give back what is left of them, row by row; only
         a verification can tell whether that was enough."""
-        return max(self.good, self.there) >= self.k
+        return max(self.good, self.there) >= self.k and not self.unreadable
 
     def without(self, backend: int) -> Pattern:
         """The same when a backend is lost."""
@@ -71,10 +75,12 @@ class Pattern:
     def bears(self, group_of: Mapping[int, Hashable]) -> int:
         """How many groups of backends, whichever they are, may be lost: each backend for itself where `group_of` is
         empty, failure domains where it names them. −1 where the pack is lost already. This is the rule."""
+        if not self.recoverable:
+            return -1
         groups = self._groups(group_of)
         for losses in range(len(groups) + 1):
             if self._fatal(groups, losses):
-                return max(losses - 1, 0 if self.recoverable else -1)
+                return max(losses - 1, 0)
         return len(groups)
 
     def _fatal(self, groups: dict[Hashable, set[int]], losses: int) -> bool:
@@ -107,14 +113,20 @@ class Pattern:
 
 
 class Presence:
-    """What the listings of a store's backends come to. Owned by one process, its tables live in `catalog`."""
+    """What the listings of a store's backends come to. Owned by one process, its tables live in `catalog`.
+    `lost_notes`: why it is not known what verifications found."""
 
     def __init__(self, catalog: Catalog, state: State) -> None:
         self._catalog = catalog
         self._state = state
         catalog.use("packs", spare=True)
+        catalog.use_unreadable()
         if catalog.lost:
-            raise Unreadable("; ".join(catalog.lost))
+            raise Unreadable(
+                f"which packs the store has is not known: {'; '.join(catalog.lost)}. Attach the backends that are "
+                "absent; see also: drystone verify"
+            )
+        self.lost_notes: list[str] = []
         catalog.replace("listed", _LISTED)
         self._names: list[str] = []
         self._sizes: list[int] = []
@@ -157,12 +169,34 @@ class Presence:
         execute(
             """
             CREATE OR REPLACE TABLE patterns AS
-            SELECT pack_id, k, m, coalesce(placed, []) AS placed, coalesce(there, 0) AS there
+            SELECT pack_id, k, m, coalesce(placed, []) AS placed, coalesce(there, 0) AS there,
+                   pack_id IN (SELECT pack_id FROM unreadable) AS unreadable, false AS spare
             FROM known_packs LEFT JOIN (
                 SELECT pack_id, count(DISTINCT shard) AS there,
                        list_sort(list(DISTINCT shard::UINTEGER * 65536 + backend) FILTER (NOT bad)) AS placed
                 FROM found_shards GROUP BY pack_id
             ) USING (pack_id)
+            """
+        )
+        self._find_spare()
+
+    def _find_spare(self) -> None:
+        """Which of the packs that are lost nobody lacks: all that lives in them was stored again."""
+        self._catalog.execute(
+            "CREATE OR REPLACE TABLE lost_packs AS SELECT pack_id FROM patterns WHERE unreadable OR there < k"
+        )
+        if not self._catalog.one("SELECT count(*) AS n FROM lost_packs")["n"]:
+            return  # so nobody need read what chunks there are
+        self._catalog.use("chunks", spare=True)
+        if self._catalog.lost:
+            return  # then nobody can tell which chunks they held
+        self._catalog.execute(
+            """
+            UPDATE patterns SET spare = true WHERE pack_id IN (SELECT pack_id FROM lost_packs) AND pack_id NOT IN (
+                SELECT pack_id FROM chunks SEMI JOIN lost_packs USING (pack_id)
+                WHERE chunk_id NOT IN (
+                    SELECT chunk_id FROM chunks ANTI JOIN lost_packs USING (pack_id)
+                    WHERE chunk_id IN (SELECT chunk_id FROM chunks SEMI JOIN lost_packs USING (pack_id))))
             """
         )
 
@@ -174,24 +208,31 @@ class Presence:
         last = next((each for each in reversed(self._state.verifications) if each.data), None)
         if last is None or not last.adds:
             return
-        paths = ", ".join("'" + self._catalog.replicas.path(file).replace("'", "''") + "'" for file in last.adds)
-        self._catalog.execute(
-            "INSERT INTO bad_shards SELECT DISTINCT pack_id, shard, backend, true "
-            f"FROM read_parquet([{paths}]) WHERE NOT missing"
-        )
+        paths = readable_paths(list(last.adds), self._catalog.replicas, self.lost_notes)
+        if paths:
+            self._catalog.execute(
+                "INSERT INTO bad_shards SELECT DISTINCT pack_id, shard, backend, true "
+                "FROM read_parquet(?) WHERE NOT missing",
+                [paths],
+            )
 
     def patterns(self) -> Iterator[Pattern]:
         """All patterns, streamed, in no order."""
         query = """
-            SELECT k, m, placed, there, count(*) AS packs, min(pack_id) AS pack_id FROM patterns
-            GROUP BY k, m, placed, there
+            SELECT k, m, placed, there, unreadable, spare, count(*) AS packs, min(pack_id) AS pack_id FROM patterns
+            GROUP BY k, m, placed, there, unreadable, spare
         """
         return map(_pattern, self._catalog.rows(query))
 
     def packs(self) -> Iterator[Pattern]:
         """The pattern of each pack by itself, streamed, by pack id."""
-        query = "SELECT k, m, placed, there, 1 AS packs, pack_id FROM patterns ORDER BY pack_id"
+        query = "SELECT *, 1 AS packs FROM patterns ORDER BY pack_id"
         return map(_pattern, self._catalog.rows(query))
+
+    def named(self, packs: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Which of these packs the manifests name."""
+        query = "SELECT pack_id FROM known_packs WHERE pack_id IN (SELECT unnest(?::BLOB[]))"
+        return {uuid.UUID(bytes=row["pack_id"]) for row in self._catalog.rows(query, [[each.bytes for each in packs]])}
 
     def stored(self) -> dict[int, tuple[int, int]]:
         """Backend number → good shards on it, and their length in bytes."""
@@ -204,4 +245,13 @@ class Presence:
 
 def _pattern(row: dict[str, Any]) -> Pattern:
     placed = tuple(divmod(each, 1 << 16) for each in row["placed"])
-    return Pattern(row["k"], row["m"], placed, row["packs"], uuid.UUID(bytes=row["pack_id"]), row["there"])
+    return Pattern(
+        row["k"],
+        row["m"],
+        placed,
+        row["packs"],
+        uuid.UUID(bytes=row["pack_id"]),
+        row["there"],
+        row["unreadable"],
+        row["spare"],
+    )

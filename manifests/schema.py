@@ -105,7 +105,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
     "scrubs": [
         ("time", "int64", "when, ns since 1970"),
         ("pack_id", "binary(16)", "pack"),
-        ("shard", "uint8", "index of the shard"),
+        ("shard", "uint8", "index of the shard; null where the pack as a whole could not be read"),
         ("backend", "uint16", "number of the backend it was found on"),
         ("bad_cells", "uint32", "cells whose checksum failed"),
         ("missing", "bool", "the shard was not there"),

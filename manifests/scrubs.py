@@ -1,8 +1,13 @@
-"""What a verification leaves behind: a log record of kind `scrub`, and rows of the table `scrubs` for what it found."""
+"""What a verification leaves behind: a log record of kind `scrub`, and rows of the table `scrubs` for what it found.
+
+Of each pack that it could not read there is a row without a shard. The last note counts (`State.unreadable_notes`): an
+ingest stores again what lies in these packs, and who reads takes another copy first.
+"""
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,31 +42,50 @@ def note_verification(
     facts: dict[str, Any],
     findings: Sequence[ShardFinding],
     key_of: Callable[[ShardFinding], str],
+    unreadable: Sequence[bytes] = (),
 ) -> None:
     """Write what a verification came to; `facts`: the record's `scrub`, as FORMAT.md has it; `key_of`: key of the shard
-    of a finding. Raises DrystoneError where the store can't be written to; `members` stay what they were."""
+    of a finding; `unreadable`: ids of packs of which it could not give back all chunks. Raises DrystoneError where the
+    store can't be written to; `members` stay what they were."""
     members = replace(members, present=dict(members.present), failed=dict(members.failed))
     members.require_writable()
     log.complete(members)
-    record_id, now = new_id(state.newest), time.time_ns()
+    record_id = new_id(state.newest)
     files: list[ManifestFile] = []
-    if findings:
-        writer = TableWriter("scrubs")
+    if findings or unreadable:
+        files.append(_write_findings(members, record_id, findings, key_of, unreadable))
+    write_record(members, make_record(record_id, "scrub", {"scrub": facts}, files))
+
+
+def _write_findings(
+    members: Members,
+    record_id: uuid.UUID,
+    findings: Sequence[ShardFinding],
+    key_of: Callable[[ShardFinding], str],
+    unreadable: Sequence[bytes],
+) -> ManifestFile:
+    now, writer = time.time_ns(), TableWriter("scrubs")
+    try:
         for start in range(0, len(findings), _ROWS_AT_ONCE):
             found = findings[start : start + _ROWS_AT_ONCE]
             numbers = [None if each.missing else _found_on(members, key_of(each)) for each in found]
             writer.append(
                 {
                     "time": np.full(len(found), now, np.int64),
-                    "pack_id": np.frombuffer(b"".join(each.pack_id for each in found), np.uint8).reshape(-1, 16),
+                    "pack_id": pa.array([each.pack_id for each in found], pa.binary(16)),
                     "shard": np.array([each.shard for each in found], np.uint8),
                     "backend": pa.array(numbers, pa.uint16()),
                     "bad_cells": np.array([each.bad_cells for each in found], np.uint32),
                     "missing": np.array([each.missing for each in found], np.bool_),
                 }
             )
-        files.append(writer.publish(members, file_name(record_id, 0)))
-    write_record(members, make_record(record_id, "scrub", {"scrub": facts}, files))
+        for start in range(0, len(unreadable), _ROWS_AT_ONCE):
+            packs = pa.array(unreadable[start : start + _ROWS_AT_ONCE], pa.binary(16))
+            writer.append({"time": np.full(len(packs), now, np.int64), "pack_id": packs})
+        return writer.publish(members, file_name(record_id, 0))
+    except BaseException:
+        writer.close()
+        raise
 
 
 def _found_on(members: Members, key: str) -> int | None:

@@ -24,8 +24,8 @@ class Space(NamedTuple):
 
 
 class BackendStorage(Protocol):
-    """One place that holds files by key. A key is a relative path with '/' between its parts. Methods raise
-    BackendError, naming the backend and the key.
+    """One place that holds files by key. A key is a relative path with '/' between its parts, none of them empty, '.'
+    or '..'. Methods raise BackendError, naming the backend and the key, also for what is no key and no range.
 
     One instance serves the threads of one process. A put is one write of a whole buffer, poisoned by any error: there
     is no append, no rename and no lock, so that an object store can do the same. Any kind must pass
@@ -96,10 +96,23 @@ class BackendStorage(Protocol):
         """Release what it holds; it may be called twice, and nothing may be called after it."""
 
 
+def checked_key(location: str, key: str) -> str:
+    """`key`, if it is one: so nothing outside of a backend is ever read, written or removed. Raises BackendError."""
+    if "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
+        raise BackendError(f"{location}: {key!r} is no key: that is a relative path without '.' and '..'")
+    return key
+
+
+def check_range(location: str, key: str, offset: int, length: int) -> None:
+    """Raises BackendError for what is no range."""
+    if offset < 0 or length < 0:
+        raise BackendError(f"{location}/{key}: {length} bytes from {offset} are no range")
+
+
 def storage_error(action: str, where: str, error: OSError) -> BackendError:
     """The error that a failed `action` (writing, reading, …) at `where` is raised as."""
     text = f"{action} {where}: {error.strerror or error}"
-    if error.errno in (errno.ENOENT, errno.ENOTDIR) and action != "writing":
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR) and action != "writing":
         return KeyNotFound(text)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BackendFull(f"{text}; free some space or remove the backend")

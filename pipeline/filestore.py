@@ -470,7 +470,10 @@ class FileStore(ObjectOperations):
         """The dedupe index: its kind, and how it stands in this cache; changes nothing."""
         from manifests.indexcache import index_status
 
-        return index_status(self._cache, self.state)
+        try:
+            return index_status(self._cache, self.state)
+        except OSError as error:
+            raise DrystoneError(f"looking at the dedupe index in {self._cache} failed: {error}") from error
 
     def rebuild_index(self, kind: str | None = None) -> IndexStatus:
         """Build the dedupe index of this cache anew, from the manifests. With `kind` other than the store's, that is
@@ -521,12 +524,18 @@ class FileStore(ObjectOperations):
         try:
             self._require_writable_format()
             note_verification(
-                self.members, self.log, self.state, verification_facts(result, data), result.shard_findings, _key_of
+                self.members,
+                self.log,
+                self.state,
+                verification_facts(result, data),
+                result.shard_findings,
+                _key_of,
+                sorted(result.unreadable_packs),
             )
         except DrystoneError as error:
             result.unnoted = str(error)
         else:
-            self._read_log()  # the catalog stays: a note changes nothing that is queried
+            self._read_log()  # the catalog stays: it knows already what the note says
         return result
 
 

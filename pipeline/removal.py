@@ -29,6 +29,8 @@ def weigh(presence: Presence, leaving: BackendInfo) -> Removal:
     for pattern in presence.patterns():
         packs += pattern.packs * any(backend == leaving.number for _, backend in pattern.placed)
         rest = pattern.without(leaving.number)
+        if pattern.spare:
+            continue
         lost += pattern.packs * (rest.good < rest.k)
         bears = rest.bears({}) if bears is None else min(bears, rest.bears({}))
     return Removal(leaving.backend_id, leaving.location, packs, lost, 0 if bears is None else bears)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -15,7 +16,7 @@ from manifests import format as fmt
 from manifests.backends import BackendStorage
 from manifests.config import ECScheme
 from manifests.errors import BackendError, KeyNotFound, Unreadable, UnsupportedFormat
-from manifests.placement import Seat, likely_places
+from manifests.placement import Seat, likely_places, rooms
 from stages.errors import DamagedShard
 from stages.shard import CellTable, ShardRecord, confirmed, data_offset, file_size, shard_key, table_size
 
@@ -101,14 +102,40 @@ class ShardSource:
         self.store_id = store_id
         self._backends = backends
         self._seats = seats
+        self._weights: tuple[float, ...] | None = None
         self.figures = ReadFigures()
 
     def candidates(self, place: PackPlace, index: int) -> Iterator[BackendStorage]:
-        """Backends to look on for a shard: first where the rule most likely put it, then where it put none, then all
-        others."""
-        likely = likely_places(place.scheme, self._seats, place.pack_id)
-        for number in sorted(self._backends, key=lambda number: (number != likely[index], number in likely)):
-            yield self._backends[number]
+        """Backends to look on for a shard: first where the rule most likely put it. Once that was in vain, their room
+        is asked for, and the rule again; then come its neighbours in the order of joining, for a backend more or less
+        before it moves a shard by one."""
+        first = None
+        if self._weights is None:
+            first = likely_places(place.scheme, self._seats, place.pack_id)[index]
+            if first in self._backends:
+                yield self._backends[first]
+            self._weights = self._ask_for_room()
+        likely = likely_places(place.scheme, self._seats, place.pack_id, self._weights)[index]
+        at = {seat.number: position for position, seat in enumerate(self._seats)}
+
+        def distance(number: int) -> int:
+            away = abs(at[number] - at[likely])
+            return min(away, len(at) - away)
+
+        for number in sorted(self._backends, key=distance):
+            if number != first:
+                yield self._backends[number]
+
+    def _ask_for_room(self) -> tuple[float, ...]:
+        """Weights for `likely_places`, by the room that there is now: about in proportion to what there was when packs
+        were written."""
+        spaces = {}
+        for number, storage in self._backends.items():
+            with suppress(BackendError):  # as good as the others then
+                spaces[number] = storage.space()
+        known = rooms(self._seats, spaces, 0)
+        even = sum(known[number].weight for number in spaces) / len(spaces) if spaces else 1.0
+        return tuple(known[seat.number].weight if seat.number in spaces else even for seat in self._seats)
 
     def read(self, storage: BackendStorage, key: str, offset: int, length: int) -> bytes:
         """A ranged read, counted. Zeros stand for sectors that can't be read; raises BackendError where none can."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from manifests.catalog import Catalog
@@ -17,12 +18,16 @@ from manifests.inflight import unfinished
 from manifests.log import FOLDER as LOG_FOLDER
 from manifests.log import Log, Run, State, Verification
 from manifests.presence import Presence
-from manifests.store import Members
+from manifests.store import Member, Members
 from pipeline.backend import Backend, describe
 from pipeline.presence import look_around
 
 #: After so many days without one, a verification of all data is due.
 VERIFY_DAYS = 90
+#: Tables without which all can be given back.
+HINTS = ("shards", "scrubs")
+#: Files that are on no backend and are named.
+NAMED_FILES = 10
 #: A backend of which more is used is nearly full, in percent.
 NEARLY_FULL = 95
 
@@ -43,7 +48,8 @@ class StoreStatus:
     """The state of a store. `bears_backends`, `bears_domains`: how many backends, or failure domains, may be lost from
     now on, whichever they are, with nothing lost: −1 where something can't be given back by what answers;
     `should_bear`: backends, were all in order; `short_packs`: packs that lack shards, `missing_shards` in all;
-    `lost_packs`: those of which less than k shards are good; `unfinished`: runs with traces → packs that they stored;
+    `lost_packs`: those that can't be read whole; `spare_packs`: more of these, which nobody lacks, as all that lives in
+    them was stored again; `unfinished`: runs with traces → packs that they stored and no other run took over;
     `advice`: what to do next, the most urgent first. `presence` tells of single packs while the store is open."""
 
     bears_backends: int
@@ -54,6 +60,7 @@ class StoreStatus:
     short_packs: int
     missing_shards: int
     lost_packs: int
+    spare_packs: int
     last_run: Run | None
     last_verification: Verification | None
     last_data_verification: Verification | None
@@ -81,6 +88,7 @@ class _Counted:
     short: int = 0
     missing: int = 0
     lost: int = 0
+    spare: int = 0
     bears_backends: int | None = None
     bears_domains: int | None = None
 
@@ -92,6 +100,9 @@ def _count(presence: Presence, domains: Mapping[int, Hashable]) -> _Counted:
         counted.packs += pattern.packs
         counted.missing += missing * pattern.packs
         counted.short += pattern.packs * (missing > 0)
+        if pattern.spare:
+            counted.spare += pattern.packs
+            continue
         counted.lost += pattern.packs * (not pattern.recoverable)
         backends, in_domains = pattern.bears({}), pattern.bears(domains)
         counted.bears_backends = _least(counted.bears_backends, backends)
@@ -108,7 +119,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
     presence, unlisted = look_around(members, state, catalog)
     domains = {info.number: info.domain for info in members.all}
     counted = _count(presence, domains)
-    copies, lacking, unreadable = _copies(members, log, state)
+    copies, lacking, nowhere, unreadable = _copies(members, log, state)
     unlisted.update(unreadable)
     # Of a store without packs, or beyond what its scheme promises, records alone tell nothing.
     of_records = min(len(held) for held in copies) - 1
@@ -120,7 +131,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         BackendShare(describe(members, info), *stored.get(info.number, (0, 0)), lacking[info.number])
         for info in members.all
     ]
-    runs, trouble = _unfinished(members)
+    runs, trouble = _unfinished(members, presence)
     unlisted.update(trouble)
     found = StoreStatus(
         bears_backends=bears_backends,
@@ -131,6 +142,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         short_packs=counted.short,
         missing_shards=counted.missing,
         lost_packs=counted.lost,
+        spare_packs=counted.spare,
         last_run=state.runs[-1] if state.runs else None,
         last_verification=state.verifications[-1] if state.verifications else None,
         last_data_verification=next((each for each in reversed(state.verifications) if each.data), None),
@@ -141,13 +153,19 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         presence=presence,
     )
     found.troubles.extend(_troubles(found, members, unlisted))
+    found.troubles.extend(f"{key} is on no backend that answers" for key in nowhere[:NAMED_FILES])
+    found.troubles.extend(f"what the last verification found is lost: {reason}" for reason in presence.lost_notes)
     found.advice.extend(_advice(found))
+    found.advice.extend(_shared_devices(members))
     return found
 
 
-def _copies(members: Members, log: Log, state: State) -> tuple[list[frozenset[int]], Counter[int], dict[int, str]]:
-    """The distinct sets of backends that hold a record or a manifest file in its length; how many of them each backend
-    lacks; and backends that could not be listed."""
+def _copies(
+    members: Members, log: Log, state: State
+) -> tuple[list[frozenset[int]], Counter[int], list[str], dict[int, str]]:
+    """The distinct sets of backends that hold a record or a manifest file in its length, of those without which
+    something can't be given back; how many of all each backend lacks; those that are on none; and backends that could
+    not be listed."""
     held: dict[str, set[int]] = {key: set() for key in log.records}
     sizes = {file.key: file.size for table in state.manifests for file in state.files(table)}
     held |= {key: set() for key in sizes}
@@ -164,12 +182,14 @@ def _copies(members: Members, log: Log, state: State) -> tuple[list[frozenset[in
     for numbers in held.values():
         for member in members.writable:
             lacking[member.number] += member.number not in numbers
-    return list({frozenset(numbers) for numbers in held.values()}), lacking, trouble
+    hints = {file.key for table in HINTS for file in state.files(table)}
+    sets = {frozenset(numbers) for key, numbers in held.items() if key not in hints}
+    return list(sets), lacking, sorted(key for key, numbers in held.items() if not numbers), trouble
 
 
-def _unfinished(members: Members) -> tuple[dict[uuid.UUID, int], dict[int, str]]:
+def _unfinished(members: Members, presence: Presence) -> tuple[dict[uuid.UUID, int], dict[int, str]]:
     try:
-        return {run: len(packs) for run, packs in unfinished(members).items()}, {}
+        return {run: len(set(packs) - presence.named(packs)) for run, packs in unfinished(members).items()}, {}
     except BackendError as error:
         return {}, {-1: str(error)}
 
@@ -204,25 +224,39 @@ def _advice(found: StoreStatus) -> list[str]:
     for backend in absent:
         advice.append(f"attach {backend.path} again, or, if it is gone for good: drystone backend remove {backend.id}")
     if found.lost_packs and not absent:
-        advice.append("name what is lost: drystone verify --data")
+        advice.append(
+            "name what is lost: drystone verify --data; then drystone ingest SOURCE stores again what is still there"
+        )
     elif found.troubles and not absent:
         advice.append("name what is damaged: drystone verify -v")
     if found.last_run is None:
         advice.append("archive something: drystone ingest SOURCE")
-    if found.unfinished:
+    if any(found.unfinished.values()):
         advice.append("let the next ingest take over what unfinished runs stored: drystone ingest SOURCE")
-    if found.packs and _is_due(found.last_data_verification):
+    if found.packs and (_is_due(found.last_data_verification) or found.presence.lost_notes):
         advice.append("read everything once: drystone verify --data")
     full = [share.backend for share in found.backends if share.backend.usage_percent > NEARLY_FULL]
     for backend in full:
         advice.append(f"{backend.path} is nearly full: drystone backend add DIR")
     if found.packs and 0 <= found.bears_domains < min(1, found.should_bear):
-        advice.append("the loss of one device loses everything: put backends on disks of their own")
+        advice.append("the loss of one failure domain loses everything: put backends on disks of their own")
     if not found.troubles and found.bears_backends < found.should_bear:
         advice.append(
             "packs of before there were so many backends share some: ingest into a new store to spread them all"
         )
     return advice
+
+
+def _shared_devices(members: Members) -> Iterator[str]:
+    """Backends that lie on one device now, though they are in different failure domains."""
+    on = dict[str, list[Member]]()
+    for member in members.present.values():
+        with suppress(BackendError):  # who can't tell its device has other troubles, which are named
+            on.setdefault(member.storage.device(), []).append(member)
+    for together in on.values():
+        if len({member.info.domain for member in together}) > 1:
+            places = ", ".join(member.storage.location for member in together)
+            yield f"one device holds {places}, which count as several domains: see drystone backend add --domain"
 
 
 def _is_due(last: Verification | None) -> bool:

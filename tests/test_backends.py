@@ -238,7 +238,30 @@ class TestAnyBackend:
         assert isinstance(got, bytes)
         assert got == wanted
 
-    @pytest.mark.parametrize("key", ["absent", "absent/below", "here/below", "fold"])
+    @pytest.mark.parametrize("key", ["", "/", "/k", "k/", "a//b", ".", "..", "../k", "a/../../k", "a/./b", "a\0b"])
+    def test_what_is_no_key_is_refused_and_touches_nothing(self, backend: BackendStorage, key: str) -> None:
+        backend.write("k", [b"x"])
+        for ask in (
+            backend.read,
+            backend.size,
+            backend.exists,
+            backend.delete,
+            backend.remove_folder,
+            lambda key: backend.write(key, [b"y"]),
+            lambda key: backend.read_range(key, 0, 1),
+            lambda key: list(backend.list(key or "..")),
+        ):
+            with pytest.raises(BackendError, match="is no key"):
+                ask(key)
+        assert [(each, backend.read(each)) for each in backend.list("")] == [("k", b"x")]
+
+    @pytest.mark.parametrize(("offset", "length"), [(-1, 1), (0, -1), (-3, 0)])
+    def test_what_is_no_range_is_refused(self, backend: BackendStorage, offset: int, length: int) -> None:
+        backend.write("k", [b"0123456789"])
+        with pytest.raises(BackendError, match="no range"):
+            backend.read_range("k", offset, length)
+
+    @pytest.mark.parametrize("key", ["absent", "absent/below", "here/below", "fold", "folder"])
     def test_an_absent_key_is_key_not_found(self, backend: BackendStorage, key: str) -> None:
         backend.write("here", [b"x"])
         backend.write("folder/k", [b"x"])
@@ -260,12 +283,13 @@ class TestAnyBackend:
         backend.write("log/a", [b"again"])
         assert backend.read("log/a") == b"again"
 
-    @pytest.mark.parametrize("key", ["absent", "absent/below"])
+    @pytest.mark.parametrize("key", ["absent", "absent/below", "folder"])
     def test_deleting_an_absent_key_is_fine(self, backend: BackendStorage, key: str) -> None:
         backend.delete(key)
         backend.write("k", [b"x"])
+        backend.write("folder/k", [b"x"])
         backend.delete(key)
-        assert list(backend.list("")) == ["k"]
+        assert sorted(backend.list("")) == ["folder/k", "k"]
 
     def test_a_list_goes_through_all_folders_below_and_no_others(self, backend: BackendStorage) -> None:
         keys = {"store.json", "log/1", "log/2", "packs/00/a.0", "packs/01/a.1", "packs/01/b.0", "packs2/x", "p"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tests.bench import limit, reaper
+from tests.bench import index, limit, reaper
 from tests.bench.compare import checked_out, verdict
 from tests.bench.datasets import MIB, DataSet, Missing, Places, linux, many_files, tar, text, versions
 from tests.bench.goals import GOALS, OURS
@@ -356,3 +356,13 @@ def test_room_is_asked_for_before_it_is_needed(tmp_path: Path) -> None:
 def test_restic_is_called_as_people_call_it(tmp_path: Path) -> None:
     site = Site(tmp_path / "store", tmp_path / "back", tmp_path / "cache")
     assert str(Restic("restic").verify(site)) == f"restic -q --no-cache -r {tmp_path}/store check --read-data"
+
+
+@pytest.mark.parametrize("kind", index.KINDS)
+def test_indexes_are_measured_at_size(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "LOOKUPS", 20_000)
+    index.make_store(tmp_path, 50_000)
+    figures = index.measure(tmp_path, kind)
+    assert figures["known"] > 0 and figures["new"] > 0
+    if kind == "disk":
+        assert 20 < figures["bytes_a_chunk"] < 40

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -433,6 +434,25 @@ def test_a_cache_that_can_t_be_written_is_done_without_and_said(store: FileStore
     assert result.exit_code == 0 and result.tally.new_chunks == 0
     with pytest.raises(DrystoneError, match=r"building the dedupe index in .* failed"):
         store.rebuild_index()
+
+
+def test_a_cache_on_a_read_only_file_system_is_used_as_it_stands(store: FileStore, tree: Path, tmp_path: Path) -> None:
+    """In a mount namespace of its own, so that no other process sees it."""
+    ingest(store, tree)
+    IndexCache(store.replicas.cache, "chunks").bring_up_to_date(store.state, store.replicas, lambda: None).close()
+    (tree / "more").write_bytes(b"something new" * 5000)
+    drystone, cache = f"{COMMAND} -s {tmp_path / 'store'}", tmp_path / "cache"
+    script = f"""
+        mount --bind {cache} {cache} && mount -o remount,ro,bind {cache} || exit 77
+        export DRYSTONE_CACHE={cache}
+        {drystone} index status && {drystone} ingest {tree} -q && {drystone} index rebuild
+    """
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("needs a mount namespace")
+    assert re.search(r"^chunks +[1-9].*current", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    assert "run 0" in done.stdout and "without the index" not in done.stderr
+    assert done.returncode == 1 and "building the dedupe index" in done.stderr and "Read-only" in done.stderr
 
 
 # --- the overlay -----------------------------------------------------------------------------------------------------

@@ -160,6 +160,21 @@ def test_a_removed_backend_that_comes_back_is_a_new_one(kept: tuple[FileStore, P
     assert store.status().bears_backends == 2  # its shards count again
 
 
+def test_an_id_that_was_removed_is_refused_before_anything_is_written(
+    kept: tuple[FileStore, Path], tmp_path: Path
+) -> None:
+    store, _ = kept
+    old = store.get_backend(str(tmp_path / "store" / "backend-1")).id
+    store.remove_backend(old)
+    records = len(store.log.records)
+    for identity, reason in ((old, "was removed"), (uuid.UUID(int=0), "stands for none")):
+        with pytest.raises(UsageError, match=reason):
+            store.add_backend(tmp_path / "new", backend_id=identity)
+    assert not (tmp_path / "new").exists()
+    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as opened:
+        assert len(opened.log.records) == records
+
+
 def test_what_only_the_leaving_one_holds_is_copied_first(make_store: MakeStore, tmp_path: Path) -> None:
     """A record and a manifest that reached too few others."""
     store = make_store(scheme="1+1")

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -49,6 +50,7 @@ from pipeline.metrics.meters import (
     requests_of,
 )
 from pipeline.metrics.publication import Address, Publication
+from pipeline.metrics.publish import Publisher
 from pipeline.restore.run import RestoreRequest
 from pipeline.topology import FanShape, VerifyShape, ingest_shape
 from tests.corruptors import shards
@@ -470,6 +472,34 @@ def test_a_push_that_fails_is_a_warning(site: Path) -> None:
         assert f"metrics are not pushed to {url.removeprefix('http://')}: " in done.stderr
         assert "secret" not in done.stderr
     assert got
+
+
+@pytest.mark.parametrize("drops", [b"", b"HTTP/1.1 200 OK\r\n" + b"X" * 100], ids=["silent", "drop by drop"])
+def test_a_gateway_that_does_not_come_to_an_end_is_given_up(drops: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.metrics.publish.PUSH_SECONDS", 0.5)
+    said: list[str] = []
+    given_up = threading.Event()
+
+    def answer() -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            for drop in drops:
+                connection.sendall(bytes([drop]))
+                if given_up.wait(0.05):
+                    return
+            given_up.wait(20)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        began = time.monotonic()
+        Publisher(Publication(push=url), "verify", StoreFigures(), said.append).end(0)
+        took = time.monotonic() - began
+        given_up.set()
+        thread.join()
+    assert took < 3
+    assert len(said) == 1 and said[0].startswith(f"metrics are not pushed to {url.removeprefix('http://')}: ")
 
 
 # --- scrapes ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from manifests.storage import Space
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
+from pipeline.shardfiles import PackPlace, ShardSource
 
 SCHEME = ECScheme(4, 2)
 INLINE = IngestOptions(inline=True, workers=1)
@@ -114,6 +116,34 @@ def test_readers_look_first_where_it_was_put() -> None:
     for _ in range(20):
         pack = new_id()
         assert list(likely_places(SCHEME, twelve, pack)) == place(SCHEME, twelve, pack, even(twelve))
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.5], ids=["same room", "room that shrank"])
+def test_readers_of_unequal_backends_seldom_look_in_vain(drift: float) -> None:
+    """Once a look was in vain they go by the room that there is."""
+
+    class Asked:
+        def __init__(self, number: int, free: int) -> None:
+            self.number, self.free = number, free
+
+        def space(self) -> Space:
+            return Space(1000 << 30, self.free)
+
+    chance = random.Random(2)
+    twelve = seats(*"abcdefghijkl")
+    free = [10 << 30] * 6 + [100 << 30] * 6
+    put = {seat.number: Room(float(room)) for seat, room in zip(twelve, free, strict=True)}
+    now = {n: Asked(n, int(room * (1 - drift * chance.random()))) for n, room in enumerate(free)}
+    source = ShardSource(uuid.uuid4(), now, twelve)  # type: ignore[arg-type]
+    in_vain = 0
+    for _ in range(100):
+        pack = PackPlace(new_id(), SCHEME, 1000, SCHEME.shard_length(1000))
+        where = place(SCHEME, twelve, pack.pack_id, put)
+        for index in range(6):
+            looked: list[int] = [asked.number for asked in source.candidates(pack, index)]  # type: ignore[attr-defined]
+            assert sorted(looked) == list(range(12))
+            in_vain += looked.index(where[index])
+    assert in_vain / 600 < (0.1 if drift == 0 else 0.5)
 
 
 def shard_counts(store: FileStore) -> dict[int, int]:

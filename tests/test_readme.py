@@ -142,7 +142,7 @@ VARYING = [
 
 #: Lines that depend on the machine's devices, or on chance.
 PASSED_OVER = re.compile(
-    r"warning: one device holds|next: (?:\S+ is nearly full|the loss of one device)|decoded [\d,]+ missing"
+    r"warning: one device holds|next: (?:\S+ is nearly full|the loss of one failure domain)|decoded [\d,]+ missing"
     r"|healed [\d,]+ damaged"
 )
 

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from manifests import format as fmt
-from manifests.errors import NotFound
+from manifests.errors import NotFound, Unreadable
+from manifests.inflight import Inflight
 from manifests.presence import Pattern
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
@@ -152,6 +154,38 @@ def test_what_a_verification_found_bad_does_not_count(store: FileStore, tmp_path
     assert rows == [{"backend": n, "bad_cells": 1, "missing": False} for n in range(3)]
 
 
+def test_what_a_verification_found_and_is_lost_wants_another_one(store: FileStore, tmp_path: Path) -> None:
+    flip(shards(tmp_path, 0)[0], 20_000)
+    assert store.verify(data=True, inline=True, workers=1).exit_code == 4
+    for path in (tmp_path / "store").rglob("manifests/scrubs/*"):
+        path.unlink()
+    with reopened(tmp_path) as opened:
+        status = opened.status()
+        assert (status.exit_code, status.bears_backends) == (4, 2)  # nothing of it is needed to give all back
+        assert any("what the last verification found is lost" in each for each in status.troubles)
+        assert any("verify --data" in each for each in status.advice)
+
+
+def test_a_manifest_that_is_on_no_backend_is_named(store: FileStore, tmp_path: Path) -> None:
+    for path in (tmp_path / "store").rglob("manifests/extents/*"):
+        path.unlink()
+    command = [str(Path(sys.executable).with_name("drystone")), "-s", str(tmp_path / "store"), "status"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 3
+    assert shown.stdout.startswith("safe: NO: records or manifest files are on no backend that answers")
+    assert re.search(r"^amiss: manifests/extents/\S+ is on no backend that answers$", shown.stdout, re.MULTILINE)
+
+
+def test_which_packs_there_are_must_be_known(store: FileStore, tmp_path: Path) -> None:
+    for path in (tmp_path / "store").rglob("manifests/packs/*"):
+        path.unlink()
+    with (
+        reopened(tmp_path) as opened,
+        pytest.raises(Unreadable, match=r"which packs the store has is not known.*verify"),
+    ):
+        opened.status()
+
+
 def test_a_record_or_manifest_on_too_few_backends_wants_mending(store: FileStore, tmp_path: Path) -> None:
     for backend in range(5):
         next((tmp_path / "store" / f"backend-{backend}" / "manifests" / "packs").iterdir()).unlink()
@@ -169,6 +203,34 @@ def test_domains_are_counted_apart_from_backends(tmp_path: Path) -> None:
         status = store.status()
         assert (status.bears_backends, status.bears_domains, status.domains) == (2, 1, 3)
         assert status.exit_code == 0
+
+
+def test_domains_that_share_a_device_are_named(tmp_path: Path) -> None:
+    with FileStore.create([tmp_path / name for name in "abc"], cache=tmp_path / "cache") as store:
+        assert not any("one device holds" in each for each in store.status().advice)
+        store.add_backend(tmp_path / "b", domain="elsewhere")
+        [said] = [each for each in store.status().advice if "one device holds" in each]
+        assert all(str(tmp_path / name) in said for name in "abc")
+        assert store.status().exit_code == 0
+
+
+def test_what_was_taken_over_is_nobodys_any_more(make_store: MakeStore, tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(random.Random(4).randbytes(900_000))
+    store = make_store()
+    result = store.ingest([str(tmp_path / "noise")], options=INLINE)
+    packs = [uuid.UUID(path.name.partition(".")[0]) for path in shards(tmp_path, 0)]
+    dead = Inflight(store.members, uuid.UUID("01890000-0000-7000-8000-000000000001"))
+    dead.begin()
+    for pack in packs:
+        dead.note_pack(pack)
+    dead.flush()
+    status = store.status()
+    assert result.tally.packs and set(status.unfinished.values()) == {0}
+    assert not any("take over" in each for each in status.advice)
+    dead.note_pack(uuid.UUID(int=5))
+    dead.flush()
+    assert set(store.status().unfinished.values()) == {1}
+    assert any("take over" in each for each in store.status().advice)
 
 
 def test_verifications_are_remembered_and_a_whole_one_clears_the_last(store: FileStore, tmp_path: Path) -> None:
@@ -222,6 +284,7 @@ def test_the_command_ends_with_4_and_names_what_to_do(store: FileStore, tmp_path
     assert risk.returncode == 4 and "any 2 of 0 1 2 4 5" in risk.stdout
     rows = [json.loads(line) for line in drystone("status", "--risk", "--format", "jsonl").stdout.splitlines()]
     assert len(rows) == record["packs"] and all(len(row["lost_with"]) == 10 for row in rows)
+    assert not any(row["lost_with_more"] for row in rows)
 
 
 # --- a pack as its shards

@@ -156,8 +156,8 @@ def remove_command(
 def _removal_lines(location: str, packs: int, lost: int, bears: int, dry_run: bool) -> Iterator[str]:
     yield f"{'would remove' if dry_run else 'removed'} {location}; its files are left there"
     held = f"{packs:,} packs have" if packs != 1 else "1 pack has"
-    more = "backend" if bears == 1 else "backends"
+    more = f"any {bears} more {'backend' if bears == 1 else 'backends'}" if bears else "no more backends"
     if lost:
         yield f"LOST: {lost:,} packs can't be recovered without it"
     elif packs:
-        yield f"{held} shards on it; without them any {bears} more {more} may be lost"
+        yield f"{held} shards on it; without them {more} may be lost"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from textwrap import indent
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -80,7 +81,13 @@ def _table(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:
 
 
 def _json(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:
-    sys.stdout.write(json.dumps(list(rows), ensure_ascii=False, default=str, indent=2) + "\n")
+    """As json.dumps with an indent of 2 writes a list of all rows, one row at a time."""
+    between = "[\n"
+    for row in rows:
+        text = json.dumps(row, ensure_ascii=False, default=str, indent=2)
+        sys.stdout.write(between + indent(text, "  "))
+        between = ",\n"
+    sys.stdout.write("[]\n" if between == "[\n" else "\n]\n")
 
 
 def _jsonl(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:

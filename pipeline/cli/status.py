@@ -61,6 +61,8 @@ def _show(found: StoreStatus) -> None:
     click.echo(f"safe: {_safety(found)}")
     packs = f"{found.packs:,} packs" if found.packs != 1 else "1 pack"
     lack = f"{found.short_packs:,} short of shards" if found.short_packs else "all whole"
+    if found.spare_packs:
+        lack += f", {found.spare_packs:,} lost of which all was stored again"
     click.echo(f"{packs}, {lack}, by listing and the last verification")
     for line in _history(found):
         click.echo(line)
@@ -88,6 +90,8 @@ def _show(found: StoreStatus) -> None:
 
 def _safety(found: StoreStatus) -> str:
     count = len(found.backends)
+    if found.bears_backends < 0 and not found.lost_packs:
+        return "NO: records or manifest files are on no backend that answers"
     if found.bears_backends < 0:
         return f"NO: {found.lost_packs:,} of {found.packs:,} packs can't be given back by the backends that answer"
     still = " more" if found.bears_backends < found.should_bear else ""
@@ -110,7 +114,7 @@ def _history(found: StoreStatus) -> Iterator[str]:
     if found.last_data_verification is not found.last_verification:
         yield _verified("last verification of all data", found.last_data_verification)
     for unfinished, packs in found.unfinished.items():
-        yield f"unfinished run {unfinished}: under way, or died; {packs:,} packs stored"
+        yield f"unfinished run {unfinished}: under way, or died; {packs:,} packs stored that are no other run's"
 
 
 def _verified(name: str, last: Verification | None) -> str:
@@ -147,6 +151,7 @@ def _record(found: StoreStatus) -> dict[str, Any]:
         "short_packs": found.short_packs,
         "missing_shards": found.missing_shards,
         "lost_packs": found.lost_packs,
+        "spare_packs": found.spare_packs,
         "last_run": None if run is None else {"run": str(run.run_id), "time": run.time, "age_seconds": _age(run.time)},
         "last_verification": _verification_record(found.last_verification),
         "last_data_verification": _verification_record(found.last_data_verification),
@@ -198,8 +203,10 @@ def _show_risk(found: StoreStatus, locations: dict[int, str]) -> None:
 
 
 def _lethal_text(pattern: Pattern) -> str:
+    if pattern.spare:
+        return "lost already; all that lives in them was stored again"
     if not pattern.recoverable:
-        return "lost already: too few shards"
+        return "lost already: " + ("a verification could not read them" if pattern.unreadable else "too few shards")
     if pattern.good < pattern.k:
         return "any of those with a damaged shard"
     numbers = sorted({backend for _, backend in pattern.placed})
@@ -211,6 +218,7 @@ def _lethal_text(pattern: Pattern) -> str:
 
 
 def _risk_record(pattern: Pattern, locations: dict[int, str]) -> dict[str, Any]:
+    sets = pattern.lethal_sets(NAMED_SETS + 1)
     return {
         "pack": str(pattern.pack_id),
         "good_shards": pattern.good,
@@ -218,6 +226,8 @@ def _risk_record(pattern: Pattern, locations: dict[int, str]) -> dict[str, Any]:
         "parity_shards": pattern.m,
         "backends_that_may_be_lost": max(0, pattern.bears({})),
         "recoverable": pattern.recoverable,
+        "stored_again": pattern.spare,
         "backends": sorted({locations[backend] for _, backend in pattern.placed}),
-        "lost_with": [[locations[number] for number in each] for each in pattern.lethal_sets(NAMED_SETS)],
+        "lost_with": [[locations[number] for number in each] for each in sets[:NAMED_SETS]],
+        "lost_with_more": len(sets) > NAMED_SETS,
     }

@@ -83,6 +83,8 @@ def verify_command(
         click.echo(line, err=True)
     if len(lines) > NAMED_SHORT and not verbose:
         click.echo(f"… and {len(lines) - NAMED_SHORT} more; see: drystone verify -v", err=True)
+    if result.unreadable_packs and result.exit_code == 3 and not result.unnoted:
+        click.echo("what the sources still hold, the next ingest stores again", err=True)
     if result.unnoted:
         click.echo(f"this verification is not noted in the store: {result.unnoted}", err=True)
     if output != "table":
@@ -104,6 +106,7 @@ def verify_command(
                 "bad_copies": len(result.bad_copies),
                 "absent_backends": result.absent_backends,
                 "lost_chunks": result.lost_chunks,
+                "unreadable_packs": len(result.unreadable_packs),
                 "lost_manifests": result.lost_manifests,
                 "lost_objects": result.lost_object_count,
                 "wrong_objects": result.wrong_object_count,
@@ -135,6 +138,9 @@ def _verdict(result: VerifyResult) -> str:
         damage += f", {result.lost_directories:,} packs without their directory"
     if result.mislisted_packs:
         damage += f", {result.mislisted_packs:,} packs of which the manifests tell something else than their directory"
+    if result.unreadable_packs:
+        packs = "pack" if len(result.unreadable_packs) == 1 else "packs"
+        damage += f", {len(result.unreadable_packs):,} {packs} that can't be read whole"
     if result.exit_code == 4:
         return f"damaged, but nothing is lost: {damage}; everything can still be restored"
     if result.wrong_object_count and not result.lost_object_count:

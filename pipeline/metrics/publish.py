@@ -9,6 +9,7 @@ import http.client
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.metrics.figures import StoreFigures
 from pipeline.metrics.publication import Address, Publication, host_of
 
 JOB = "drystone"
+#: A push takes no longer, whatever the gateway does.
 PUSH_SECONDS = 10.0
 
 
@@ -97,7 +99,19 @@ class Publisher:
     def _push(self, url: str) -> None:
         # Added to what the gateway has of this command: so an earlier success stays where this run had none.
         group = {"command": self._command.name, "instance": socket.gethostname()}
-        try:
-            pushadd_to_gateway(url, JOB, self._registry, grouping_key=group, timeout=PUSH_SECONDS)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            self._say(f"metrics are not pushed to {host_of(url)}: {error}")
+        troubles: list[str] = []
+
+        def push() -> None:
+            try:
+                pushadd_to_gateway(url, JOB, self._registry, grouping_key=group, timeout=PUSH_SECONDS)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                troubles.append(str(error))
+
+        # The timeout counts from byte to byte, and not for names: who answers drop by drop would hold the command.
+        thread = threading.Thread(target=push, daemon=True)
+        thread.start()
+        thread.join(PUSH_SECONDS)
+        if thread.is_alive():
+            troubles.append(f"no answer within {PUSH_SECONDS:.0f} s")
+        for trouble in troubles[:1]:
+            self._say(f"metrics are not pushed to {host_of(url)}: {trouble}")

@@ -300,7 +300,7 @@ class ObjectOperations:
         with self._lock:
             catalog = self.catalog
             catalog.use("chunks")
-        return catalog.batches('SELECT DISTINCT chunk_id, pack_id, block, "offset", length FROM chunks')
+        return catalog.batches('SELECT DISTINCT chunk_id, pack_id, block, "offset", length FROM live_chunks')
 
     def get_index_stats(self) -> IndexStats:
         """Chunks that are alive, and their bytes: summed once over packs, then kept up to date, so O(1).

@@ -17,7 +17,15 @@ from manifests.columns import PLAN_DTYPE, Batch
 from manifests.contents import COVERED_BLOCKS
 from manifests.errors import BackendError, DrystoneError, KeyNotFound
 from manifests.ids import NIL
-from manifests.inspect import BadCopy, LostRange, affected_objects, bad_copies, chunks_of_pack, packs
+from manifests.inspect import (
+    BadCopy,
+    LostRange,
+    affected_objects,
+    bad_copies,
+    chunks_of_pack,
+    chunks_without_copy,
+    packs,
+)
 from manifests.log import Log, State
 from manifests.scrubs import ShardFinding
 from manifests.store import Members
@@ -65,7 +73,8 @@ class VerifyResult:
     which only the manifests tell what lies in them; `mislisted_packs`: packs of which they tell something else than the
     directory; `damaged_shards`: lines for people; `lost_objects`: (run, path), the first of them; `wrong_objects`
     likewise, those whose chunks are whole and whose content is not what was recorded of it, or makes no sense;
-    `checked_bytes` and `checked_packs` tell how much data was read; `shard_findings`: the damaged shards for the table
+    `checked_bytes` and `checked_packs` tell how much data was read; `lost_chunks`: those of which no other pack has a
+    copy; `shard_findings` and `unreadable_packs` (ids, of packs that did not give back all their chunks): for the table
     `scrubs`; `unnoted`: why the store has no note of this verification."""
 
     seconds: float = 0.0
@@ -87,12 +96,13 @@ class VerifyResult:
     lost_objects: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
     wrong_objects: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
     shard_findings: list[ShardFinding] = field(default_factory=list)
+    unreadable_packs: set[bytes] = field(default_factory=set)
     unnoted: str = ""
 
     @property
     def repairable(self) -> bool:
         damaged = self.bad_cells or self.missing_shards or self.flawed_shards
-        contradicted = self.lost_directories or self.mislisted_packs
+        contradicted = self.lost_directories or self.mislisted_packs or self.unreadable_packs
         return bool(damaged or contradicted or self.bad_copies or self.absent_backends)
 
     @property
@@ -193,6 +203,7 @@ class VerifyHome:
             result.damaged_shards.append(f"{shard}: {reason}")
         elif kind == LOST_CHUNK:
             result.lost_chunks += 1
+            result.unreadable_packs.add(pack_id)
             if len(self.lost_chunks) < KEPT_LOST:
                 self.lost_chunks.append((pack_id, row["chunk_id"].tobytes()))
         elif kind == LOST_DIRECTORY:
@@ -207,6 +218,7 @@ class VerifyHome:
             self._unlisted.append(pack_id)
         elif kind == LOST_PACK:
             result.damaged_shards.append(reason)
+            result.unreadable_packs.add(pack_id)
             self.lost_packs.append(pack_id)
 
 
@@ -264,7 +276,10 @@ def _verify_data(
         cleanup=(str(catalog.temp_directory),),
         on_tick=on_tick,
     )
+    catalog.note_unreadable(list(result.unreadable_packs), anew=True)
     ranges = [LostRange(pack_id, 0, fmt.PACK_MAX) for pack_id in home.lost_packs]
+    # Beyond what was kept nobody knows which have another copy: they count as lost.
+    result.lost_chunks -= len(home.lost_chunks) - chunks_without_copy(catalog, home.lost_chunks)
     _name_lost(catalog, home.lost_chunks, ranges, result, unplaced=True)
     result.wrong_object_count, rows = home.contents.objects(NAMED_OBJECTS)
     result.wrong_objects = [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
@@ -322,6 +337,7 @@ def _verify_presence(members: Members, catalog: Catalog, result: VerifyResult) -
             except DrystoneError as error:
                 result.damaged_shards.append(str(error))
                 lost.append(LostRange(row["pack_id"].tobytes(), 0, fmt.PACK_MAX))
+                result.unreadable_packs.add(row["pack_id"].tobytes())
                 continue
             missing = set()
             for index in range(place.scheme.total_shards):
@@ -335,7 +351,9 @@ def _verify_presence(members: Members, catalog: Catalog, result: VerifyResult) -
             result.missing_shards += len(missing)
             if len(missing) > place.scheme.m:
                 lost.extend(_ranges(row, missing))
+                result.unreadable_packs.add(row["pack_id"].tobytes())
     if lost:
+        catalog.note_unreadable(list(result.unreadable_packs), anew=False)
         _name_lost(catalog, [], lost, result)
 
 
@@ -370,6 +388,7 @@ def verification_facts(result: VerifyResult, data: bool) -> dict[str, int | bool
         "bad_copies": len(result.bad_copies),
         "lost_objects": result.lost_object_count,
         "wrong_objects": result.wrong_object_count,
+        "unreadable_packs": len(result.unreadable_packs),
         "exit_code": result.exit_code,
         "seconds": round(result.seconds, 3),
     }

@@ -159,7 +159,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
             if kind == "memory":
                 memory = MemoryIndex(chunks)
                 with took(figures, "load"):
-                    for rows in known_chunks(store.state, store.replicas):
+                    for rows in known_chunks(store.state, store.replicas, []):
                         memory.put_batch(rows["id"], rows["length"])
                 index, figures["bytes_a_chunk"] = memory, memory.touched_bytes / chunks
             else:
