@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import PurePath
 
 from manifests.errors import UsageError
-from manifests.store import Members
+from manifests.store import BACKEND_KEY, Members
 from stages.scan import Source
 from stages.select import Identity
 
@@ -22,10 +22,10 @@ def backend_directories(members: Members) -> dict[Identity, str]:
     """Device and inode → location of the backends that are directories on this machine and answer."""
     found = {}
     for member in members.present.values():
-        folder = member.storage.local_path("")
-        if folder is not None:
+        identity = member.storage.local_path(BACKEND_KEY)
+        if identity is not None:
             with suppress(OSError):  # it went this moment, and whoever writes to it says so
-                info = os.stat(folder)
+                info = os.stat(identity.parent)
                 found[info.st_dev, info.st_ino] = member.storage.location
     return found
 
