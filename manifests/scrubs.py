@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from manifests.errors import BackendError
 from manifests.ids import new_id
-from manifests.log import Log, ManifestFile, State, make_record, write_record
+from manifests.log import Log, LogRecord, ManifestFile, State, make_record, write_record
 from manifests.store import Members
 from manifests.tables import TableWriter, file_name
 
@@ -37,7 +37,7 @@ def note_verification(
     facts: dict[str, Any],
     findings: Sequence[ShardFinding],
     key_of: Callable[[ShardFinding], str],
-) -> None:
+) -> LogRecord:
     """Write what a verification came to; `facts`: the record's `scrub`, as FORMAT.md has it; `key_of`: key of the shard
     of a finding. Raises DrystoneError where the store can't be written to; `members` stay what they were."""
     members = replace(members, present=dict(members.present), failed=dict(members.failed))
@@ -61,7 +61,9 @@ def note_verification(
                 }
             )
         files.append(writer.publish(members, file_name(record_id, 0)))
-    write_record(members, make_record(record_id, "scrub", {"scrub": facts}, files))
+    record = make_record(record_id, "scrub", {"scrub": facts}, files)
+    write_record(members, record)
+    return record
 
 
 def _found_on(members: Members, key: str) -> int | None:

@@ -28,6 +28,7 @@ from pipeline.errors import PipelineError
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.objects.refs import ObjectRef
+from pipeline.objects.request import KEY_MAX, TTL_MAX
 from pipeline.ranges import BlockCache
 from pipeline.restore.run import RestoreRequest
 
@@ -55,6 +56,19 @@ class FailingReader:
         if not data:
             raise OSError("the line went dead")
         return data
+
+
+class LyingReader:
+    """Says that it gave `count` bytes, and gave none."""
+
+    def __init__(self, count: int | None) -> None:
+        self.count = count
+
+    def readinto(self, target: memoryview) -> int | None:
+        return self.count
+
+    def read(self, size: int = -1) -> bytes:
+        return b""
 
 
 class ShyReader:
@@ -224,17 +238,55 @@ def test_deleted_objects_are_gone_at_once_and_other_versions_stay(make_store: Ma
     assert store.get_object_data("key").read() == b"newest"
 
 
-def test_expired_objects_are_not_found(make_store: Make) -> None:
+def test_expired_objects_are_not_found(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store()
-    ref = store.put_object("key", io.BytesIO(b"x"), ttl=0.4)
-    assert store.get_object("key").ttl == 0.4
-    time.sleep(0.5)  # longer than it lives
+    ref = store.put_object("key", io.BytesIO(b"x"), ttl=3600)
+    assert store.get_object("key").ttl == 3600 and ref.expires_ns is not None
+    monkeypatch.setattr("pipeline.objects.request.now_ns", lambda: ref.expires_ns - 1)
+    assert store.get_object(ref.id) == ref
+    monkeypatch.setattr("pipeline.objects.request.now_ns", lambda: ref.expires_ns)
     for name in ("key", ref.id):
         with pytest.raises(NotFound, match="expired") as error:
             store.get_object(name)
         assert not isinstance(error.value, ObjectDeleted)
     assert list(store.list_objects()) == []
     assert store.delete_object("key").deleted_ns is not None
+
+
+def test_a_time_to_live_may_be_over_at_once_and_be_long(make_store: Make) -> None:
+    store = make_store()
+    with store.batch():
+        store.put_object("over", io.BytesIO(b"x"), ttl=0)
+        store.put_object("long", io.BytesIO(b"x"), ttl=TTL_MAX)
+    with pytest.raises(NotFound, match="expired"):
+        store.get_object_range("over", 0, 1)
+    ref = store.get_object("long")
+    assert ref.ttl == TTL_MAX and ref.created is not None and ref.expires is not None
+    assert ref.expires.year - ref.created.year in (200, 201)
+
+
+@pytest.mark.parametrize(
+    "key", ["a\0b", "../../etc/passwd", "/", ".", "a//b", "x" * KEY_MAX, "\U0001f9f1 stone\n", "latest:x"]
+)
+def test_keys_are_any_text(make_store: Make, tmp_path: Path, key: str) -> None:
+    store = make_store()
+    ref = store.put_object(key, io.BytesIO(b"x"), metadata={key[:99]: key[:99]})
+    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as again:
+        assert again.get_object(key) == ref and again.get_object_data(key).read() == b"x"
+        assert [found.key for found in again.list_objects(key)] == [key]
+
+
+def test_what_is_told_of_an_object_is_a_value(make_store: Make) -> None:
+    store, told = make_store(), {"who": "me"}
+    with store.batch():
+        ref = store.put_object("key", io.BytesIO(b"x"), metadata=told)
+        told["who"] = "you"
+        ref.metadata["who"] = "they"  # type: ignore[index]
+    found = store.get_object("key")
+    assert found.metadata == {"who": "me"}
+    assert len({found, store.get_object(found.id)}) == 1
+    gone = store.delete_object("key")
+    assert gone.deleted is not None and gone.created is not None and gone.deleted >= gone.created
 
 
 def test_etags_can_be_switched_off(make_store: Make, tmp_path: Path) -> None:
@@ -264,13 +316,26 @@ def test_lists_are_by_prefix_and_bucket(make_store: Make, monkeypatch: pytest.Mo
     "wrong",
     [
         {"key": ""},
+        {"key": b"bytes"},
+        {"key": None},
+        {"bucket": None},
+        {"content_type": 0},
         {"key": "\ud800"},
         {"key": "x" * (64 << 10) + "x"},
         {"ttl": -1},
         {"ttl": float("nan")},
+        {"ttl": float("inf")},
+        {"ttl": 1e12},
+        {"ttl": "5"},
         {"metadata": {"a": 1}},
+        {"metadata": [("a", "b")]},
         {"compression": "gzip"},
+        {"compression": 5},
         {"reader": io.StringIO("text")},
+        {"reader": b"bytes"},
+        {"reader": LyingReader(-1)},
+        {"reader": LyingReader(1 << 40)},
+        {"reader": LyingReader(None)},
     ],
 )
 def test_puts_that_make_no_sense_are_refused(make_store: Make, wrong: dict[str, object]) -> None:
