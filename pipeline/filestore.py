@@ -246,6 +246,7 @@ class FileStore(ObjectOperations):
             return self._catalog
 
     def _reload(self) -> None:
+        self._look_again()
         with self._lock:
             records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
             self.log, self.state = records, storelog.fold(records.records.values())
@@ -366,6 +367,7 @@ class FileStore(ObjectOperations):
         """
         from pipeline.status import store_status
 
+        self._look_again()
         return store_status(self.members, self.log, self.state, self.catalog)
 
     def _require_open(self) -> None:
@@ -625,6 +627,7 @@ class FileStore(ObjectOperations):
         from pipeline.verify.run import verification_facts, verify
 
         tick = self.figures.watch(VERIFY_COUNTERS, on_tick)
+        self._look_again()
         result = verify(
             self.members, self.log, self.state, self.catalog,
             data=data, workers=workers, memory=memory, inline=inline, on_tick=tick,

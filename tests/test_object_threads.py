@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from manifests.errors import BackendFull, NotFound, UsageError
+from manifests.errors import BackendError, BackendFull, NotFound, TooFewBackends, UsageError
+from manifests.localdirectory import LocalDirectory
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.metrics.meters import Count
@@ -217,10 +218,41 @@ def test_full_disks_are_read_on_and_written_again_when_there_is_room(
             store.put_object("more", io.BytesIO(data_of("more")))
         assert store.get_object_data("key").read() == data_of("key")
         assert all(store.get_ec_group(pack).can_recover for pack in packs_of(store))
+        assert store.status().bears_backends == 2
+        with pytest.raises(BackendFull):
+            store.write_chunk(blake3(b"x").digest(), b"x")
+        result = store.verify(data=True, inline=True, workers=1)
+        assert (result.exit_code, result.lost_manifests) == (0, []) and "No space" in result.unnoted
     patch.undo()
     store.put_object("more", io.BytesIO(data_of("more")))
     assert [ref.key for ref in store.list_objects()] == ["key", "more"]
     assert store.verify(data=True, inline=True, workers=1).exit_code == 0
+
+
+def test_backends_that_can_not_be_listed_any_more_are_written_around(
+    make_store: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, failing = make_store(), ["backend-1"]
+    store.put_object("key", io.BytesIO(data_of("key")))
+    whole = LocalDirectory.list
+
+    def listing(self: LocalDirectory, prefix: str) -> Iterator[str]:
+        if Path(self.location).name in failing:
+            raise BackendError(f"listing {self.location}/{prefix} failed: Input/output error")
+        return whole(self, prefix)
+
+    monkeypatch.setattr(LocalDirectory, "list", listing)
+    with store.batch():
+        store.put_object("more", io.BytesIO(data_of("more")))
+        failing.append("backend-2")
+    assert store.get_object_data("more").read() == data_of("more")
+    failing.append("backend-3")
+    with pytest.raises(TooFewBackends):
+        store.put_object("too much", io.BytesIO(b"x"))
+    failing.clear()
+    store.put_object("last", io.BytesIO(b"x"))
+    assert [ref.key for ref in store.list_objects()] == ["key", "last", "more"]
+    assert store.verify(data=True, inline=True, workers=1).exit_code in (0, 4)  # shards that were passed over
 
 
 def test_reads_of_programs_are_metered(make_store: Make, tmp_path: Path) -> None:

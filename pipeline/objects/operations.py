@@ -418,6 +418,7 @@ class ObjectOperations:
         with self._turn:
             self._require_open()
             if self._batch is None:  # what a batch builds on must not change under it
+                self._look_again()
                 self._follow()
 
     @contextmanager
@@ -487,11 +488,15 @@ class ObjectOperations:
         self._require_open()
         self._require_writable_format()
         if self._batch is None:
-            if self.members.dropped:
-                self._reopen()  # what failed, as by being full, may be well again
+            self._look_again()
             self._follow()
         self.members.require_writable()
         self.log.complete(self.members)
+
+    def _look_again(self) -> None:
+        """A backend that failed, as by being full, may be well again. A batch stays with those that it began with."""
+        if self.members.dropped and self._batch is None:
+            self._reopen()
 
     def _follow(self) -> None:
         """See what others have written since."""
