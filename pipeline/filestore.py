@@ -25,6 +25,7 @@ from manifests import store as membership
 from manifests.backends import BackendStorage
 from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, StoreConfig, require_index_kind
 from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat, UsageError
+from manifests.ids import is_object_id
 from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
 from manifests.replicas import Replicas
@@ -449,13 +450,16 @@ class FileStore(ObjectOperations):
         return self.state.find_run(name)
 
     def list(self, selection: str = "", *, recursive: bool = False) -> Iterator[ObjectInfo]:
-        """Objects at and below `RUN[:PATH]`, streamed. Raises NotFound when there is none.
+        """Objects at and below `RUN[:PATH]`, streamed, or that of an id. Raises NotFound when there is none.
 
         >>> [info.path for info in store.list("latest:data")]
         [b'data', b'data/todo.txt']
         """
         from manifests.objects import list_objects
 
+        if is_object_id(selection):
+            yield self._find(selection, "")[1]
+            return
         chosen = Selection.parse(selection)
         run = self.run(chosen.run)
         found = False
@@ -509,7 +513,8 @@ class FileStore(ObjectOperations):
     def open_range(
         self, selection: str, byte_range: ByteRange | None = None, figures: ReadFigures | None = None
     ) -> Iterator[bytes]:
-        """The bytes of one object, or of a range of it, piece by piece; only the blocks that hold them are read.
+        """The bytes of one object (`RUN:PATH`, or its id), or of a range of it, piece by piece; only the blocks that
+        hold them are read.
         `figures`, when given, counts the reads. Raises NotFound, UsageError, Unreadable.
 
         >>> b"".join(store.open_range("latest:data/todo.txt", ByteRange.parse("0-4")))
@@ -524,8 +529,11 @@ class FileStore(ObjectOperations):
         from pipeline.shardfiles import ShardSource
         from stages.assemble import ByteRange
 
-        chosen = Selection.parse(selection)
-        info = find_object(self.catalog, self.run(chosen.run).run_id, chosen.path)
+        if is_object_id(selection):
+            info = self._find(selection, "")[1]
+        else:
+            chosen = Selection.parse(selection)
+            info = find_object(self.catalog, self.run(chosen.run).run_id, chosen.path)
         offset, length = (byte_range or ByteRange(0, None)).resolve(info.size)
         storages = {member.number: member.storage for member in self.members.readable}
         source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))

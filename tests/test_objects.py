@@ -24,9 +24,11 @@ from hypothesis import strategies as st
 
 from manifests.config import ChunkerSpec
 from manifests.errors import NotFound, ObjectDeleted, Superseded, TooFewBackends, Unreadable, UsageError
+from manifests.format import CELL_SIZE, RECORD_SIZE
 from pipeline.errors import PipelineError
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
+from pipeline.metrics.meters import Count
 from pipeline.objects.refs import ObjectRef
 from pipeline.objects.request import KEY_MAX, TTL_MAX
 from pipeline.ranges import BlockCache
@@ -348,9 +350,30 @@ def test_puts_that_make_no_sense_are_refused(make_store: Make, wrong: dict[str, 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FileStore, dict[str, bytes]]]:
-    """A store with two backends gone, and objects of all sorts in it, by id."""
+def lose_two_backends(store: Path) -> None:
+    for number in (1, 4):
+        for path in (store / f"backend-{number}" / "packs").rglob("*.*"):
+            path.unlink()
+
+
+def let_rot(store: Path) -> None:
+    """Every shard has bad cells, no row more than two."""
+    struck = 0
+    for path in store.glob("*/packs/*/*.*"):
+        shard, length = int(path.suffix[1:]), path.stat().st_size
+        with open(path, "r+b") as file:
+            for row in range(shard // 2, max(1, (length - 2 * RECORD_SIZE) // CELL_SIZE), 3):
+                file.seek(length // 2 if length < 2 * CELL_SIZE else RECORD_SIZE + row * CELL_SIZE + 5000)
+                file.write(os.urandom(40))
+                struck += 1
+    assert struck > 20
+
+
+@pytest.fixture(scope="module", params=[lose_two_backends, let_rot])
+def many(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[FileStore, dict[str, bytes]]]:
+    """A store with damage, and objects of all sorts in it, by id."""
     place = tmp_path_factory.mktemp("ranges")
     store = FileStore.create(
         [place / "store"], chunker=ChunkerSpec.parse("fastcdc:1KiB"), pack_size=256 << 10, cache=place / "cache"
@@ -371,10 +394,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FileStore, 
     run = store.ingest([str(place / "tree")], options=INLINE).run_id
     row = next(info.row for info in store.list("latest:tree/sparse"))
     held[f"{run}-{row}"] = (place / "tree" / "sparse").read_bytes()
-    for number in (1, 4):
-        for path in (place / "store" / f"backend-{number}" / "packs").rglob("*.*"):
-            path.unlink()
+    request.param(place / "store")
     yield store, held
+    healed = store.figures.sums().words[Count.HEALED_CELLS]
+    assert healed, "the damage was met"
     store.close()
 
 
@@ -566,6 +589,28 @@ def test_queries_have_room_on_disk_also_behind_a_put(make_store: Make) -> None:
     folder = store.catalog.temp_directory.parent
     store.close()
     assert not list(folder.glob("tmp-*"))
+
+
+def test_commands_take_ids_of_objects(make_store: Make, tmp_path: Path) -> None:
+    store, data = make_store(), noise(30_000)
+    put = store.put_object("../a//b", io.BytesIO(data)).id
+    (tmp_path / "file").write_bytes(data[:5000])
+    archived = f"{store.ingest([str(tmp_path / 'file')], options=INLINE).run_id}-0"
+
+    def run(*words: str) -> bytes:
+        command = [str(Path(sys.executable).with_name("drystone")), "-s", str(tmp_path / "store"), *words]
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
+    assert run("cat", put) == data and run("cat", archived, "--range", "-5") == data[4995:5000]
+    assert run("ls", put, "--format", "csv").splitlines()[1].startswith(b"../a//b,file,30000")
+    run("restore", put, "--to", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == data
+    assert [info.path for info in store.list(archived)] == [b"file"]
+    store.delete_object(put)
+    with pytest.raises(ObjectDeleted):
+        list(store.open_range(put))
+    with pytest.raises(NotFound):
+        store.restore(archived, tmp_path / "back")
 
 
 def test_ids_that_are_none_are_keys(make_store: Make) -> None:

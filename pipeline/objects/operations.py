@@ -261,9 +261,9 @@ class ObjectOperations:
         >>> store.write_chunk(blake3(b"woof").digest(), b"woof"), store.write_chunk(chunk_id, b"meow")
         (True, False)
         """
-        from pipeline.objects.request import chunk_bytes
+        from pipeline.objects.request import make_chunk
 
-        return self.write_chunks([Chunk(chunk_bytes(chunk_id), bytes(data))], backend_id) == 1
+        return self.write_chunks([make_chunk(chunk_id, data)], backend_id) == 1
 
     def write_chunks(self, chunks: Iterable[Chunk], backend_id: str | uuid.UUID | None = None) -> int:
         """Store many chunks at once, all or none of them; how many are new here. As `write_chunk`.

@@ -72,12 +72,19 @@ def codec_of(compression: CodecSpec | str | None) -> CodecSpec | None:
 def chunk_bytes(chunk_id: bytes | str) -> bytes:
     """The 32 bytes of a chunk's id. Raises UsageError."""
     try:
-        identity = bytes.fromhex(chunk_id) if isinstance(chunk_id, str) else bytes(chunk_id)
-    except ValueError as error:
+        identity = bytes.fromhex(chunk_id) if isinstance(chunk_id, str) else bytes(memoryview(chunk_id))
+    except (ValueError, TypeError) as error:
         raise UsageError(f"{chunk_id!r} is no id of a chunk: {error}") from error
     if len(identity) != 32:
         raise UsageError(f"{chunk_id!r} is no id of a chunk: it has 32 bytes, or 64 hexadecimal digits")
     return identity
+
+
+def make_chunk(chunk_id: bytes | str, data: bytes | memoryview) -> Chunk:
+    """A chunk as `write_chunks` takes it. Raises UsageError."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise UsageError(f"the data of chunk {chunk_bytes(chunk_id).hex()} is a {type(data).__name__}, and no bytes")
+    return Chunk(chunk_bytes(chunk_id), bytes(data))
 
 
 def require_chunk(chunk: Chunk) -> None:
