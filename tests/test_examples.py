@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+import pipeline
 from manifests.config import ECScheme, StoreConfig
 from manifests.memory import PLACES
 from pipeline.backend import Backend, MediaType, StorageType
@@ -103,6 +104,14 @@ def test_all_that_programs_use_is_documented_with_an_example(kind: type) -> None
         texts[kind.__name__] = kind.__doc__
     assert [name for name, text in texts.items() if ">>> " not in (text or "")] == []
     assert not any("SKIP" in (text or "") for text in texts.values())
+
+
+def test_the_public_face_is_what_programs_need() -> None:
+    for name in pipeline.__all__:
+        assert getattr(pipeline, name).__name__ == name
+    assert {kind.__name__ for kind in RESULTS} < set(pipeline.__all__)
+    with pytest.raises(AttributeError):
+        pipeline.Nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_results_can_not_be_changed() -> None:
