@@ -85,7 +85,7 @@ def default_cache() -> Path:
 
 
 class FileStore(ObjectOperations):
-    """An open store. Operations on objects and chunks (pipeline/objects/operations.py) may be called from any thread;
+    """An open store. Operations on objects and chunks (pipeline/objects) may be called from any thread;
     others are for one thread, and writes wait for one another. `close` (or leaving the `with`) releases what it holds
     and may be called twice; then all but what is known already raises UsageError. Methods raise DrystoneError and its
     kinds."""

@@ -20,10 +20,11 @@ from manifests.config import ECScheme, StoreConfig
 from manifests.memory import PLACES
 from pipeline.backend import Backend, MediaType, StorageType
 from pipeline.ecgroup import ECGroup, ECShard
-from pipeline.filestore import FileStore, Selection
+from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.objects.operations import ObjectOperations
 from pipeline.objects.refs import Chunk, ChunkRef, IndexStats, ObjectRef
+from pipeline.objects.turns import WriteTurns
 from pipeline.restore.run import RestoreRequest
 from stages.assemble import ByteRange
 
@@ -73,7 +74,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def examples() -> list[doctest.DocTest]:
     finder = doctest.DocTestFinder(exclude_empty=False)
-    modules = ("pipeline.objects.operations", "pipeline.filestore")
+    modules = ("pipeline.objects.turns", "pipeline.objects.operations", "pipeline.filestore")
     return [each for name in modules for each in finder.find(import_module(name)) if each.examples]
 
 
@@ -96,9 +97,9 @@ def test_examples_of_a_store_give_what_they_show(
     assert result.attempted and not result.failed, report.getvalue()
 
 
-@pytest.mark.parametrize("kind", [FileStore, ObjectOperations, Selection, *RESULTS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [FileStore, ObjectOperations, WriteTurns, *RESULTS], ids=lambda kind: kind.__name__)
 def test_all_that_programs_use_is_documented_with_an_example(kind: type) -> None:
-    operations = vars(kind).items() if kind in (FileStore, ObjectOperations) else ()
+    operations = vars(kind).items() if kind in (FileStore, ObjectOperations, WriteTurns) else ()
     texts = {name: inspect.getdoc(getattr(kind, name)) for name, _ in operations if not name.startswith("_")}
     if kind in RESULTS:
         texts[kind.__name__] = kind.__doc__
