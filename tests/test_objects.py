@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -424,7 +425,14 @@ def test_streams_are_raw_io(many: tuple[FileStore, dict[str, bytes]]) -> None:
     name, whole = max(held.items(), key=lambda item: len(item[1]))
     stream = store.get_object_data(name)
     assert stream.readable() and stream.seekable() and not stream.writable() and stream.size == len(whole)
-    assert io.BufferedReader(stream).read() == whole
+    assert stream.read(None) == whole and stream.read(None) == b""
+    with pytest.raises(io.UnsupportedOperation):
+        stream.write(b"x")
+    assert stream.seek(-7, io.SEEK_END) == stream.seek(0, io.SEEK_CUR) == len(whole) - 7
+    assert stream.readall() == whole[-7:] and stream.seek(len(whole) + 9) and stream.read(1) == b""
+    taken = array("I", [0] * 5)
+    assert stream.seek(3) == 3 and stream.readinto(taken) == 20 and taken.tobytes() == whole[3:23]
+    assert stream.seek(0) == 0 and b"".join(io.BufferedReader(stream)) == whole
     for bad in (lambda: stream.read(1), lambda: stream.seek(0), lambda: stream.read_at(0, 1)):
         stream.close()
         with pytest.raises(ValueError):

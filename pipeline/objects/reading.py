@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from manifests import format as fmt
 from manifests.catalog import Catalog
@@ -149,6 +149,12 @@ class ObjectStream(io.RawIOBase):
                 raise ValueError(f"the position {base + offset} is negative")
             self._position = base + offset
             return self._position
+
+    def read(self, size: int | None = -1, /) -> bytes | None:
+        return super().read(-1 if size is None else size)  # as files take it
+
+    def write(self, data: object, /) -> NoReturn:
+        raise io.UnsupportedOperation("an object is read; put_object makes a new version of a key")
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         self._require_open()
