@@ -526,6 +526,31 @@ def test_what_a_killed_process_had_not_committed_is_not_there(make_store: Make, 
     assert store.verify(data=True, inline=True, workers=1).exit_code == 0
 
 
+HELD = """
+import io, sys
+from pathlib import Path
+from pipeline.filestore import FileStore
+with FileStore.open(sys.argv[1], cache=Path(sys.argv[2])) as store:
+    store.put_object("half", sys.stdin.buffer)
+"""
+
+
+def test_a_put_that_is_killed_in_the_middle_leaves_no_object(make_store: Make, tmp_path: Path) -> None:
+    store, data = make_store(pack_size=1 << 20), noise(12 << 20, 5)
+    command = [sys.executable, "-c", HELD, str(tmp_path / "store"), str(tmp_path / "cache")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(data)  # more than a pipe holds, so most of it was taken when this returns
+        process.stdin.flush()
+        assert list((tmp_path / "store").glob("*/packs/*/*.*")), "packs are there already"
+        process.send_signal(signal.SIGKILL)
+    store.refresh()
+    assert list(store.list_objects()) == [] and store.list_versions("half") == []
+    assert store.verify(data=True, inline=True, workers=1).exit_code == 0
+    store.put_object("half", io.BytesIO(data))
+    assert store.get_object_data("half").read() == data
+
+
 def test_two_stores_see_each_others_puts(make_store: Make, tmp_path: Path) -> None:
     store = make_store()
     with FileStore.open(tmp_path / "store", cache=tmp_path / "cache 2") as other:
