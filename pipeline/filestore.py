@@ -178,8 +178,7 @@ class FileStore(ObjectOperations):
         """
         with self._turn:
             if self._batch is not None:
-                self._batch.abort()
-                self._end_batch(UsageError("the store is closed"))
+                self._give_up(self._batch, UsageError("the store is closed"))
             with self._lock:
                 self._closed = True
                 self._forget()

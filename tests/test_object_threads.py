@@ -195,6 +195,23 @@ def test_a_store_sees_what_others_write_when_it_is_asked_to(make_store: Make, tm
     assert store.get_index_stats() == recount(store) == IndexStats(3, 9)
 
 
+def test_a_batch_that_can_not_even_be_given_up_is_no_batch_any_more(
+    make_store: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store()
+
+    def close(self: object) -> None:
+        raise BackendError("made up")
+
+    with pytest.raises(BackendError, match="made up"), store.batch():
+        store.put_object("key", io.BytesIO(b"x"))
+        monkeypatch.setattr("pipeline.objects.intake.Intake.close", close)
+        raise RuntimeError
+    monkeypatch.undo()
+    store.put_object("other", io.BytesIO(b"x"))
+    assert [ref.key for ref in store.list_objects()] == ["other"]
+
+
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """All disks are full."""

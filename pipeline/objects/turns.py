@@ -124,8 +124,11 @@ class WriteTurns:
             self._note(record, IndexStats(batch.sums.new_chunks, batch.sums.new_bytes))
 
     def _give_up(self, batch: WriteBatch, error: BaseException) -> None:
-        if self._batch is batch:  # else closing the store has given it up
+        if self._batch is not batch:
+            return  # closing the store has given it up
+        try:
             batch.abort()
+        finally:
             self._end_batch(error)
 
     def _end_batch(self, error: BaseException | None = None) -> None:
