@@ -643,7 +643,9 @@ class FileStore(ObjectOperations):
             self._require_writable_format()
             with self._alone():
                 facts = verification_facts(result, data)
-                self._note(note_verification(self.members, self.log, self.state, facts, result.shard_findings, _key_of))
+                record = note_verification(self.members, self.log, self.state, facts, result.shard_findings, _key_of)
+                self._count(record)  # the catalog stays: a note changes nothing that is queried
+                self._release_known()
         except DrystoneError as error:
             result.unnoted = str(error)
         return result

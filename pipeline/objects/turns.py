@@ -171,14 +171,19 @@ class WriteTurns:
     def _note(self, record: LogRecord, more: IndexStats = NOTHING) -> None:
         """Let a record of this process count, which made `more` chunks alive."""
         with self._lock:
-            self.log.note(record, self.members)
-            self.state = fold(self.log.records.values())
-            self.figures.held = chunk_totals(self.state)
+            self._count(record)
             self._drop_catalog()
             if self._reading is not None:
                 self._reading.forget_places()  # what was placed nowhere may be placed now
             if self._stats is not None:
                 self._stats = self._stats.plus(more.total_chunks, more.total_bytes)
+
+    def _count(self, record: LogRecord) -> None:
+        """Let a record of this process be part of the state."""
+        with self._lock:
+            self.log.note(record, self.members)
+            self.state = fold(self.log.records.values())
+            self.figures.held = chunk_totals(self.state)
 
     def _release_known(self) -> None:
         if self._known is not None:
