@@ -94,7 +94,12 @@ def survives_another_loss(scheme: ECScheme, backends: int, held: Sequence[int]) 
 
 @dataclass(frozen=True)
 class ChunkerSpec:
-    """How streams are cut. `algorithm` fastcdc: `size` is the average; fixed: the length of every piece. In bytes."""
+    """How streams are cut. `algorithm` fastcdc: `size` is the average; fixed: the length of every piece. In bytes.
+
+    >>> spec = ChunkerSpec.parse("fastcdc:64KiB")
+    >>> spec.minimum, spec.maximum
+    (16384, 262144)
+    """
 
     algorithm: str = "fastcdc"
     size: int = 128 << 10
@@ -131,7 +136,11 @@ class ChunkerSpec:
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """A compression codec: none, lz4 or zstd with its level (1 to 22)."""
+    """A compression codec: none, lz4 or zstd with its level (1 to 22).
+
+    >>> CodecSpec.parse("zstd:19"), str(CodecSpec.parse("lz4"))
+    (CodecSpec(name='zstd', level=19), 'lz4')
+    """
 
     name: str = "zstd"
     level: int = 3
@@ -182,7 +191,12 @@ def text(value: Any) -> str:
 class StoreConfig:
     """Immutable settings of a store. `pack_size` is the payload after which a pack is sealed, in bytes; `seed` turns
     the chunker's table, so that chunk lengths tell nothing across stores; `etags`: objects that are put get an MD5,
-    which runs at 780 MB/s, unless the put says otherwise."""
+    which runs at 780 MB/s, unless the put says otherwise.
+
+    >>> config = StoreConfig(uuid.UUID(int=1), seed=7, scheme=ECScheme(2, 1))
+    >>> config.scheme.overhead, str(config.codec), config.pack_size >> 20
+    (1.5, 'zstd:3', 32)
+    """
 
     store_id: uuid.UUID
     seed: int

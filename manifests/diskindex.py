@@ -9,10 +9,13 @@ Nothing is done per id in Python but making a list of keys: LMDB's binding takes
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import compress, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from manifests.errors import DamagedIndex, DrystoneError
+from manifests.errors import DamagedIndex, DrystoneError, IndexBusy
 from manifests.index import ENTRY, KEY_BYTES, Entries, Ids, Lengths, Mask, accepted, keys_of
 
 DATA_FILE = "data.mdb"
@@ -35,12 +38,27 @@ _TOTAL = b"bytes"
 _BEGUN, _WHOLE = b"begun", b"whole"
 
 
+@dataclass
+class _Environment:
+    """An open LMDB environment with its databases. `users`: indexes that are open on it."""
+
+    lmdb: Any
+    databases: tuple[Any, ...]
+    users: int = 0
+
+
+#: By directory, what this process has open: LMDB must not open one twice in a process. Changed under the lock.
+_OPEN: dict[str, _Environment] = {}
+_OPENING = threading.Lock()
+
+
 class DiskIndex:
     """An index (manifests/index.py) of kind `disk`. One process at a time may write; any number may read meanwhile, and
-    see what was committed. A process may open a directory once at a time. Raises DamagedIndex."""
+    see what was committed. Raises DamagedIndex."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        """Open the index in `folder`, made where it is not there yet unless `read_only`."""
+        """Open the index in `folder`, made where it is not there yet unless `read_only`. To write, raises IndexBusy
+        where this process has it open already."""
         self._folder = folder
         self._open(read_only, lock=True)
 
@@ -57,8 +75,20 @@ class DiskIndex:
         return index
 
     def _open(self, read_only: bool, *, lock: bool) -> None:
+        self._key = os.path.realpath(self._folder)
+        with _OPENING:
+            opened = _OPEN.get(self._key)
+            if opened is not None and not read_only:
+                raise IndexBusy(f"the dedupe index {self._folder} is in use by this process; try again later")
+            if opened is None:
+                opened = _OPEN[self._key] = self._opened(read_only, lock=lock)
+            opened.users += 1
+        self._closed, self._environment = False, opened.lmdb
+        self._ids, self._files, self._sums = opened.databases
+
+    def _opened(self, read_only: bool, *, lock: bool) -> _Environment:
         try:
-            self._environment = lmdb.open(
+            environment = lmdb.open(
                 str(self._folder),
                 map_size=MAP_SIZE,
                 readonly=read_only,
@@ -69,15 +99,14 @@ class DiskIndex:
                 readahead=False,
             )
             if lock and not read_only:
-                self._environment.reader_check()  # readers that were killed would keep old pages from being used again
+                environment.reader_check()  # readers that were killed would keep old pages from being used again
         except lmdb.Error as error:
             raise self._damaged(error) from error
         try:
-            self._ids, self._files, self._sums = (
-                self._environment.open_db(name, create=not read_only) for name in (b"ids", b"files", b"sums")
-            )
+            names = (b"ids", b"files", b"sums")
+            return _Environment(environment, tuple(environment.open_db(name, create=not read_only) for name in names))
         except lmdb.Error as error:
-            self._environment.close()
+            environment.close()
             raise self._damaged(error) from error
 
     def _damaged(self, error: lmdb.Error) -> DrystoneError:
@@ -191,7 +220,15 @@ class DiskIndex:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
-        self._environment.close()
+        with _OPENING:
+            if self._closed:
+                return
+            self._closed = True
+            opened = _OPEN[self._key]
+            opened.users -= 1
+            if not opened.users:
+                del _OPEN[self._key]
+                opened.lmdb.close()
 
 
 def _keys(ids: Ids) -> list[bytes]:

@@ -107,6 +107,8 @@ class IndexCache:
                     return usable
                 try:
                     return self._update(state, replicas, check)
+                except IndexBusy:  # another store that this process has open uses it
+                    return self._as_it_stands(state)
                 except DamagedIndex:
                     self.forget()
                     return self._update(state, replicas, check)

@@ -335,12 +335,12 @@ class Log:
             self.lost[key] = "; ".join([*reasons, str(error)])
 
     def follow(self, members: Members) -> list[LogRecord]:
-        """Read the records that others wrote since this log was read. Raises CorruptRecord, as `read`."""
+        """Read the records that others wrote since this log was read. A backend that can't be listed is dropped. Raises
+        CorruptRecord, as `read`."""
         seen = set(self.records)
-        for member in members.present.values():
-            for key in member.storage.list(FOLDER):
-                if _KEY.fullmatch(key):
-                    self.holders.setdefault(key, set()).add(member.number)
+        for number, keys in list_records(members).items():
+            for key in keys:
+                self.holders.setdefault(key, set()).add(number)
         for key in sorted(self.holders.keys() - seen):
             self._read_one(key, [m.storage for m in members.present.values() if m.number in self.holders[key]])
         if self.lost:
@@ -370,6 +370,17 @@ class Log:
             self.holders[key] = set(members.present)
             completed += 1
         return completed
+
+
+def list_records(members: Members) -> dict[int, list[str]]:
+    """The keys of the records on each backend that answers, by number; one that can't be listed is dropped."""
+    found = {}
+    for member in list(members.present.values()):
+        try:
+            found[member.number] = [key for key in member.storage.list(FOLDER) if _KEY.fullmatch(key)]
+        except BackendError as error:
+            members.drop(member.number, str(error))
+    return found
 
 
 def _whole_copy(members: Members, file: ManifestFile) -> bytes | None:

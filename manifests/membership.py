@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,13 +30,15 @@ class Joining:
     known: bool
 
 
-def find_info(infos: Iterable[BackendInfo], name: str) -> BackendInfo:
-    """The backend called by its id, a unique prefix of it, or its directory. Raises NotFound."""
-    infos = list(infos)
-    found = [info for info in infos if str(info.backend_id).startswith(name.lower())] if name else []
+def find_info(members: Members, name: str) -> BackendInfo:
+    """The backend called by its id, a unique prefix of it, or its directory: that where it is, or, where it does not
+    answer, that where it was. Raises NotFound."""
+    found = [info for info in members.all if str(info.backend_id).startswith(name.lower())] if name else []
     if len(found) != 1 and name:
         place = os.path.abspath(name)
-        found = [info for info in infos if place in (info.location, os.path.realpath(info.location))] or found
+        here = {number: member.storage.location for number, member in members.present.items()}
+        places = [(info, here.get(info.number, info.location)) for info in members.all]
+        found = [info for info, location in places if place in (location, os.path.realpath(location))] or found
     if len(found) == 1:
         return found[0]
     if found:

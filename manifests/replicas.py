@@ -94,7 +94,7 @@ class Replicas:
 
     def _path(self, file: ManifestFile) -> Path:
         missed = False
-        for member in self._members.present.values():
+        for member in self._members.readable:
             path = member.storage.local_path(file.key)
             if path is None:
                 continue
@@ -110,7 +110,7 @@ class Replicas:
             self.healed += missed
             return path
         # A copy of a manifest that lies on no file system of this machine is no healing.
-        elsewhere = any(member.storage.local_path(file.key) is None for member in self._members.present.values())
+        elsewhere = any(member.storage.local_path(file.key) is None for member in self._members.readable)
         self.healed += missed or not elsewhere
         return self._fetch(file)
 
@@ -140,7 +140,7 @@ class Replicas:
             return blake3(piece).digest(fmt.SLICE_DIGEST) == wanted
 
         copies = []
-        for member in self._members.present.values():
+        for member in self._members.readable:
             piece = _readable(member.storage, file.key, offset, length)
             if is_right(piece):
                 return piece

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from manifests.errors import BackendError
 from manifests.ids import new_id
-from manifests.log import Log, ManifestFile, State, make_record, write_record
+from manifests.log import Log, LogRecord, ManifestFile, State, make_record, write_record
 from manifests.store import Members
 from manifests.tables import TableWriter, file_name
 
@@ -43,10 +43,10 @@ def note_verification(
     findings: Sequence[ShardFinding],
     key_of: Callable[[ShardFinding], str],
     unreadable: Sequence[bytes] = (),
-) -> None:
+) -> LogRecord:
     """Write what a verification came to; `facts`: the record's `scrub`, as FORMAT.md has it; `key_of`: key of the shard
     of a finding; `unreadable`: ids of packs of which it could not give back all chunks. Raises DrystoneError where the
-    store can't be written to; `members` stay what they were."""
+    store can't be written to; `members` stay what they were. Returns the record."""
     members = replace(members, present=dict(members.present), failed=dict(members.failed))
     members.require_writable()
     log.complete(members)
@@ -54,7 +54,9 @@ def note_verification(
     files: list[ManifestFile] = []
     if findings or unreadable:
         files.append(_write_findings(members, record_id, findings, key_of, unreadable))
-    write_record(members, make_record(record_id, "scrub", {"scrub": facts}, files))
+    record = make_record(record_id, "scrub", {"scrub": facts}, files)
+    write_record(members, record)
+    return record
 
 
 def _write_findings(

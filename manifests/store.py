@@ -101,7 +101,7 @@ class Member:
 class Members:
     """All backends of an open store. Owned by one process; `present` shrinks when a backend fails during a run.
     `unsure`: those present that are good for reading only, and why; `healed`: records that were not whole on
-    opening, but that armour or another copy gave back."""
+    opening, but that armour or another copy gave back; `dropped`: those that were present, and failed."""
 
     config: StoreConfig
     all: list[BackendInfo]
@@ -109,6 +109,7 @@ class Members:
     failed: dict[int, str] = field(default_factory=dict)
     unsure: dict[int, str] = field(default_factory=dict)
     healed: int = 0
+    dropped: dict[int, Member] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -155,8 +156,15 @@ class Members:
                 f"{len(self.present)} of {self.count} backends answer, writing needs {needed}; missing: {missing}"
             )
 
+    @property
+    def readable(self) -> list[Member]:
+        """Backends to read from: also one that failed, as a full one does, may give what it holds."""
+        return [*self.present.values(), *self.dropped.values()]
+
     def drop(self, number: int, reason: str) -> None:
-        """Use a backend no more in this process. Threads that read go on with those that they see."""
+        """Write to a backend no more until the store is looked at anew."""
+        if number in self.present:
+            self.dropped = {**self.dropped, number: self.present[number]}
         self.present = {other: member for other, member in self.present.items() if other != number}
         self.failed.setdefault(number, reason)
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.armour import open_json
-from manifests.errors import Superseded
+from manifests.errors import BackendError, CorruptRecord, Superseded
 from manifests.ids import NIL, new_id
-from manifests.log import FOLDER, LogRecord, State, make_record, write_record
+from manifests.log import FOLDER, LogRecord, State, list_records, make_record, write_record
 from manifests.store import Members
 
 if TYPE_CHECKING:
@@ -91,16 +91,26 @@ def _write_tombstones(members: Members, record_id: uuid.UUID, chunks: Sequence[t
 
 def require_no_new_deletions(members: Members, state: State) -> None:
     """Whoever found chunks to be known by `state` asks before its own record is written. Raises Superseded where
-    somebody has deleted chunks since: then a chunk that is relied on may be dead."""
-    for member in members.present.values():
-        for key in member.storage.list(FOLDER):
+    somebody has deleted chunks since: then a chunk that is relied on may be dead; TooFewBackends where too few can be
+    asked."""
+    asked = len(members.present)
+    for number, keys in list_records(members).items():
+        for key in keys:
             if not key.endswith(".delete.json") or _id_of(key) in state.deletions:
                 continue
-            if "tombstones" in open_json(member.storage.read(key))[0]["adds"]:
+            member = members.present[number]
+            try:
+                buries = "tombstones" in open_json(member.storage.read(key))[0]["adds"]
+            except (BackendError, CorruptRecord) as error:
+                members.drop(number, str(error))
+                break
+            if buries:
                 raise Superseded(
                     f"{member.storage.location}/{key}: somebody deleted chunks meanwhile, so this was not "
                     "committed; do it again"
                 )
+    if len(members.present) < asked:
+        members.require_writable()
 
 
 def _id_of(key: str) -> uuid.UUID:

@@ -84,7 +84,7 @@ def ec_group(members: Members, catalog: Catalog, pack_id: uuid.UUID) -> ECGroup:
     scheme = ECScheme(row["k"], row["m"])
     place = PackPlace(pack_id, scheme, row["payload"], row["shard_length"])
     reader = PackReader(backend_places(members).source(), place, ErasureCoder)
-    ids = {member.storage.location: member.info.backend_id for member in members.present.values()}
+    ids = {member.storage.location: member.info.backend_id for member in members.readable}
     shards = tuple(_look_at(reader, index, ids) for index in range(scheme.total_shards))
     return ECGroup(pack_id, scheme, place.payload, shards)
 

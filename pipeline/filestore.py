@@ -23,6 +23,7 @@ from manifests import store as membership
 from manifests.backends import BackendStorage
 from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, StoreConfig, require_index_kind
 from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat, UsageError
+from manifests.ids import is_object_id
 from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
 from manifests.replicas import Replicas
@@ -32,7 +33,6 @@ from manifests.totals import chunk_totals
 from pipeline.backend import Backend, describe
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.metrics.figures import StoreFigures
-from pipeline.metrics.meters import Count
 from pipeline.objects.operations import ObjectOperations
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pipeline.ecgroup import ECGroup
     from pipeline.ingest.run import IngestOptions, IngestResult
     from pipeline.ingest.survey import Survey
+    from pipeline.metrics.healing import HealingCounter
     from pipeline.packreader import ReadFigures
     from pipeline.removal import Removal
     from pipeline.restore.run import RestoreRequest, RestoreResult
@@ -68,7 +69,11 @@ class Selection:
 
     @classmethod
     def parse(cls, text: str) -> Selection:
-        """`RUN`, `RUN:PATH` or `:PATH`; RUN is an id, a unique prefix, or `latest`."""
+        """`RUN`, `RUN:PATH` or `:PATH`; RUN is an id, a unique prefix, or `latest`.
+
+        >>> Selection.parse(":data/notes")
+        Selection(run='latest', path=b'data/notes')
+        """
         run, _, path = text.partition(":")
         return cls(run or "latest", os.fsencode(path.strip("/")))
 
@@ -79,9 +84,10 @@ def default_cache() -> Path:
 
 
 class FileStore(ObjectOperations):
-    """An open store. Owned by one thread, but for the reads of objects and chunks (pipeline/objects/operations.py),
-    which any thread may call; `close` (or leaving the `with`) releases what it holds and may be called twice. Methods
-    raise DrystoneError and its kinds."""
+    """An open store. Operations on objects and chunks (pipeline/objects) may be called from any thread;
+    others are for one thread, and writes wait for one another. `close` (or leaving the `with`) releases what it holds
+    and may be called twice; then all but what is known already raises UsageError. Methods raise DrystoneError and its
+    kinds."""
 
     def __init__(
         self,
@@ -122,7 +128,9 @@ class FileStore(ObjectOperations):
         """Make a new store: one directory gets k+m backends as subdirectories, several become the backends. `index`:
         kind of its dedupe index, memory or disk; `etags`: whether puts compute MD5 unless they are told.
 
-        >>> FileStore.create(["/mnt/a", "/mnt/b", "/mnt/c"], scheme=ECScheme(2, 1))  # doctest: +SKIP
+        >>> with FileStore.create(["a", "b", "c"], scheme=ECScheme(2, 1)) as store:
+        ...     [backend.present for backend in store.list_backends()]
+        [True, True, True]
         """
         require_index_kind(index)
         config = StoreConfig(
@@ -142,7 +150,13 @@ class FileStore(ObjectOperations):
     @classmethod
     def open(cls, location: str | Path, *, cache: Path | None = None, figures: StoreFigures | None = None) -> FileStore:
         """Open a store from its directory or any one backend. `cache`: directory for disposable caches; `figures`, when
-        given, count all that the store does, also what this process asks of backends (pipeline/metrics)."""
+        given, count all that the store does, also what this process asks of backends (pipeline/metrics). Raises
+        NotFound, UsageError, UnsupportedFormat, CorruptRecord.
+
+        >>> with FileStore.open("archive/backend-0") as store:
+        ...     store.get_object("photos/cat").size
+        4
+        """
         members, log, state = storelog.open_store(location)
         return cls(members, log, state, cache or default_cache(), figures)
 
@@ -155,21 +169,32 @@ class FileStore(ObjectOperations):
         self.close()
 
     def close(self) -> None:
-        """Release DuckDB, indexes and temporary files."""
-        self._forget()
-        if self._catalog is not None:
-            self._catalog.close()
-            self._catalog = None
+        """Release DuckDB, indexes and temporary files. Waits for a write of another thread; an open batch is given up.
+
+        >>> store = FileStore.create(["memory:/closed"])
+        >>> store.close(); store.close()
+        """
+        with self._turn:
+            if self._batch is not None:
+                self._give_up(self._batch, UsageError("the store is closed"))
+            with self._lock:
+                self._closed = True
+                self._forget()
+                if self._catalog is not None:
+                    self._catalog.close()
+                    self._catalog = None
         self._scratch.close()
 
     def _reopen(self) -> None:
         """Find the members anew: they are others now."""
-        storage = next(iter(self.members.present.values())).storage
-        self.members, self.log, self.state = storelog.open_store(f"{storage.type}:{storage.location}")
-        self._note_store()
-        self.replicas = Replicas(self.members, self._cache)
-        self._drop_catalog()
-        self._forget()
+        storage = self.members.readable[0].storage
+        found = storelog.open_store(f"{storage.type}:{storage.location}")
+        with self._lock:
+            self.members, self.log, self.state = found
+            self._note_store()
+            self.replicas = Replicas(self.members, self._cache)
+            self._drop_catalog()
+            self._forget()
 
     def _drop_catalog(self) -> None:
         """Use another catalog from now on. Threads that still read from this one keep it alive, so it is not closed."""
@@ -184,12 +209,24 @@ class FileStore(ObjectOperations):
 
     @property
     def config(self) -> StoreConfig:
+        """What the store was made with.
+
+        >>> store.config.etags
+        True
+        """
         return self.members.config
 
     @property
     def catalog(self) -> Catalog:
-        """DuckDB over the manifests; `catalog.use_all()` makes a view of each table."""
+        """DuckDB over the manifests; `catalog.use_all()` makes a view of each table. It stays the store's, and shows
+        what was committed before it was asked for.
+
+        >>> store.catalog.use_all()
+        >>> store.catalog.connection.sql("SELECT count(*) FROM objects WHERE kind = 'file'").fetchall()
+        [(2,)]
+        """
         with self._lock:
+            self._require_open()
             if self._catalog is None:
                 from manifests.catalog import Catalog
 
@@ -202,33 +239,39 @@ class FileStore(ObjectOperations):
                 )
             return self._catalog
 
-    def _read_log(self) -> None:
-        records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
-        self.log, self.state = records, storelog.fold(records.records.values())
-        self.figures.held = chunk_totals(self.state)
-        self._release_known()  # what others deleted in the meantime is not known any more
-
     def _reload(self) -> None:
+        self._look_again()
         with self._lock:
-            self._read_log()
+            records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
+            self.log, self.state = records, storelog.fold(records.records.values())
+            self.figures.held = chunk_totals(self.state)
             self._drop_catalog()
             self._forget()
 
     # --- backends ----------------------------------------------------------------------------------------------------
 
     def list_backends(self) -> list[Backend]:
-        """All backends, also those that do not answer, in their order of joining."""
+        """All backends, also those that do not answer, in their order of joining.
+
+        >>> [backend.number for backend in store.list_backends() if backend.present]
+        [0, 1, 2, 3, 4, 5]
+        """
         return [describe(self.members, info) for info in self.members.all]
 
     def get_backend(self, name: str | uuid.UUID) -> Backend:
         """The backend of an id, a unique prefix of one, or a directory. Raises NotFound.
 
-        >>> store.get_backend("/mnt/a").usage_percent  # doctest: +SKIP
+        >>> 0 < store.get_backend("archive/backend-1").usage_percent <= 100
+        True
         """
-        return describe(self.members, find_info(self.members.all, str(name)))
+        return describe(self.members, find_info(self.members, str(name)))
 
     def get_default_backend(self) -> Backend:
-        """The first in the order of joining that answers and may be written to. Raises NotFound."""
+        """The first in the order of joining that answers and may be written to. Raises NotFound.
+
+        >>> store.get_default_backend().number
+        0
+        """
         for member in self.members.writable:
             if member.number not in self.members.unsure:
                 return describe(self.members, member.info)
@@ -236,8 +279,12 @@ class FileStore(ObjectOperations):
 
     def get_backend_storage(self, name: str | uuid.UUID) -> BackendStorage:
         """The files of a backend; the storage stays the store's. Raises NotFound, BackendError where it does not
-        answer."""
-        info = find_info(self.members.all, str(name))
+        answer.
+
+        >>> store.get_backend_storage("archive/backend-1").exists("store.json")
+        True
+        """
+        info = find_info(self.members, str(name))
         member = self.members.present.get(info.number)
         if member is None:
             raise BackendError(f"backend {info.backend_id} at {info.location} does not answer; is it mounted?")
@@ -256,42 +303,51 @@ class FileStore(ObjectOperations):
         `domain` and whether it is `read_only`. `domain`: what fails together with it, its device unless told. Raises
         StoreExists, UsageError, TooFewBackends.
 
-        >>> store.add_backend("/mnt/g", domain="shelf 2")  # doctest: +SKIP
+        >>> store.add_backend("shelf/g", domain="shelf 2").failure_domain
+        'shelf 2'
         """
         self._require_writable_format()
-        self._reload()
-        new = joining(self.members, self.state, place, backend_id=backend_id, domain=domain, read_only=read_only)
-        if not dry_run:
-            join(self.members, self.log, self.state, self.replicas, new)
-            self._reopen()
-            self.log.complete(self.members)  # what others wrote in the meantime counts on fewer backends
-            return self.get_backend(new.info.backend_id)
+        with self._alone():
+            self._reload()
+            new = joining(self.members, self.state, place, backend_id=backend_id, domain=domain, read_only=read_only)
+            if not dry_run:
+                join(self.members, self.log, self.state, self.replicas, new)
+                self._reopen()
+                self.log.complete(self.members)  # what others wrote in the meantime counts on fewer backends
+                return self.get_backend(new.info.backend_id)
         return describe(Members(self.config, [new.info], {}), new.info)
 
     def remove_backend(self, name: str | uuid.UUID, *, force: bool = False, dry_run: bool = False) -> Removal:
         """Take a backend out of the store; its files stay where they are. Raises WouldLose where packs could not be
-        recovered without it, unless `force`; NotFound, UsageError, TooFewBackends."""
-        self._require_writable_format()
-        self._reload()
-        leaving = find_info(self.members.all, str(name))
-        left = without(self.members, leaving)
+        recovered without it, unless `force`; NotFound, UsageError, TooFewBackends.
+
+        >>> store.remove_backend("archive/backend-1", dry_run=True).lost_packs
+        0
+        """
         from pipeline.presence import look_around
         from pipeline.removal import require_safe, weigh
 
-        presence, _ = look_around(self.members, self.state, self.catalog)
-        removal = weigh(presence, leaving)
-        if not force:
-            require_safe(removal, self.members, leaving)
-        if not dry_run:
-            leave(self.members, self.log, self.state, self._cache, leaving)
-            self.members = left
-            self._reopen()
-        return removal
+        self._require_writable_format()
+        with self._alone():
+            self._reload()
+            leaving = find_info(self.members, str(name))
+            left = without(self.members, leaving)
+            presence, _ = look_around(self.members, self.state, self.catalog)
+            removal = weigh(presence, leaving)
+            if not force:
+                require_safe(removal, self.members, leaving)
+            if not dry_run:
+                leave(self.members, self.log, self.state, self._cache, leaving)
+                self.members = left
+                self._reopen()
+            return removal
 
     def get_ec_group(self, pack_id: uuid.UUID) -> ECGroup:
         """A pack and its shards, each read and checked. Raises NotFound.
 
-        >>> store.get_ec_group(pack_id).can_recover  # doctest: +SKIP
+        >>> group = store.get_ec_group(store.get_chunk_info(chunk_id).pack_id)
+        >>> str(group.scheme), len(group.available_shards), group.can_recover
+        ('4+2', 6, True)
         """
         from pipeline.ecgroup import ec_group
 
@@ -300,17 +356,17 @@ class FileStore(ObjectOperations):
     def status(self) -> StoreStatus:
         """Is it safe, what is amiss, and what to do: by the manifests and one listing of each backend; no data is read.
 
-        >>> store.status().bears_backends  # doctest: +SKIP
+        >>> store.status().bears_backends
+        2
         """
         from pipeline.status import store_status
 
+        self._look_again()
         return store_status(self.members, self.log, self.state, self.catalog)
 
-    def _require_no_batch(self) -> None:
-        """Who uses the indexes needs them alone."""
-        if self._batch is not None:
-            raise UsageError("a batch is open; end it first")
-        self._release_known()
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UsageError("the store is closed; open it again")
 
     def _require_writable_format(self) -> None:
         if self.config.read_only:
@@ -327,19 +383,24 @@ class FileStore(ObjectOperations):
         on_tick: Tick | None = None,
     ) -> IngestResult:
         """Archive files, directories or standard input (`-`) as one run. Raises what kept it from being committed;
-        skipped items are in the result."""
+        skipped items are in the result.
+
+        >>> store.ingest(["data"], options=IngestOptions(inline=True)).tally.files
+        1
+        """
         from pipeline.ingest.run import IngestOptions, ingest
         from pipeline.ingest.sources import gather
         from pipeline.topology import INGEST_COUNTERS
 
         tick = self.figures.watch(INGEST_COUNTERS, on_tick)
         self._require_writable_format()
-        self._require_no_batch()
         options = options or IngestOptions()
-        with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
-            self._prepare_to_write()
-            result = ingest(self.members, self.state, self.replicas, inputs.sources, options, tick, inputs.listed)
-        self._reload()
+        with self._alone():
+            self._release_known()  # it opens the indexes itself
+            with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
+                self._prepare_to_write()
+                result = ingest(self.members, self.state, self.replicas, inputs.sources, options, tick, inputs.listed)
+            self._reload()
         return result
 
     def survey(
@@ -351,7 +412,11 @@ class FileStore(ObjectOperations):
         on_left_out: Callable[[bytes, str], None] | None = None,
     ) -> Survey:
         """What `ingest` with the same arguments would archive; neither reads files nor writes anything. `on_left_out`
-        hears of each path that is left out, and why."""
+        hears of each path that is left out, and why.
+
+        >>> store.survey(["data"]).tally.bytes
+        19
+        """
         from pipeline.ingest.own import backend_directories, require_outside
         from pipeline.ingest.run import IngestOptions
         from pipeline.ingest.sources import gather
@@ -365,17 +430,32 @@ class FileStore(ObjectOperations):
             return survey(inputs.sources, options.select, inputs.listed, on_left_out, own)
 
     def runs(self) -> list[Run]:
-        """Committed runs, the oldest first."""
+        """Committed runs, the oldest first.
+
+        >>> [run.summary["files"] for run in store.runs()]
+        [1]
+        """
         return list(self.state.runs)
 
     def run(self, name: str = "latest") -> Run:
-        """The run of an id, a unique prefix, or `latest`. Raises NotFound."""
+        """The run of an id, a unique prefix, or `latest`. Raises NotFound.
+
+        >>> store.run("latest") == store.runs()[-1]
+        True
+        """
         return self.state.find_run(name)
 
     def list(self, selection: str = "", *, recursive: bool = False) -> Iterator[ObjectInfo]:
-        """Objects at and below `RUN[:PATH]`, streamed. Raises NotFound when there is none."""
+        """Objects at and below `RUN[:PATH]`, streamed, or that of an id. Raises NotFound when there is none.
+
+        >>> [info.path for info in store.list("latest:data")]
+        [b'data', b'data/todo.txt']
+        """
         from manifests.objects import list_objects
 
+        if is_object_id(selection):
+            yield self._find(selection, "")[1]
+            return
         chosen = Selection.parse(selection)
         run = self.run(chosen.run)
         found = False
@@ -387,7 +467,11 @@ class FileStore(ObjectOperations):
 
     def digests(self, selection: str = "", name: str = "blake3") -> Iterator[tuple[bytes, bytes | None]]:
         """(path, digest) of the files at and below `RUN[:PATH]`, streamed; `name` as in fmt.DIGESTS. None where the run
-        did not record it. Raises NotFound when there is no such path."""
+        did not record it. Raises NotFound when there is no such path.
+
+        >>> [(path, digest.hex()[:8]) for path, digest in store.digests("latest:data")]
+        [(b'data/todo.txt', 'c33aa120')]
+        """
         from manifests.objects import find_object, object_digests
 
         chosen = Selection.parse(selection)
@@ -405,7 +489,14 @@ class FileStore(ObjectOperations):
         on_plan: Callable[[PlanTotals], None] | None = None,
         on_tick: Tick | None = None,
     ) -> RestoreResult:
-        """Restore `RUN[:PATH]` into the directory `to`: `RUN` makes `to/<base>`, `RUN:<base>/x` makes `to/x`."""
+        """Restore `RUN[:PATH]` into the directory `to`: `RUN` makes `to/<base>`, `RUN:<base>/x` makes `to/x`. What
+        could not be restored whole is in the result. Raises NotFound.
+
+        >>> store.restore("latest:data", "back", request=RestoreRequest("", inline=True)).bytes
+        19
+        >>> Path("back/data/todo.txt").read_text().strip()
+        'order more stones.'
+        """
         from pipeline.restore.run import RestoreRequest, restore
         from pipeline.topology import RESTORE_COUNTERS
 
@@ -418,38 +509,43 @@ class FileStore(ObjectOperations):
     def open_range(
         self, selection: str, byte_range: ByteRange | None = None, figures: ReadFigures | None = None
     ) -> Iterator[bytes]:
-        """The bytes of one object, or of a range of it, piece by piece; only the blocks that hold them are read.
-        `figures`, when given, counts the reads."""
+        """The bytes of one object (`RUN:PATH`, or its id), or of a range of it, piece by piece; only the blocks that
+        hold them are read.
+        `figures`, when given, counts the reads. Raises NotFound, UsageError, Unreadable.
+
+        >>> b"".join(store.open_range("latest:data/todo.txt", ByteRange.parse("0-4")))
+        b'order'
+        """
         from functools import partial
 
         from manifests.objects import find_object, places_of_range
         from pipeline.metrics.codec import MeteredDecoder
+        from pipeline.metrics.healing import HealingCounter
         from pipeline.ranges import RangeReader
         from pipeline.shardfiles import ShardSource
         from stages.assemble import ByteRange
 
-        chosen = Selection.parse(selection)
-        info = find_object(self.catalog, self.run(chosen.run).run_id, chosen.path)
+        if is_object_id(selection):
+            info = self._find(selection, "")[1]
+        else:
+            chosen = Selection.parse(selection)
+            info = find_object(self.catalog, self.run(chosen.run).run_id, chosen.path)
         offset, length = (byte_range or ByteRange(0, None)).resolve(info.size)
-        storages = {number: member.storage for number, member in self.members.present.items()}
+        storages = {member.number: member.storage for member in self.members.readable}
         source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))
         if figures is not None:
             source.figures = figures
         places, decoder = partial(places_of_range, self.catalog), partial(MeteredDecoder, self.figures.meters)
         pieces = RangeReader(places, source, make_decoder=decoder).read(info, offset, length)
-        return self._counting_healed(pieces, source.figures)
-
-    def _counting_healed(self, pieces: Iterator[bytes], read: ReadFigures) -> Iterator[bytes]:
-        """The pieces; what was healed for them is counted."""
-        cells, records = read.healed_cells, read.healed_records
-        try:
-            yield from pieces
-        finally:
-            self.figures.meters.add(Count.HEALED_CELLS, read.healed_cells - cells)
-            self.figures.meters.add(Count.HEALED_RECORDS, read.healed_records - records)
+        return _counting(pieces, HealingCounter(self.figures.meters, source.figures))
 
     def compare(self, selection: str, directory: str | Path, *, data: bool = False) -> Comparison:
-        """Compare `RUN[:PATH]` with a directory; `data`: read the files, too. Iterate over the answer."""
+        """Compare `RUN[:PATH]` with a directory; `data`: read the files, too. Iterate over the answer.
+
+        >>> comparison = store.compare("latest:data", "data", data=True)
+        >>> list(comparison), comparison.equal
+        ([], True)
+        """
         from pipeline.compare import compare
 
         chosen = Selection.parse(selection)
@@ -457,17 +553,29 @@ class FileStore(ObjectOperations):
 
     @property
     def healed_records(self) -> int:
-        """Records and manifests that were not whole, and that armour or another copy gave back, so far."""
+        """Records and manifests that were not whole, and that armour or another copy gave back, so far.
+
+        >>> store.healed_records
+        0
+        """
         return self.members.healed + self.replicas.healed
 
     def stats(self) -> StoreStats:
-        """Sums over the store."""
+        """Sums over the store.
+
+        >>> store.stats().logical
+        23
+        """
         from manifests.inspect import store_stats
 
         return store_stats(self.catalog, self.state)
 
     def index_status(self) -> IndexStatus:
-        """The dedupe index: its kind, and how it stands in this cache; changes nothing."""
+        """The dedupe index: its kind, and how it stands in this cache; changes nothing.
+
+        >>> store.index_status().kind
+        'memory'
+        """
         from manifests.indexcache import index_status
 
         try:
@@ -478,20 +586,25 @@ class FileStore(ObjectOperations):
     def rebuild_index(self, kind: str | None = None) -> IndexStatus:
         """Build the dedupe index of this cache anew, from the manifests. With `kind` other than the store's, that is
         recorded first, and all ingests use it from now on. Raises Unreadable where a manifest is lost, IndexBusy while
-        somebody else changes the index."""
+        somebody else changes the index.
+
+        >>> store.rebuild_index("disk").kind
+        'disk'
+        """
         from manifests.indexcache import destroy_indexes, rebuild_indexes
 
-        self._require_no_batch()
-        if kind is not None and kind != self.state.index:
-            self._choose_index(kind)
-        try:
-            if self.state.index == "disk":
-                rebuild_indexes(self._cache, self.state, self.replicas)
-            else:
-                destroy_indexes(self._cache)
-        except OSError as error:
-            raise DrystoneError(f"building the dedupe index in {self._cache} failed: {error}") from error
-        return self.index_status()
+        with self._alone():
+            self._release_known()
+            if kind is not None and kind != self.state.index:
+                self._choose_index(kind)
+            try:
+                if self.state.index == "disk":
+                    rebuild_indexes(self._cache, self.state, self.replicas)
+                else:
+                    destroy_indexes(self._cache)
+            except OSError as error:
+                raise DrystoneError(f"building the dedupe index in {self._cache} failed: {error}") from error
+            return self.index_status()
 
     def _choose_index(self, kind: str) -> None:
         require_index_kind(kind)
@@ -511,32 +624,46 @@ class FileStore(ObjectOperations):
         on_tick: Tick | None = None,
     ) -> VerifyResult:
         """Check records, manifests and the presence of shards; with `data`, every cell checksum and every chunk id. The
-        store keeps a note of it, if it can be written to."""
+        store keeps a note of it, if it can be written to. What it finds is in the result.
+
+        >>> store.verify(data=True, inline=True).exit_code
+        0
+        """
         from manifests.scrubs import note_verification
         from pipeline.topology import VERIFY_COUNTERS
         from pipeline.verify.run import verification_facts, verify
 
         tick = self.figures.watch(VERIFY_COUNTERS, on_tick)
+        self._look_again()
         result = verify(
             self.members, self.log, self.state, self.catalog,
             data=data, workers=workers, memory=memory, inline=inline, on_tick=tick,
         )  # fmt: skip
         try:
             self._require_writable_format()
-            note_verification(
-                self.members,
-                self.log,
-                self.state,
-                verification_facts(result, data),
-                result.shard_findings,
-                _key_of,
-                sorted(result.unreadable_packs),
-            )
+            with self._alone():
+                record = note_verification(
+                    self.members,
+                    self.log,
+                    self.state,
+                    verification_facts(result, data),
+                    result.shard_findings,
+                    _key_of,
+                    sorted(result.unreadable_packs),
+                )
+                self._count(record)  # the catalog stays: it knows already what the note says
+                self._release_known()
         except DrystoneError as error:
             result.unnoted = str(error)
-        else:
-            self._read_log()  # the catalog stays: it knows already what the note says
         return result
+
+
+def _counting(pieces: Iterator[bytes], healing: HealingCounter) -> Iterator[bytes]:
+    """The pieces; what was healed for them is counted."""
+    try:
+        yield from pieces
+    finally:
+        healing.note()
 
 
 def _key_of(finding: ShardFinding) -> str:

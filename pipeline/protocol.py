@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from pipeline.objects.refs import ObjectRef
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.objects.intake import BinaryReader
 
 
+@runtime_checkable
 class Store(Protocol):
     """Objects by key, chunks by id. FileStore is one; a program that asks for a Store can be tested with less.
 

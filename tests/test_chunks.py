@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pytest
 from blake3 import blake3
 
@@ -69,9 +71,12 @@ def test_chunks_that_are_not_what_they_say_are_refused_with_all_that_came_along(
     for chunk in (Chunk(b"short", b"x"), chunk_of(b""), chunk_of(bytes((16 << 20) + 1))):
         with pytest.raises(UsageError):
             store.write_chunks([chunk])
-    for name in ("xyz", "00", b"1"):
+    for name in ("xyz", "00", b"1", 32, None):
         with pytest.raises(UsageError):
-            store.get_chunk(name)
+            store.get_chunk(name)  # type: ignore[arg-type]
+    for data in (5, "text", None):
+        with pytest.raises(UsageError):
+            store.write_chunk(blake3(bytes(5)).digest(), data)  # type: ignore[arg-type]
     assert store.write_chunks([good, good]) == 1
 
 
@@ -87,6 +92,52 @@ def test_a_preferred_backend_gets_a_shard(make_store: Make, tmp_path: Path) -> N
         assert wanted.id in {shard.backend for shard in group.shards}
     with pytest.raises(NotFound):
         store.write_chunk(chunk.chunk_id, chunk.data, "nowhere")
+
+
+def test_chunks_are_those_that_duckdb_finds_in_the_manifests(make_store: Make, tmp_path: Path) -> None:
+    store = make_store()
+    (tmp_path / "file").write_bytes(os.urandom(90_000))
+    store.ingest([str(tmp_path / "file")], options=INLINE)
+    chunks = [chunk_of(os.urandom(size)) for size in (1, 700, 5000)]
+    store.write_chunks(chunks)
+    for _ in range(2):
+        store.delete_chunk(chunks[1].chunk_id)
+        store.write_chunk(chunks[1].chunk_id, chunks[1].data)
+    store.delete_chunk(chunks[2].chunk_id)
+    manifests = tmp_path / "store" / "backend-4" / "manifests"
+    wanted = duckdb.sql(f"""
+        SELECT DISTINCT chunk_id, pack_id, block, "offset", length FROM '{manifests}/chunks/*.parquet'
+        ANTI JOIN '{manifests}/tombstones/*.parquet' USING (chunk_id, pack_id)
+    """).fetchall()
+    found = [tuple(row.values()) for batch in store.iterate_chunks() for row in batch.to_pylist()]
+    assert sorted(found) == sorted(wanted)
+    assert store.get_index_stats() == IndexStats(len(wanted), sum(row[-1] for row in wanted))
+    assert {chunks[0].chunk_id, chunks[1].chunk_id} < {row[0] for row in wanted}
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_unchanged_files_are_read_again_where_a_chunk_of_them_was_deleted(
+    make_store: Make, tmp_path: Path, kind: str
+) -> None:
+    store, data = make_store(index=kind), os.urandom(50_000)
+    (tmp_path / "tree").mkdir()
+    for name, content in (("large", data), ("small", b"small")):
+        (tmp_path / "tree" / name).write_bytes(content)
+        os.utime(tmp_path / "tree" / name, (1, 1))
+    time.sleep(2.1)  # files that were just made are not taken for unchanged
+    for unchanged in (0, 2):
+        assert store.ingest([str(tmp_path / "tree")], options=INLINE).tally.unchanged == unchanged
+    store.catalog.use("extents")
+    part = next(store.catalog.tuples('SELECT chunk_id FROM extents ORDER BY "offset"'))[0]
+    for name in (part, blake3(b"small").digest()):
+        with pytest.raises(ChunkInUse):
+            store.delete_chunk(name)
+        store.delete_chunk(name, force=True)
+    store.rebuild_index()
+    assert store.ingest([str(tmp_path / "tree")], options=INLINE).tally.unchanged == 0
+    for run in store.runs():
+        assert b"".join(store.open_range(f"{run.run_id}:tree/large")) == data
+    assert store.verify(data=True, inline=True, workers=1).exit_code == 0
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])

@@ -79,6 +79,33 @@ def test_less_memory_is_kept_to(tmp_path: Path) -> None:
     assert peak_of(ingest) <= limit << 20
 
 
+#: Puts what comes through the pipe, reads it back, and prints the object's size.
+PUT = """
+import sys
+from pathlib import Path
+from pipeline import FileStore
+with FileStore.create([sys.argv[1]], cache=Path(sys.argv[2])) as store:
+    size = store.put_object("stream", sys.stdin.buffer).size
+    with store.get_object_data("stream") as stream:
+        buffer = bytearray(1 << 20)
+        while count := stream.readinto(buffer):
+            size -= count
+    print(size)
+"""
+
+
+def test_an_object_of_unknown_length_takes_little_memory(tmp_path: Path) -> None:
+    mebibytes = 384
+    feeder = subprocess.Popen([sys.executable, "-c", SOURCE, str(mebibytes)], stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", PUT, str(tmp_path / "store"), str(tmp_path / "cache")]
+    with subprocess.Popen(command, stdin=feeder.stdout, stdout=subprocess.PIPE) as put:
+        assert feeder.stdout is not None and put.stdout is not None
+        feeder.stdout.close()
+        peak = peak_of(put)
+        assert put.stdout.read() == b"0\n" and feeder.wait() == 0
+    assert 64 << 20 < peak < 500 << 20
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_peaks_do_not_grow_with_the_input(tmp_path: Path) -> None:

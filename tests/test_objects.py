@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,10 +25,13 @@ from hypothesis import strategies as st
 
 from manifests.config import ChunkerSpec
 from manifests.errors import NotFound, ObjectDeleted, Superseded, TooFewBackends, Unreadable, UsageError
+from manifests.format import CELL_SIZE, RECORD_SIZE
 from pipeline.errors import PipelineError
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
+from pipeline.metrics.meters import Count
 from pipeline.objects.refs import ObjectRef
+from pipeline.objects.request import KEY_MAX, TTL_MAX
 from pipeline.ranges import BlockCache
 from pipeline.restore.run import RestoreRequest
 
@@ -55,6 +59,19 @@ class FailingReader:
         if not data:
             raise OSError("the line went dead")
         return data
+
+
+class LyingReader:
+    """Says that it gave `count` bytes, and gave none."""
+
+    def __init__(self, count: int | None) -> None:
+        self.count = count
+
+    def readinto(self, target: memoryview) -> int | None:
+        return self.count
+
+    def read(self, size: int = -1) -> bytes:
+        return b""
 
 
 class ShyReader:
@@ -224,17 +241,55 @@ def test_deleted_objects_are_gone_at_once_and_other_versions_stay(make_store: Ma
     assert store.get_object_data("key").read() == b"newest"
 
 
-def test_expired_objects_are_not_found(make_store: Make) -> None:
+def test_expired_objects_are_not_found(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store()
-    ref = store.put_object("key", io.BytesIO(b"x"), ttl=0.4)
-    assert store.get_object("key").ttl == 0.4
-    time.sleep(0.5)  # longer than it lives
+    ref = store.put_object("key", io.BytesIO(b"x"), ttl=3600)
+    assert store.get_object("key").ttl == 3600 and ref.expires_ns is not None
+    monkeypatch.setattr("pipeline.objects.request.now_ns", lambda: ref.expires_ns - 1)
+    assert store.get_object(ref.id) == ref
+    monkeypatch.setattr("pipeline.objects.request.now_ns", lambda: ref.expires_ns)
     for name in ("key", ref.id):
         with pytest.raises(NotFound, match="expired") as error:
             store.get_object(name)
         assert not isinstance(error.value, ObjectDeleted)
     assert list(store.list_objects()) == []
     assert store.delete_object("key").deleted_ns is not None
+
+
+def test_a_time_to_live_may_be_over_at_once_and_be_long(make_store: Make) -> None:
+    store = make_store()
+    with store.batch():
+        store.put_object("over", io.BytesIO(b"x"), ttl=0)
+        store.put_object("long", io.BytesIO(b"x"), ttl=TTL_MAX)
+    with pytest.raises(NotFound, match="expired"):
+        store.get_object_range("over", 0, 1)
+    ref = store.get_object("long")
+    assert ref.ttl == TTL_MAX and ref.created is not None and ref.expires is not None
+    assert ref.expires.year - ref.created.year in (200, 201)
+
+
+@pytest.mark.parametrize(
+    "key", ["a\0b", "../../etc/passwd", "/", ".", "a//b", "x" * KEY_MAX, "\U0001f9f1 stone\n", "latest:x"]
+)
+def test_keys_are_any_text(make_store: Make, tmp_path: Path, key: str) -> None:
+    store = make_store()
+    ref = store.put_object(key, io.BytesIO(b"x"), metadata={key[:99]: key[:99]})
+    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as again:
+        assert again.get_object(key) == ref and again.get_object_data(key).read() == b"x"
+        assert [found.key for found in again.list_objects(key)] == [key]
+
+
+def test_what_is_told_of_an_object_is_a_value(make_store: Make) -> None:
+    store, told = make_store(), {"who": "me"}
+    with store.batch():
+        ref = store.put_object("key", io.BytesIO(b"x"), metadata=told)
+        told["who"] = "you"
+        ref.metadata["who"] = "they"  # type: ignore[index]
+    found = store.get_object("key")
+    assert found.metadata == {"who": "me"}
+    assert len({found, store.get_object(found.id)}) == 1
+    gone = store.delete_object("key")
+    assert gone.deleted is not None and gone.created is not None and gone.deleted >= gone.created
 
 
 def test_etags_can_be_switched_off(make_store: Make, tmp_path: Path) -> None:
@@ -264,13 +319,26 @@ def test_lists_are_by_prefix_and_bucket(make_store: Make, monkeypatch: pytest.Mo
     "wrong",
     [
         {"key": ""},
+        {"key": b"bytes"},
+        {"key": None},
+        {"bucket": None},
+        {"content_type": 0},
         {"key": "\ud800"},
         {"key": "x" * (64 << 10) + "x"},
         {"ttl": -1},
         {"ttl": float("nan")},
+        {"ttl": float("inf")},
+        {"ttl": 1e12},
+        {"ttl": "5"},
         {"metadata": {"a": 1}},
+        {"metadata": [("a", "b")]},
         {"compression": "gzip"},
+        {"compression": 5},
         {"reader": io.StringIO("text")},
+        {"reader": b"bytes"},
+        {"reader": LyingReader(-1)},
+        {"reader": LyingReader(1 << 40)},
+        {"reader": LyingReader(None)},
     ],
 )
 def test_puts_that_make_no_sense_are_refused(make_store: Make, wrong: dict[str, object]) -> None:
@@ -283,9 +351,30 @@ def test_puts_that_make_no_sense_are_refused(make_store: Make, wrong: dict[str, 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FileStore, dict[str, bytes]]]:
-    """A store with two backends gone, and objects of all sorts in it, by id."""
+def lose_two_backends(store: Path) -> None:
+    for number in (1, 4):
+        for path in (store / f"backend-{number}" / "packs").rglob("*.*"):
+            path.unlink()
+
+
+def let_rot(store: Path) -> None:
+    """Every shard has bad cells, no row more than two."""
+    struck = 0
+    for path in store.glob("*/packs/*/*.*"):
+        shard, length = int(path.suffix[1:]), path.stat().st_size
+        with open(path, "r+b") as file:
+            for row in range(shard // 2, max(1, (length - 2 * RECORD_SIZE) // CELL_SIZE), 3):
+                file.seek(length // 2 if length < 2 * CELL_SIZE else RECORD_SIZE + row * CELL_SIZE + 5000)
+                file.write(os.urandom(40))
+                struck += 1
+    assert struck > 20
+
+
+@pytest.fixture(scope="module", params=[lose_two_backends, let_rot])
+def many(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[FileStore, dict[str, bytes]]]:
+    """A store with damage, and objects of all sorts in it, by id."""
     place = tmp_path_factory.mktemp("ranges")
     store = FileStore.create(
         [place / "store"], chunker=ChunkerSpec.parse("fastcdc:1KiB"), pack_size=256 << 10, cache=place / "cache"
@@ -306,10 +395,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FileStore, 
     run = store.ingest([str(place / "tree")], options=INLINE).run_id
     row = next(info.row for info in store.list("latest:tree/sparse"))
     held[f"{run}-{row}"] = (place / "tree" / "sparse").read_bytes()
-    for number in (1, 4):
-        for path in (place / "store" / f"backend-{number}" / "packs").rglob("*.*"):
-            path.unlink()
+    request.param(place / "store")
     yield store, held
+    healed = store.figures.sums().words[Count.HEALED_CELLS]
+    assert healed, "the damage was met"
     store.close()
 
 
@@ -336,7 +425,14 @@ def test_streams_are_raw_io(many: tuple[FileStore, dict[str, bytes]]) -> None:
     name, whole = max(held.items(), key=lambda item: len(item[1]))
     stream = store.get_object_data(name)
     assert stream.readable() and stream.seekable() and not stream.writable() and stream.size == len(whole)
-    assert io.BufferedReader(stream).read() == whole
+    assert stream.read(None) == whole and stream.read(None) == b""
+    with pytest.raises(io.UnsupportedOperation):
+        stream.write(b"x")
+    assert stream.seek(-7, io.SEEK_END) == stream.seek(0, io.SEEK_CUR) == len(whole) - 7
+    assert stream.readall() == whole[-7:] and stream.seek(len(whole) + 9) and stream.read(1) == b""
+    taken = array("I", [0] * 5)
+    assert stream.seek(3) == 3 and stream.readinto(taken) == 20 and taken.tobytes() == whole[3:23]
+    assert stream.seek(0) == 0 and b"".join(io.BufferedReader(stream)) == whole
     for bad in (lambda: stream.read(1), lambda: stream.seek(0), lambda: stream.read_at(0, 1)):
         stream.close()
         with pytest.raises(ValueError):
@@ -430,6 +526,31 @@ def test_what_a_killed_process_had_not_committed_is_not_there(make_store: Make, 
     assert store.verify(data=True, inline=True, workers=1).exit_code == 0
 
 
+HELD = """
+import io, sys
+from pathlib import Path
+from pipeline.filestore import FileStore
+with FileStore.open(sys.argv[1], cache=Path(sys.argv[2])) as store:
+    store.put_object("half", sys.stdin.buffer)
+"""
+
+
+def test_a_put_that_is_killed_in_the_middle_leaves_no_object(make_store: Make, tmp_path: Path) -> None:
+    store, data = make_store(pack_size=1 << 20), noise(12 << 20, 5)
+    command = [sys.executable, "-c", HELD, str(tmp_path / "store"), str(tmp_path / "cache")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(data)  # more than a pipe holds, so most of it was taken when this returns
+        process.stdin.flush()
+        assert list((tmp_path / "store").glob("*/packs/*/*.*")), "packs are there already"
+        process.send_signal(signal.SIGKILL)
+    store.refresh()
+    assert list(store.list_objects()) == [] and store.list_versions("half") == []
+    assert store.verify(data=True, inline=True, workers=1).exit_code == 0
+    store.put_object("half", io.BytesIO(data))
+    assert store.get_object_data("half").read() == data
+
+
 def test_two_stores_see_each_others_puts(make_store: Make, tmp_path: Path) -> None:
     store = make_store()
     with FileStore.open(tmp_path / "store", cache=tmp_path / "cache 2") as other:
@@ -501,6 +622,28 @@ def test_queries_have_room_on_disk_also_behind_a_put(make_store: Make) -> None:
     folder = store.catalog.temp_directory.parent.parent
     store.close()
     assert not list(folder.glob("tmp-*"))
+
+
+def test_commands_take_ids_of_objects(make_store: Make, tmp_path: Path) -> None:
+    store, data = make_store(), noise(30_000)
+    put = store.put_object("../a//b", io.BytesIO(data)).id
+    (tmp_path / "file").write_bytes(data[:5000])
+    archived = f"{store.ingest([str(tmp_path / 'file')], options=INLINE).run_id}-0"
+
+    def run(*words: str) -> bytes:
+        command = [str(Path(sys.executable).with_name("drystone")), "-s", str(tmp_path / "store"), *words]
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
+    assert run("cat", put) == data and run("cat", archived, "--range", "-5") == data[4995:5000]
+    assert run("ls", put, "--format", "csv").splitlines()[1].startswith(b"../a//b,file,30000")
+    run("restore", put, "--to", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == data
+    assert [info.path for info in store.list(archived)] == [b"file"]
+    store.delete_object(put)
+    with pytest.raises(ObjectDeleted):
+        list(store.open_range(put))
+    with pytest.raises(NotFound):
+        store.restore(archived, tmp_path / "back")
 
 
 def test_ids_that_are_none_are_keys(make_store: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tempfile
 from pathlib import Path
@@ -27,13 +28,15 @@ DATA = st.builds(noise, st.sampled_from([0, 1, 300, 5000, 40_000, 200_000]), st.
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """`newest`: (bucket, key) → id; `objects`: id → content, None where it was deleted; `loose`: received chunks."""
+    """`versions`: (bucket, key) → ids, the newest last; `objects`: id → content, None where it was deleted; `expired`:
+    ids of objects whose time is over; `loose`: received chunks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scratch = tempfile.TemporaryDirectory()
         self.place = Path(self.scratch.name)
-        self.newest: dict[tuple[str, str], str] = {}
+        self.versions: dict[tuple[str, str], list[str]] = {}
+        self.expired: set[str] = set()
         self.objects: dict[str, bytes | None] = {}
         self.loose: dict[bytes, bytes] = {}
         self.runs: list[bytes] = []
@@ -61,12 +64,20 @@ class StoreMachine(RuleBasedStateMachine):
         self.scratch.cleanup()
 
     def _note(self, bucket: str, key: str, identity: str, data: bytes) -> None:
-        self.newest[bucket, key], self.objects[identity] = identity, data
+        self.versions.setdefault((bucket, key), []).append(identity)
+        self.objects[identity] = data
 
-    @rule(key=KEYS, bucket=BUCKETS, codec=CODECS, data=DATA)
-    def put(self, key: str, bucket: str, codec: str | None, data: bytes) -> None:
-        ref = self.store.put_object(key, io.BytesIO(data), bucket=bucket, compression=codec)
+    @rule(key=KEYS, bucket=BUCKETS, codec=CODECS, data=DATA, ttl=st.sampled_from([None, None, 3600, 0]))
+    def put(self, key: str, bucket: str, codec: str | None, data: bytes, ttl: int | None) -> None:
+        told = {"content_type": codec, "metadata": {key: bucket}, "ttl": ttl}
+        ref = self.store.put_object(key, io.BytesIO(data), bucket=bucket, compression=codec, **told)  # type: ignore[arg-type]
         self._note(bucket, key, ref.id, data)
+        if ttl == 0:
+            self.expired.add(ref.id)
+        else:
+            assert ref == self.store.get_object(key, bucket=bucket)
+        assert (ref.content_type, ref.metadata, ref.ttl) == tuple(told.values())
+        assert ref.etag == hashlib.md5(data).hexdigest()
 
     @rule(puts=st.lists(st.tuples(KEYS, CODECS, DATA), max_size=6), fails=st.booleans(), aborts=st.booleans())
     def batch(self, puts: list[tuple[str, str | None, bytes]], fails: bool, aborts: bool) -> None:
@@ -87,8 +98,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS, bucket=BUCKETS)
     def delete(self, key: str, bucket: str) -> None:
-        identity = self.newest.get((bucket, key))
-        if identity is None:
+        identity = self.versions.get((bucket, key), [""])[-1]
+        if not identity:
             with pytest.raises(NotFound):
                 self.store.delete_object(key, bucket=bucket)
         elif self.objects[identity] is None:
@@ -105,6 +116,9 @@ class StoreMachine(RuleBasedStateMachine):
         content = self.objects[identity]
         if content is None:
             with pytest.raises(ObjectDeleted):
+                self.store.get_object_data(identity)
+        elif identity in self.expired:
+            with pytest.raises(NotFound, match="expired"):
                 self.store.get_object_data(identity)
         else:
             assert self.store.get_object_range(identity, offset, length) == content[offset : offset + length]
@@ -148,7 +162,18 @@ class StoreMachine(RuleBasedStateMachine):
     def lists_what_the_dict_lists(self) -> None:
         if not hasattr(self, "store"):
             return
-        wanted = {name: identity for name, identity in self.newest.items() if self.objects[identity] is not None}
+        newest = {name: versions[-1] for name, versions in self.versions.items()}
+        wanted = {
+            name: identity
+            for name, identity in newest.items()
+            if self.objects[identity] is not None and identity not in self.expired
+        }
+        for (bucket, key), versions in self.versions.items():
+            told = [
+                (ref.id, ref.is_latest, ref.deleted is None) for ref in self.store.list_versions(key, bucket=bucket)
+            ]
+            alive = [(each, each == versions[-1], self.objects[each] is not None) for each in versions]
+            assert told == alive[::-1]
         listed = {(ref.bucket, ref.key): ref for ref in self.store.list_objects()}
         assert {name: ref.id for name, ref in listed.items()} == wanted
         for name, ref in listed.items():

@@ -42,7 +42,7 @@ def runs_command(context: click.Context, store: str | None, output: str) -> None
 
 
 @click.command("ls")
-@click.argument("selection", default="", metavar="[RUN[:PATH]]")
+@click.argument("selection", default="", metavar="[RUN[:PATH] | ID]")
 @store_option
 @click.option("-l", "--long", is_flag=True, help="Mode, owner, size and time, too.")
 @click.option("-R", "--recursive", is_flag=True, help="All below.")
@@ -51,7 +51,7 @@ def runs_command(context: click.Context, store: str | None, output: str) -> None
 def ls_command(
     context: click.Context, selection: str, store: str | None, long: bool, recursive: bool, output: str
 ) -> None:
-    """List the objects of a run: of the latest, if none is named.
+    """List the objects of a run (of the latest, if none is named), or the object of an id.
 
     \b
     drystone -s /mnt/archive ls

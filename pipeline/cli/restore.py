@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manifests.errors import BackendError, UsageError
+from manifests.ids import is_object_id
 from manifests.sizes import format_size
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
@@ -31,9 +32,11 @@ RANGE = Parsed("A-B", ByteRange.parse)
 
 
 @click.command("restore")
-@click.argument("selection", default="latest", metavar="[RUN[:PATH]]")
+@click.argument("selection", default="latest", metavar="[RUN[:PATH] | ID]")
 @store_option
-@click.option("--to", required=True, metavar="DIR", help="Directory to restore into; with --range, the file to write.")
+@click.option(
+    "--to", required=True, metavar="DIR", help="Directory to restore into; with --range or an ID, the file to write."
+)
 @click.option(
     "--overwrite",
     type=click.Choice(["never", "if-changed", "always"]),
@@ -65,7 +68,8 @@ def restore_command(
 ) -> int:
     """Restore a run (the latest, if none is named), or an object or directory of it.
 
-    RUN alone makes DIR/<base>; RUN:<base>/x makes DIR/x.
+    RUN alone makes DIR/<base>; RUN:<base>/x makes DIR/x. The ID of an object, as programs have it, makes a file of its
+    bytes.
 
     \b
     drystone -s /mnt/archive restore --to /tmp/back
@@ -74,15 +78,16 @@ def restore_command(
 
     Like `restic restore` and `borg extract`.
     """
-    if byte_range is None:
+    bytes_alone = byte_range is not None or is_object_id(selection)
+    if not bytes_alone:
         from pipeline.forkserver import warm_up
 
         warm_up()
     from pipeline.restore.run import RestoreRequest
 
     with open_store(context, store) as opened:
-        if byte_range is not None:
-            return _restore_range(opened, selection, byte_range, to, output)
+        if bytes_alone:
+            return _restore_bytes(opened, selection, byte_range, to, output)
         request = RestoreRequest(to, overwrite, workers, memory, numeric_ids=numeric_ids)
         return _restore(opened, selection, request, output, quiet)
 
@@ -146,15 +151,15 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
     return result.exit_code
 
 
-def _restore_range(opened: FileStore, selection: str, byte_range: ByteRange, to: str, output: str) -> int:
-    """Write a range to the file `to`, which gets its name when it is complete."""
+def _restore_bytes(opened: FileStore, selection: str, byte_range: ByteRange | None, to: str, output: str) -> int:
+    """Write an object, or a range of it, to the file `to`, which gets its name when it is complete."""
     from pipeline.packreader import ReadFigures
 
     figures = ReadFigures()
     pieces = opened.open_range(selection, byte_range, figures)
     folder = os.path.dirname(os.path.abspath(to))
     if os.path.isdir(to):
-        raise UsageError(f"{to} is a directory; with --range, --to names a file")
+        raise UsageError(f"{to} is a directory; with --range or an id, --to names a file")
     written, temp = 0, os.path.join(folder, f".drystone-range-{os.getpid()}")
     try:
         with open(temp, "xb") as out:
@@ -180,7 +185,7 @@ def _restore_range(opened: FileStore, selection: str, byte_range: ByteRange, to:
 
 
 @click.command("cat")
-@click.argument("selection", metavar="RUN:PATH")
+@click.argument("selection", metavar="RUN:PATH | ID")
 @store_option
 @click.option("--range", "byte_range", type=RANGE, help="Only these bytes: 0-99, 100- or -500.")
 @metrics_options
@@ -194,8 +199,8 @@ def cat_command(context: click.Context, selection: str, store: str | None, byte_
 
     Like `restic dump` and `borg extract --stdout`.
     """
-    if ":" not in selection:
-        raise UsageError("which object? write RUN:PATH, as in latest:data/table.csv")
+    if ":" not in selection and not is_object_id(selection):
+        raise UsageError("which object? write RUN:PATH, as in latest:data/table.csv, or its id")
     from pipeline.packreader import ReadFigures
 
     with open_store(context, store) as opened:

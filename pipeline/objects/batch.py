@@ -18,6 +18,7 @@ import numpy as np
 from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, Batch, HeapBuilder
 from manifests.config import CodecSpec
+from manifests.errors import UsageError
 from manifests.ids import new_id, object_id
 from manifests.inflight import Inflight
 from manifests.log import LogRecord, State, make_record, write_record
@@ -67,7 +68,7 @@ class Put:
 
 
 class WriteBatch:
-    """A batch under way. Owned by one thread; `commit` or `abort` ends it."""
+    """A batch under way. For one thread at a time; `commit` or `abort` ends it."""
 
     def __init__(
         self,
@@ -85,9 +86,10 @@ class WriteBatch:
         self.run_id = new_id(state.newest)
         self.sums = Sums()
         self._row = 0
+        self._taking = self._over = False
         self._inflight = Inflight(members, self.run_id)
         self._rows = RunRows(self.run_id, members)
-        self._waiting: list[tuple[ObjectRef, Content, int]] = []
+        self._waiting: list[tuple[ObjectRef, Put, Content, int]] = []
         shape = ingest_shape(members.config, 1, DEFAULT_MEMORY, 1)
         packs = pack_options(members, state, shape, members.config)
         self._intake = Intake(members.config, shape, packs, known.chunks, self._note_pack, figures)
@@ -96,10 +98,17 @@ class WriteBatch:
 
     def put(self, reader: BinaryReader, put: Put, codec: CodecSpec | None, md5: bool) -> ObjectRef:
         """Take an object in; it counts once the batch is committed. What `reader` raises passes through, and the batch
-        goes on without the object."""
+        goes on without the object. Raises UsageError where it is in the middle of another one, or has ended."""
+        if self._taking or self._over:
+            reason = "a reader that is being put may not put anything itself" if self._taking else "the batch has ended"
+            raise UsageError(f"putting {put.key!r}: {reason}")
         row = self._row
         self._row += 1
-        content = self._intake.take(reader, row, self._take_extents, codec, md5)
+        self._taking = True
+        try:
+            content = self._intake.take(reader, row, self._take_extents, codec, md5)
+        finally:
+            self._taking = False
         created = time.time_ns()
         ref = ObjectRef(
             object_id(self.run_id, row),
@@ -110,12 +119,12 @@ class WriteBatch:
             content.digest,
             content.md5,
             put.content_type,
-            put.metadata,
+            dict(put.metadata),
             created,
             None,
             None if put.ttl_ns is None else created + put.ttl_ns,
         )
-        self._waiting.append((ref, content, row))
+        self._waiting.append((ref, put, content, row))
         self.sums.objects += 1
         self.sums.bytes += content.size
         if len(self._waiting) >= ROWS_AT_ONCE:
@@ -132,7 +141,7 @@ class WriteBatch:
     def _send_objects(self) -> None:
         if not self._waiting:
             return
-        refs, contents, numbers = zip(*self._waiting, strict=True)
+        refs, puts, contents, numbers = zip(*self._waiting, strict=True)
         self._waiting = []
         rows, heap = np.zeros(len(refs), OBJECT_DTYPE), HeapBuilder()
         rows["row"], rows["kind"], rows["links"] = numbers, KIND["file"], 1
@@ -151,7 +160,7 @@ class WriteBatch:
             "bucket": [ref.bucket for ref in refs],
             "etag": [ref.etag for ref in refs],
             "content_type": [ref.content_type for ref in refs],
-            "metadata": [json.dumps(dict(ref.metadata), sort_keys=True) if ref.metadata else None for ref in refs],
+            "metadata": [json.dumps(dict(put.metadata), sort_keys=True) if put.metadata else None for put in puts],
             "created_ns": [ref.created_ns for ref in refs],
             "expires_ns": [ref.expires_ns for ref in refs],
         }
@@ -173,6 +182,8 @@ class WriteBatch:
     def commit(self) -> LogRecord | None:
         """Make all of it durable and visible; None where there is nothing. Raises TooFewBackends, BackendFull,
         Superseded; then nothing was committed."""
+        if self._over:
+            raise UsageError("the batch was given up, so nothing of it is committed")
         try:
             self._intake.finish()
             self._send_objects()
@@ -188,6 +199,7 @@ class WriteBatch:
         except BaseException:
             self.abort()
             raise
+        self._over = True
         self._inflight.end()
         self._figures.count_chunks(Count.CREATED if self._kind == "put" else Count.RECEIVED, self.sums.new_chunks)
         self._figures.count_chunks(Count.DEDUPLICATED, self._intake.deduplicated)
@@ -195,6 +207,7 @@ class WriteBatch:
 
     def abort(self) -> None:
         """Give all of it up. What was journalled stays for the next run; what stored nothing leaves no trace."""
+        self._over = True
         self._intake.close()
         self._rows.close()
         if not self.sums.packs:

@@ -276,24 +276,33 @@ class Intake:
 
 
 def _fill(reader: BinaryReader, target: memoryview) -> tuple[int, bool]:
-    """Read until `target` is full or the reader ends: (bytes, ended)."""
+    """Read until `target` is full or the reader ends: (bytes, ended). Raises UsageError where it is no binary reader
+    that blocks."""
     into: Callable[[memoryview], int | None] | None = getattr(reader, "readinto", None)
+    if into is None and not callable(getattr(reader, "read", None)):
+        raise UsageError(f"a {type(reader).__name__} is no reader: it has no read(); wrap bytes in io.BytesIO")
     done = 0
     while done < len(target):
-        if into is not None:
-            count = into(target[done:])
-        else:
-            data = reader.read(min(len(target) - done, 1 << 20))
-            if data is not None and not isinstance(data, bytes | bytearray | memoryview):
-                raise UsageError(f"the reader gave {type(data).__name__} instead of bytes; open it in binary mode")
-            count = None if data is None else len(data)
-            if data:
-                if len(data) > len(target) - done:
-                    raise UsageError(f"the reader gave {len(data)} bytes, more than it was asked for")
-                target[done : done + len(data)] = data
+        room = len(target) - done
+        count = into(target[done:]) if into is not None else _read(reader, target[done:])
         if count is None:
             raise UsageError("the reader has nothing to give yet; a put needs one that blocks")
+        if not isinstance(count, int) or not 0 <= count <= room:
+            raise UsageError(f"the reader says that it gave {count!r} bytes, of {room} that it was asked for")
         if not count:
             return done, True
         done += count
     return done, False
+
+
+def _read(reader: BinaryReader, target: memoryview) -> int | None:
+    """What `readinto` would do, by `read`."""
+    data = reader.read(min(len(target), 1 << 20))
+    if data is None:
+        return None
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise UsageError(f"the reader gave {type(data).__name__} instead of bytes; open it in binary mode")
+    with memoryview(data).cast("B") as view:
+        if len(view) <= len(target):
+            target[: len(view)] = view
+        return len(view)

@@ -1,7 +1,7 @@
 """What an open store knows of its chunks and contents while it puts: the indexes of a run, kept from put to put.
 
 Of kind `memory` they are made once, from all manifests, and hold what this store itself puts from then on. Of kind
-`disk` they are opened anew for each batch, which costs nothing, so that the files are free for others in between.
+`disk` they are opened anew for each batch, which costs nothing, so that the files can be brought up to date in between.
 """
 
 from __future__ import annotations

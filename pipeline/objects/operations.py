@@ -1,7 +1,7 @@
 """What FileStore does with objects and chunks: thin methods over the modules beside this one.
 
-Reads (`get_object…`, `get_chunk…`, `list_objects`, `list_versions`, `iterate_chunks`, `get_index_stats`) may be called
-from several threads, also while the thread that owns the store writes. All else is for that thread alone.
+All of these may be called from several threads: `get_object…`, `get_chunk…`, `list_objects`, `list_versions`,
+`iterate_chunks` and `get_index_stats` read, what else there is writes, in turns (turns.py).
 """
 
 from __future__ import annotations
@@ -12,51 +12,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from manifests.config import CodecSpec, StoreConfig
-from manifests.errors import ChunkInUse, DamagedIndex, NotFound, ObjectDeleted, UsageError
-from manifests.log import Log, LogRecord, State, fold
-from manifests.replicas import Replicas
-from manifests.store import Members
-from manifests.totals import chunk_totals
+from manifests.config import CodecSpec
+from manifests.errors import ChunkInUse, NotFound, ObjectDeleted, UsageError
 from pipeline.objects.refs import Chunk, ChunkRef, IndexStats, ObjectRef
+from pipeline.objects.turns import WriteTurns
 
 if TYPE_CHECKING:
     import uuid
 
     from manifests.catalog import Catalog
     from manifests.objects import ChunkPlace, ObjectInfo
-    from pipeline.metrics.figures import StoreFigures
-    from pipeline.objects.batch import WriteBatch
     from pipeline.objects.intake import BinaryReader
-    from pipeline.objects.known import KnownIndexes
     from pipeline.objects.reading import ObjectStream, Reading
 
 
-class ObjectOperations:
+class ObjectOperations(WriteTurns):
     """The part of FileStore that knows objects by key and chunks by id."""
-
-    members: Members
-    log: Log
-    state: State
-    replicas: Replicas
-    figures: StoreFigures
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._batch: WriteBatch | None = None
-        self._known: KnownIndexes | None = None
-        self._reading: Reading | None = None
-        self._stats: IndexStats | None = None
-
-    if TYPE_CHECKING:  # FileStore has them
-
-        @property
-        def config(self) -> StoreConfig: ...
-        @property
-        def catalog(self) -> Catalog: ...
-        def _require_writable_format(self) -> None: ...
-        def _drop_catalog(self) -> None: ...
-        def _reopen(self) -> None: ...
 
     # --- objects -----------------------------------------------------------------------------------------------------
 
@@ -78,35 +49,49 @@ class ObjectOperations:
         `reader` stays the caller's; what it raises passes through, and nothing is stored. Raises UsageError,
         TooFewBackends, BackendFull, Superseded.
 
-        >>> store.put_object("photos/cat", io.BytesIO(b"meow"), content_type="image/jpeg").size  # doctest: +SKIP
+        >>> store.put_object("photos/dog", io.BytesIO(b"woof"), content_type="image/jpeg", ttl=3600).size
         4
         """
         from pipeline.objects.request import codec_of, make_put
 
-        put, codec = make_put(key, bucket, content_type, metadata or {}, ttl), codec_of(compression)
-        md5 = self.config.etags if etag is None else etag
-        if self._batch is not None:
-            return self._batch.put(reader, put, codec, md5)
-        with self._writing("put") as batch:
-            return batch.put(reader, put, codec, md5)
+        put = make_put(key, bucket, content_type, {} if metadata is None else metadata, ttl)
+        codec, md5 = codec_of(compression), self.config.etags if etag is None else etag
+        with self._turn:
+            if self._batch is not None:
+                return self._batch.put(reader, put, codec, md5)
+            with self._writing("put") as batch:
+                return batch.put(reader, put, codec, md5)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """Puts within the `with` become visible and durable together when it ends, by one record; none of them when it
-        is left by an exception. A put that fails by its reader leaves the others as they are.
+        """Puts within the `with`, by any thread, become visible and durable together when it ends, by one record; none
+        of them when it is left by an exception. A put that fails by its reader leaves the others as they are. Waits for
+        a batch of another thread; raises UsageError within one of the same thread.
 
-        >>> with store.batch():  # doctest: +SKIP
-        ...     for name in names:
-        ...         store.put_object(name, open(name, "rb"))
+        >>> with store.batch():
+        ...     for number in range(3):
+        ...         ref = store.put_object(f"photos/{number}", io.BytesIO(b"x" * number))
+        >>> [ref.size for ref in store.list_objects("photos/")]
+        [0, 1, 2, 4]
         """
-        with self._writing("put"):
+        with self._alone():
+            batch, self._batch_thread = self._begin("put"), threading.get_ident()
+        try:
             yield
+        except BaseException as error:
+            with self._turn:
+                self._give_up(batch, error)
+            raise
+        with self._turn:
+            if self._batch is not batch:
+                raise UsageError("the store was closed before the batch ended, so nothing of it was committed")
+            self._commit(batch)
 
     def get_object(self, name: str, *, bucket: str = "") -> ObjectRef:
         """The object of an id, or the newest one of a key. Raises ObjectDeleted where that was deleted, NotFound where
         it is not, or not any more.
 
-        >>> store.get_object("photos/cat").content_type  # doctest: +SKIP
+        >>> store.get_object("photos/cat").content_type
         'image/jpeg'
         """
         return self._find(name, bucket)[0]
@@ -115,7 +100,7 @@ class ObjectOperations:
         """The bytes of an object, as a stream that seeks; the caller closes it. Raises as `get_object`, and UsageError
         of what has no bytes.
 
-        >>> store.get_object_data("photos/cat").read()  # doctest: +SKIP
+        >>> store.get_object_data("photos/cat").read()
         b'meow'
         """
         from pipeline.objects.reading import ObjectStream
@@ -125,7 +110,7 @@ class ObjectOperations:
     def get_object_range(self, name: str, offset: int, length: int, *, bucket: str = "") -> bytes:
         """Up to `length` bytes of an object from `offset`: what there is. Raises as `get_object_data`, Unreadable.
 
-        >>> store.get_object_range("photos/cat", 1, 100)  # doctest: +SKIP
+        >>> store.get_object_range("photos/cat", 1, 100)
         b'eow'
         """
         return self._readings().range(self._find(name, bucket)[1], offset, length)
@@ -134,23 +119,24 @@ class ObjectOperations:
         """Delete the object of an id, or the newest one of a key: from now on reading it raises ObjectDeleted. Its data
         stays until gc. Raises as `get_object`, and UsageError of an object that a run archived.
 
-        >>> store.delete_object("photos/cat").deleted_ns > 0  # doctest: +SKIP
+        >>> store.delete_object("photos/cat").deleted_ns > 0
         True
         """
         from manifests.tombstones import write_deletion
 
-        self._prepare_to_write()
-        ref, _ = self._find(name, bucket, expired=True)
-        if ref.created_ns is None:
-            raise UsageError(f"object {ref.id} is one of a run, and goes with it; only what was put can be deleted")
-        self._note(write_deletion(self.members, self.state, objects=[ref.id]))
-        return self._ref_of_id(ref.id)
+        with self._turn:
+            self._prepare_to_write()
+            ref, _ = self._find(name, bucket, expired=True)
+            if ref.created_ns is None:
+                raise UsageError(f"object {ref.id} is one of a run, and goes with it; only what was put can be deleted")
+            self._note(write_deletion(self.members, self.state, objects=[ref.id]))
+            return self._ref_of_id(ref.id)
 
     def list_objects(self, prefix: str = "", *, bucket: str | None = None) -> Iterator[ObjectRef]:
         """What keys with `prefix` stand for, by key; those of all buckets unless told. Deleted and expired ones are
         left out. Streams, as things stand when each page is read.
 
-        >>> [ref.key for ref in store.list_objects("photos/")]  # doctest: +SKIP
+        >>> [ref.key for ref in store.list_objects("photos/")]
         ['photos/cat']
         """
         from manifests.keys import PAGE, page_of_keys
@@ -171,7 +157,8 @@ class ObjectOperations:
     def list_versions(self, key: str, *, bucket: str = "") -> list[ObjectRef]:
         """All that was put under a key, the newest first, also what is deleted (`deleted_ns`) or expired.
 
-        >>> [ref.is_latest for ref in store.list_versions("photos/cat")]  # doctest: +SKIP
+        >>> ref = store.put_object("photos/cat", io.BytesIO(b"purr"))
+        >>> [ref.is_latest for ref in store.list_versions("photos/cat")]
         [True, False]
         """
         from manifests.keys import versions_of_key
@@ -185,7 +172,7 @@ class ObjectOperations:
     def get_chunk(self, chunk_id: bytes | str) -> BinaryIO:
         """A chunk as a stream. `chunk_id`: 32 bytes, or in hexadecimal. Raises NotFound, Unreadable.
 
-        >>> store.get_chunk(chunk_id).read(4)  # doctest: +SKIP
+        >>> store.get_chunk(chunk_id).read(4)
         b'meow'
         """
         return io.BytesIO(self.get_chunk_data(chunk_id))
@@ -193,7 +180,7 @@ class ObjectOperations:
     def get_chunk_data(self, chunk_id: bytes | str) -> bytes:
         """The bytes of a chunk. Raises NotFound, Unreadable.
 
-        >>> len(store.get_chunk_data(chunk_id))  # doctest: +SKIP
+        >>> len(store.get_chunk_data(chunk_id))
         4
         """
         return self._readings().chunk(self._place(chunk_id))
@@ -201,7 +188,7 @@ class ObjectOperations:
     def get_chunk_range(self, chunk_id: bytes | str, offset: int, length: int) -> BinaryIO:
         """A range of a chunk as a stream, as `get_chunk_data_range` gives it.
 
-        >>> store.get_chunk_range(chunk_id, 1, 2).read()  # doctest: +SKIP
+        >>> store.get_chunk_range(chunk_id, 1, 2).read()
         b'eo'
         """
         return io.BytesIO(self.get_chunk_data_range(chunk_id, offset, length))
@@ -209,7 +196,7 @@ class ObjectOperations:
     def get_chunk_data_range(self, chunk_id: bytes | str, offset: int, length: int) -> bytes:
         """Up to `length` bytes of a chunk from `offset`: what there is. Raises UsageError, NotFound, Unreadable.
 
-        >>> store.get_chunk_data_range(chunk_id, 1, 2)  # doctest: +SKIP
+        >>> store.get_chunk_data_range(chunk_id, 1, 2)
         b'eo'
         """
         if offset < 0 or length < 0:
@@ -219,7 +206,7 @@ class ObjectOperations:
     def get_chunk_info(self, chunk_id: bytes | str) -> ChunkRef:
         """Where a chunk lies. Raises NotFound.
 
-        >>> store.get_chunk_info(chunk_id).length  # doctest: +SKIP
+        >>> store.get_chunk_info(chunk_id).length
         4
         """
         from pipeline.objects.request import chunk_ref
@@ -233,18 +220,18 @@ class ObjectOperations:
         deleted, whether an object refers to it or not. `backend_id`: where a shard of it should go, if placement lets
         it. Raises WrongChunk where `data` is not what the id says, UsageError, NotFound, TooFewBackends, BackendFull.
 
-        >>> store.write_chunk(blake3(b"meow").digest(), b"meow")  # doctest: +SKIP
-        True
+        >>> store.write_chunk(blake3(b"woof").digest(), b"woof"), store.write_chunk(chunk_id, b"meow")
+        (True, False)
         """
-        from pipeline.objects.request import chunk_bytes
+        from pipeline.objects.request import make_chunk
 
-        return self.write_chunks([Chunk(chunk_bytes(chunk_id), bytes(data))], backend_id) == 1
+        return self.write_chunks([make_chunk(chunk_id, data)], backend_id) == 1
 
     def write_chunks(self, chunks: Iterable[Chunk], backend_id: str | uuid.UUID | None = None) -> int:
         """Store many chunks at once, all or none of them; how many are new here. As `write_chunk`.
 
-        >>> store.write_chunks(Chunk(ref, other.get_chunk_data(ref)) for ref in ids)  # doctest: +SKIP
-        3
+        >>> store.write_chunks(Chunk(blake3(data).digest(), data) for data in (b"woof", b"meow", b"moo"))
+        2
         """
         from pipeline.objects.request import require_chunk
 
@@ -260,7 +247,8 @@ class ObjectOperations:
         there again. Raises NotFound, and ChunkInUse while an object that is not deleted consists of it, unless `force`:
         then such objects are lost.
 
-        >>> store.delete_chunk(chunk_id)  # doctest: +SKIP
+        >>> ref = store.delete_object("photos/cat")
+        >>> store.delete_chunk(chunk_id)
         """
         from manifests.ids import object_id
         from manifests.keys import copies_of_chunk, object_of_chunk
@@ -269,33 +257,30 @@ class ObjectOperations:
         from pipeline.objects.request import chunk_bytes, run_of
 
         identity = chunk_bytes(chunk_id)
-        if self._batch is not None:
-            raise UsageError("a batch is open, which may build on the chunk; delete it when the batch has ended")
-        self._prepare_to_write()
-        with self._lock:
-            copies = copies_of_chunk(self.catalog, identity)
-            user = None if force else object_of_chunk(self.catalog, identity)
-        if not copies:
-            raise NotFound(f"the store holds no chunk {identity.hex()}")
-        if user is not None:
-            name = object_id(run_of(user), user["row"])
-            raise ChunkInUse(
-                f"object {name} ({user['path'].decode(errors='replace')!r}) consists of chunk {identity.hex()}; delete "
-                "the object first, or force it, and lose the object"
-            )
-        self._release_known()
-        self._note(write_deletion(self.members, self.state, chunks=copies))
-        self.figures.count_chunks(Count.DELETED, len(copies))
-        with self._lock:
-            if self._stats is not None:
-                self._stats = self._stats.plus(-len(copies), -sum(length for _, _, length in copies))
+        with self._alone():
+            self._prepare_to_write()
+            with self._lock:
+                copies = copies_of_chunk(self.catalog, identity)
+                user = None if force else object_of_chunk(self.catalog, identity)
+            if not copies:
+                raise NotFound(f"the store holds no chunk {identity.hex()}")
+            if user is not None:
+                name = object_id(run_of(user), user["row"])
+                raise ChunkInUse(
+                    f"object {name} ({user['path'].decode(errors='replace')!r}) consists of chunk {identity.hex()}; "
+                    "delete the object first, or force it, and lose the object"
+                )
+            self._release_known()
+            record = write_deletion(self.members, self.state, chunks=copies)
+            self._note(record, IndexStats(-len(copies), -sum(length for _, _, length in copies)))
+            self.figures.count_chunks(Count.DELETED, len(copies))
 
     def iterate_chunks(self) -> Iterator[Any]:
         """All copies of chunks that are alive, as Arrow record batches of chunk_id, pack_id, block, offset and length,
         in no order; streams. For reconciliation with another store.
 
-        >>> sum(batch.num_rows for batch in store.iterate_chunks())  # doctest: +SKIP
-        1
+        >>> sum(batch.num_rows for batch in store.iterate_chunks())
+        2
         """
         with self._lock:
             catalog = self.catalog
@@ -305,12 +290,13 @@ class ObjectOperations:
     def get_index_stats(self) -> IndexStats:
         """Chunks that are alive, and their bytes: summed once over packs, then kept up to date, so O(1).
 
-        >>> store.get_index_stats().to_json()  # doctest: +SKIP
-        {'total_chunks': 1, 'total_bytes': 4}
+        >>> store.get_index_stats().to_json()
+        {'total_chunks': 2, 'total_bytes': 23}
         """
         from manifests.keys import chunk_sums
 
         with self._lock:
+            self._require_open()
             if self._stats is None:
                 self._stats = IndexStats(*chunk_sums(self.catalog))
             return self._stats
@@ -323,11 +309,12 @@ class ObjectOperations:
         from manifests.keys import newest_of_key, object_of_id
         from pipeline.objects.request import key_bytes, now_ns, object_info, object_ref
 
+        key = key_bytes(name)
         identity = split_object_id(name) if is_object_id(name) else None
         with self._lock:
             row = None if identity is None else object_of_id(self.catalog, *identity)
             if row is None:
-                row = newest_of_key(self.catalog, bucket, key_bytes(name))
+                row = newest_of_key(self.catalog, bucket, key)
             state = self.state
         if row is None:
             where = f" in bucket {bucket!r}" if bucket else ""
@@ -362,87 +349,19 @@ class ObjectOperations:
 
     def _readings(self) -> Reading:
         with self._lock:
+            self._require_open()
             if self._reading is None:
                 from pipeline.objects.reading import Reading
                 from pipeline.shardfiles import ShardSource
 
-                storages = {number: member.storage for number, member in self.members.present.items()}
+                storages = {member.number: member.storage for member in self.members.readable}
                 source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))
                 current: Callable[[], Catalog] = lambda: self.catalog  # noqa: E731 - the catalog changes with each put
-                self._reading = Reading(current, self._lock, source, self.config.chunker.size)
+                meters = self.figures.meters
+                self._reading = Reading(current, self._lock, source, self.config.chunker.size, meters)
             return self._reading
 
     def _number_of(self, backend_id: str | uuid.UUID) -> int:
         from manifests.membership import find_info
 
-        return find_info(self.members.all, str(backend_id)).number
-
-    @contextmanager
-    def _writing(self, kind: str, preferred: int | None = None) -> Iterator[WriteBatch]:
-        """A batch that is committed at the end, or given up on an exception."""
-        from pipeline.objects.batch import WriteBatch
-        from pipeline.objects.known import KnownIndexes
-
-        if self._batch is not None:
-            raise UsageError("a batch is open already; end it first")
-        self._prepare_to_write()
-        if self._known is None:
-            self._known = KnownIndexes(self.state, self.replicas)
-        try:
-            batch = self._batch = WriteBatch(self.members, self.state, self._known, kind, self.figures, preferred)
-            try:
-                yield batch
-            except BaseException:
-                batch.abort()
-                raise
-            record = batch.commit()
-        except BaseException as error:
-            if isinstance(error, DamagedIndex):
-                self._known.distrust()
-            self._release_known()  # it knows what was not committed
-            raise
-        finally:
-            self._batch = None
-        if not self._known.lasting:
-            self._release_known()
-        if record is not None:
-            self._note(record)
-            with self._lock:
-                if self._stats is not None:
-                    self._stats = self._stats.plus(batch.sums.new_chunks, batch.sums.new_bytes)
-
-    def _prepare_to_write(self) -> None:
-        """See what others have written since, and complete what they left."""
-        self._require_writable_format()
-        if self._batch is None:
-            with self._lock:
-                news = self.log.follow(self.members)
-                if news:
-                    self._forget()
-                    self._drop_catalog()
-                    self.state = fold(self.log.records.values())
-                    if any(record.kind == "backend" for record in news):
-                        self._reopen()
-        self.members.require_writable()
-        self.log.complete(self.members)
-
-    def _note(self, record: LogRecord) -> None:
-        """Let a record of this process count."""
-        with self._lock:
-            self.log.note(record, self.members)
-            self.state = fold(self.log.records.values())
-            self.figures.held = chunk_totals(self.state)
-            self._drop_catalog()
-            if self._reading is not None:
-                self._reading.forget_places()  # what was placed nowhere may be placed now
-
-    def _release_known(self) -> None:
-        if self._known is not None:
-            self._known.close()
-            self._known = None
-
-    def _forget(self) -> None:
-        """Others may have written: look at everything anew."""
-        with self._lock:
-            self._release_known()
-            self._reading = self._stats = None
+        return find_info(self.members, str(backend_id)).number

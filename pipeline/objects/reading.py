@@ -10,12 +10,16 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
 from manifests import format as fmt
 from manifests.catalog import Catalog
 from manifests.errors import UsageError
 from manifests.objects import ChunkPlace, ObjectInfo, place_of_chunk, places_of_range, require_content
+from pipeline.metrics.codec import MeteredDecoder
+from pipeline.metrics.healing import HealingCounter
+from pipeline.metrics.meters import Meters
 from pipeline.ranges import BlockCache, RangeReader
 from pipeline.shardfiles import ShardSource
 
@@ -36,21 +40,31 @@ class Reading:
     """What reads from an open store share. For several threads at once."""
 
     def __init__(
-        self, catalog: Callable[[], Catalog], lock: threading.RLock, source: ShardSource, chunk_size: int
+        self,
+        catalog: Callable[[], Catalog],
+        lock: threading.RLock,
+        source: ShardSource,
+        chunk_size: int,
+        meters: Meters,
     ) -> None:
-        """`catalog` gives the current one, which is used under `lock`; `chunk_size`: of the store's chunks, about."""
+        """`catalog` gives the current one, which is used under `lock`; `chunk_size`: of the store's chunks, about;
+        `meters` count blocks and what was healed."""
         self._catalog = catalog
         self._lock = lock
         self._window = WINDOW_CHUNKS * chunk_size
         self._windows: OrderedDict[tuple[bytes | None, int], Window] = OrderedDict()
-        self._reader = RangeReader(self._places, source, BlockCache(CACHE_BYTES))
+        self._healing = HealingCounter(meters, source.figures)
+        self._reader = RangeReader(self._places, source, BlockCache(CACHE_BYTES), partial(MeteredDecoder, meters))
 
     def pieces(self, info: ObjectInfo, offset: int, length: int) -> Iterator[bytes]:
         """The bytes of an object from `offset`, up to `length`: what there is. Raises UsageError, NotFound,
         Unreadable."""
         if offset < 0 or length < 0:
             raise UsageError(f"a range of {length} bytes from {offset}: neither may be negative")
-        return self._reader.read(info, offset, length)
+        try:
+            yield from self._reader.read(info, offset, length)
+        finally:
+            self._healing.note()
 
     def range(self, info: ObjectInfo, offset: int, length: int) -> bytes:
         """The same as one piece."""
@@ -62,7 +76,10 @@ class Reading:
 
     def chunk(self, place: ChunkPlace) -> bytes:
         """The bytes of a chunk. Raises Unreadable."""
-        return self._reader.chunk(place)
+        try:
+            return self._reader.chunk(place)
+        finally:
+            self._healing.note()
 
     def forget_places(self) -> None:
         """Look places up again: some are others now."""
@@ -132,6 +149,12 @@ class ObjectStream(io.RawIOBase):
                 raise ValueError(f"the position {base + offset} is negative")
             self._position = base + offset
             return self._position
+
+    def read(self, size: int | None = -1, /) -> bytes | None:
+        return super().read(-1 if size is None else size)  # as files take it
+
+    def write(self, data: object, /) -> NoReturn:
+        raise io.UnsupportedOperation("an object is read; put_object makes a new version of a key")
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         self._require_open()

@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+_EPOCH = datetime.datetime.fromtimestamp(0, datetime.UTC)
+
 
 @dataclass(frozen=True)
 class ObjectRef:
@@ -28,7 +30,7 @@ class ObjectRef:
     digest: bytes | None = None
     etag: str | None = None
     content_type: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     created_ns: int | None = None
     deleted_ns: int | None = None
     expires_ns: int | None = None
@@ -42,6 +44,16 @@ class ObjectRef:
     def created(self) -> datetime.datetime | None:
         """When it was put, in UTC."""
         return None if self.created_ns is None else _utc(self.created_ns)
+
+    @property
+    def deleted(self) -> datetime.datetime | None:
+        """When it was deleted, in UTC."""
+        return None if self.deleted_ns is None else _utc(self.deleted_ns)
+
+    @property
+    def expires(self) -> datetime.datetime | None:
+        """When it is not found any more, in UTC."""
+        return None if self.expires_ns is None else _utc(self.expires_ns)
 
     @property
     def ttl(self) -> float | None:
@@ -106,4 +118,5 @@ class IndexStats:
 
 
 def _utc(ns: int) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(ns / 1e9, datetime.UTC)
+    # In whole numbers: as a float, a time of our days is only good to 0.2 µs, and rounds to the next one.
+    return _EPOCH + datetime.timedelta(microseconds=ns // 1000)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
-import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -23,6 +21,8 @@ from stages.assemble import chunk_is_good
 
 #: Longest key, in bytes of UTF-8.
 KEY_MAX = 64 << 10
+#: Longest time to live, in seconds: 200 years, so that its end is a time of 64 bits of nanoseconds.
+TTL_MAX = 200 * 366 * 86400
 _INFO = tuple(name for name in ObjectInfo.__dataclass_fields__ if name != "run")
 
 
@@ -32,6 +32,8 @@ def now_ns() -> int:
 
 def key_bytes(key: str) -> bytes:
     """A key as the column `path` has it. Raises UsageError."""
+    if not isinstance(key, str):
+        raise UsageError(f"the key {key!r} is no text; keys, prefixes and ids are")
     try:
         return key.encode()
     except UnicodeEncodeError as error:
@@ -42,29 +44,47 @@ def make_put(key: str, bucket: str, content_type: str | None, metadata: Mapping[
     """What is told of an object that is to be put. Raises UsageError."""
     if not 0 < len(key_bytes(key)) <= KEY_MAX:
         raise UsageError(f"a key of {len(key_bytes(key))} bytes: 1 to {KEY_MAX}")
-    for text in (bucket, content_type or "", *metadata.keys(), *metadata.values()):
+    if not isinstance(metadata, Mapping):
+        raise UsageError(f"the metadata {metadata!r} is no mapping of texts to texts")
+    for text in (bucket, "" if content_type is None else content_type, *metadata.keys(), *metadata.values()):
         if not isinstance(text, str):
             raise UsageError(f"{text!r} is no text; buckets, content types and metadata are")
         key_bytes(text)
-    if ttl is not None and not (0 <= ttl < math.inf):
-        raise UsageError(f"a ttl of {ttl} s: 0 or more")
-    return Put(key, bucket, content_type, dict(metadata), None if ttl is None else round(ttl * 1e9))
+    return Put(key, bucket, content_type, dict(metadata), None if ttl is None else _ttl_ns(ttl))
+
+
+def _ttl_ns(ttl: float) -> int:
+    """Raises UsageError."""
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 <= ttl <= TTL_MAX:
+        raise UsageError(f"a ttl of {ttl!r} s: a number from 0 to {TTL_MAX}; without one, an object lives for ever")
+    return round(ttl * 1e9)
 
 
 def codec_of(compression: CodecSpec | str | None) -> CodecSpec | None:
     """None for the store's. Raises UsageError."""
-    return CodecSpec.parse(compression) if isinstance(compression, str) else compression
+    if isinstance(compression, str):
+        return CodecSpec.parse(compression)
+    if compression is None or isinstance(compression, CodecSpec):
+        return compression
+    raise UsageError(f"{compression!r} is no compression; there are none, lz4 and zstd:LEVEL")
 
 
 def chunk_bytes(chunk_id: bytes | str) -> bytes:
     """The 32 bytes of a chunk's id. Raises UsageError."""
     try:
-        identity = bytes.fromhex(chunk_id) if isinstance(chunk_id, str) else bytes(chunk_id)
-    except ValueError as error:
+        identity = bytes.fromhex(chunk_id) if isinstance(chunk_id, str) else bytes(memoryview(chunk_id))
+    except (ValueError, TypeError) as error:
         raise UsageError(f"{chunk_id!r} is no id of a chunk: {error}") from error
     if len(identity) != 32:
         raise UsageError(f"{chunk_id!r} is no id of a chunk: it has 32 bytes, or 64 hexadecimal digits")
     return identity
+
+
+def make_chunk(chunk_id: bytes | str, data: bytes | memoryview) -> Chunk:
+    """A chunk as `write_chunks` takes it. Raises UsageError."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise UsageError(f"the data of chunk {chunk_bytes(chunk_id).hex()} is a {type(data).__name__}, and no bytes")
+    return Chunk(chunk_bytes(chunk_id), bytes(data))
 
 
 def require_chunk(chunk: Chunk) -> None:
@@ -95,7 +115,7 @@ def object_ref(row: Mapping[str, Any], state: State) -> ObjectRef:
         raise Unreadable(f"object {name}: what the manifests tell of it makes no sense: {error}") from error
     return ObjectRef(
         name,
-        os.fsdecode(row["path"]),
+        row["path"].decode(errors="surrogateescape"),
         row["bucket"] or "",
         row["size"],
         row["is_latest"],

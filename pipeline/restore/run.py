@@ -78,7 +78,7 @@ def backend_places(members: Members) -> BackendPlaces:
     """The backends of an open store, for workers."""
     return BackendPlaces(
         members.config.store_id,
-        tuple((m.number, m.info.type, m.storage.location) for m in members.present.values()),
+        tuple((m.number, m.info.type, m.storage.location) for m in members.readable),
         tuple(info.seat for info in members.all),
     )
 
