@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import tempfile
-from multiprocessing import forkserver
+from contextlib import suppress
+from multiprocessing import forkserver, util
 from typing import Any
 
 from manifests.errors import UsageError
@@ -23,6 +25,18 @@ def context() -> Any:
     chosen = multiprocessing.get_context("forkserver")
     chosen.set_forkserver_preload(PRELOAD)
     return chosen
+
+
+def socket_folder() -> str:
+    """The directory that the fork server's socket lies in, made if need be. Multiprocessing removes it when the
+    interpreter is taken down; who ends in another way does so himself."""
+    return util.get_temp_dir()
+
+
+def remove_socket_folder() -> None:
+    """For a process that ends by os._exit."""
+    with suppress(OSError):  # it could not even be made
+        shutil.rmtree(socket_folder())
 
 
 def warm_up() -> None:

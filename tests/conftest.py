@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,25 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     """Caches of commands go to a temporary place."""
     monkeypatch.setenv("DRYSTONE_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("DRYSTONE_STORE", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_temporary_files(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """No command leaves a temporary file behind, however it ends. Where a supervisor is `killed`, its workers clean up,
+    who take a moment; the socket of its fork server stays."""
+    folder = tmp_path_factory.mktemp("t")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield
+    limit = time.monotonic() + 10
+    while (left := sorted(folder.iterdir())) and time.monotonic() < limit:
+        if all(path.name.startswith("pymp-") for path in left) and request.node.get_closest_marker("killed"):
+            break
+        time.sleep(0.02)
+    else:
+        assert not left, f"temporary files are left: {left}"
+    shutil.rmtree(folder)
 
 
 def memory_files() -> list[str]:

@@ -87,6 +87,8 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     wants repair, 130 and 143 on SIGINT and SIGTERM, 141 where nobody reads the output any more."""
     code = _run(arguments)
     sys.stderr.flush()
+    if (forkserver := sys.modules.get("pipeline.forkserver")) is not None:
+        forkserver.remove_socket_folder()
     # All is closed and flushed. To take down an interpreter with DuckDB in it costs 20 ms, which nobody has a use for.
     os._exit(code)
 
