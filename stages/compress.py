@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-#: What a block is to have stored, and raw where it hardly shrinks: it is what a byte range reads at least.
+#: What a block is to have stored at most, about: it is what a byte range reads at least.
 BLOCK_TARGET = 1 << 20
+#: Raw bytes of a block where data does not shrink: of three of them, which 1 MiB may touch, 3 MiB are never read.
+BLOCK_LEAST = 3 << 18
 #: Raw bytes of a block at most, however well it shrinks: it is what a byte range decompresses at least.
 BLOCK_LARGEST = 4 << 20
 #: Stored bytes of a block beyond which it is cut, if it can be.
@@ -39,7 +41,7 @@ class BlockShaper:
     @property
     def target(self) -> int:
         """Raw bytes of the next block."""
-        return min(BLOCK_LARGEST, max(BLOCK_TARGET, int(BLOCK_TARGET * self.ratio / 1.5)))
+        return min(BLOCK_LARGEST, max(BLOCK_LEAST, int(BLOCK_TARGET * self.ratio / 1.5)))
 
     def note(self, raw: int, stored: int) -> bool:
         """Take note of a block. Returns whether it is too large, because it shrank less than was expected."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from manifests import format as fmt
 from manifests.config import CodecSpec
-from stages.compress import BLOCK_LARGEST, BLOCK_TARGET, BlockShaper, Decoder, Encoder, split_blocks
+from stages.compress import BLOCK_LARGEST, BLOCK_LEAST, BLOCK_TARGET, BlockShaper, Decoder, Encoder, split_blocks
 from stages.errors import DamagedBlock
 
 CODECS = {"none": fmt.CODEC_NONE, "lz4": fmt.CODEC_LZ4, "zstd:1": fmt.CODEC_ZSTD, "zstd:3": fmt.CODEC_ZSTD}
@@ -220,7 +220,7 @@ def test_blocks_grow_where_data_shrinks_and_stay_small_where_it_does_not() -> No
     assert not shaper.note(2 * BLOCK_TARGET, BLOCK_TARGET // 10)
     assert shaper.target == BLOCK_LARGEST
     assert shaper.note(BLOCK_LARGEST, BLOCK_LARGEST - 1), "it is to be cut, for a byte range would have to read it all"
-    assert shaper.target == BLOCK_TARGET
+    assert shaper.target == BLOCK_LEAST
     assert not shaper.note(BLOCK_TARGET, BLOCK_TARGET)
 
 

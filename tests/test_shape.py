@@ -12,10 +12,12 @@ import pytest
 from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
 from manifests.errors import UsageError
 from manifests.log import Run
+from manifests.objectrows import ObjectRows
 from pipeline.budget import available_cores
 from pipeline.filestore import FileStore
 from pipeline.ingest.mix import observed_mix
 from pipeline.ingest.run import IngestOptions
+from pipeline.ingest.scan import portions
 from pipeline.topology import Mix, ingest_shape
 
 CONFIG = StoreConfig(uuid.UUID(int=1), 0, ECScheme(), ChunkerSpec(), CodecSpec(), 32 << 20)
@@ -64,6 +66,26 @@ def test_who_has_more_cores_than_memory_is_told(tmp_path: Path, monkeypatch: pyt
         assert 4 < short.compressors < 64 and short.memory_wanted > 1 << 30
         asked = store.ingest([str(tmp_path / "source")], options=replace(options, workers=2))
         assert (asked.compressors, asked.memory_wanted) == (2, 0)
+
+
+def test_large_neighbours_go_to_several_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number, length in enumerate([300_000, 10, 200_000, 0, 90_000, 90_000, 90_000, 700_000]):
+        (source / f"file {number}").write_bytes(os.urandom(length))
+    rows = ObjectRows()
+    rows.add_files([b"file"] * 4, 0, [os.stat(source / f"file {number}") for number in (0, 1, 2, 7)])
+    monkeypatch.setattr("pipeline.ingest.scan.PORTION", 256_000)
+    parts = [part for batch in rows.batches(everything=True) for part in portions(batch)]
+    assert [part.rows["size"].tolist() for part in parts] == [[300_000, 10, 200_000], [700_000]]
+    assert [path for part in parts for path in part.all_bytes("path")] == [b"file"] * 4
+    with FileStore.create([tmp_path / "store"], cache=tmp_path / "cache") as store:
+        monkeypatch.setattr("pipeline.ingest.run.available_cores", lambda: 2)
+        result = store.ingest([str(source)], options=IngestOptions(inline=True))
+        assert next(figures.workers for figures in result.stages if figures.stage == "chunk") == 2
+        assert [info.size for info in store.list("latest", recursive=True) if info.kind == "file"] == [
+            300_000, 10, 200_000, 0, 90_000, 90_000, 90_000, 700_000,
+        ]  # fmt: skip
 
 
 def test_only_the_cores_that_a_process_may_use_count() -> None:

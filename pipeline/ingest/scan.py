@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
+import numpy as np
+
+from manifests.columns import Batch, cut_batch
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.ingest.filelist import read_list
@@ -12,6 +17,9 @@ from pipeline.topology import LEFT_OUT, SCAN
 from pipeline.worker import FdHandle
 from stages.scan import Source, scan
 from stages.select import EVERYTHING, Identity, Selection, SelectOptions
+
+#: Bytes of files that one message hands to a reader, about, where these are large.
+PORTION = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -26,13 +34,22 @@ class ScanOptions:
     own: tuple[Identity, ...] = ()
 
 
+def portions(batch: Batch) -> Iterator[Batch]:
+    """A batch in parts of about PORTION bytes of files, so that neighbours that are large go to several readers."""
+    ends = np.cumsum(batch.rows["size"], dtype=np.float64)
+    parts = (ends // PORTION).astype(np.int64)
+    starts = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist()] if ends[-1] > PORTION else [0]
+    for start, end in pairwise([*starts, len(batch.rows)]):
+        yield cut_batch(batch, start, end) if len(starts) > 1 else batch
+
+
 def scan_station(context: Context, options: ScanOptions) -> Station:
     """Sends ENTRIES on entries/<reader>. What is left out is in the counters LEFT_OUT, by reason."""
     turn = 0
     context.clock.switch(SCAN)
     selection = Selection(options.select, own=options.own) if options.select or options.own else None
     listed = None if options.listed is None else read_list(options.listed.detach())
-    for batch in scan(options.sources, selection, listed):
+    for batch in chain.from_iterable(map(portions, scan(options.sources, selection, listed))):
         pool = f"entries/{turn}"
         slot = yield Acquire(pool)
         with context.slot(pool, slot) as view:
