@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from manifests import format as fmt
+from manifests.backends import Buffer
 from manifests.columns import ROW_EXTENT_DTYPE, Array, Batch
 from manifests.log import ManifestFile
 from manifests.owners import group_name, user_name
@@ -175,9 +177,12 @@ class RunRows:
             self._publish(table)
 
     def _publish(self, table: str) -> None:
+        self.files.append(self._writers.pop(table).publish(self._members, self._next_name(table)))
+
+    def _next_name(self, table: str) -> str:
         number = self._numbers.get(table, 0)
         self._numbers[table] = number + 1
-        self.files.append(self._writers.pop(table).publish(self._members, file_name(self._run_id, number)))
+        return file_name(self._run_id, number)
 
     def add_extents(self, reader: int, extents: Array) -> None:
         """Extents (ROW_EXTENT_DTYPE) of objects that `reader` is reading; kept until their objects are added."""
@@ -276,21 +281,28 @@ class RunRows:
         )
         self._chunks.append(pack_id, chunks)
         if self._chunks.rows >= FILE_ROWS:
-            self._flush_chunks()
+            self._take_chunks()
+            self._publish("chunks")
 
-    def _flush_chunks(self) -> None:
-        writer = TableWriter("chunks", "chunk_id")
+    def _take_chunks(self) -> None:
+        """Make the table of the chunks so far."""
+        writer = self._writers["chunks"] = TableWriter("chunks", "chunk_id")
         for columns in self._chunks.drain():
             writer.append(columns)
-        self._writers["chunks"] = writer
-        self._publish("chunks")
+
+    def _finished(self, table: str) -> tuple[ManifestFile, list[Buffer]]:
+        return self._writers[table].finish(self._next_name(table))
 
     def finish(self) -> list[ManifestFile]:
         """Publish what is left; all manifest files of the run."""
         if self._chunks.rows:
-            self._flush_chunks()
-        for table in list(self._writers):
-            self._publish(table)
+            self._take_chunks()
+        # Tables are encoded beside one another: nothing else is left to do by then.
+        with ThreadPoolExecutor(2, "table") as threads:
+            for manifest, pieces in threads.map(self._finished, list(self._writers)):
+                self._members.put_everywhere(manifest.key, pieces)
+                self.files.append(manifest)
+        self._writers.clear()
         self.close()
         return self.files
 

@@ -169,12 +169,17 @@ class Members:
         self.failed.setdefault(number, reason)
 
     def put_everywhere(self, key: str, pieces: Sequence[Buffer]) -> int:
-        """Write `key` to every backend that answers and is not read-only; a backend that fails is dropped. Returns the
-        copies written; raises TooFewBackends when they are too few to count as settled."""
-        written = 0
-        for member in self.writable:
+        """Write `key` to every backend that answers and is not read-only, to all at once, for each waits for its own
+        disk; a backend that fails is dropped. Returns the copies written; raises TooFewBackends when they are too few
+        to count as settled."""
+        from concurrent.futures import ThreadPoolExecutor  # who only reads does without
+
+        members, written = self.writable, 0
+        with ThreadPoolExecutor(min(8, max(1, len(members))), "put") as threads:
+            writes = [threads.submit(member.storage.write, key, pieces) for member in members]
+        for member, write in zip(members, writes, strict=True):
             try:
-                member.storage.write(key, pieces)
+                write.result()
                 written += 1
             except BackendError as error:
                 self.drop(member.number, str(error))

@@ -68,6 +68,12 @@ class TableWriter:
 
     def publish(self, members: Members, name: str) -> ManifestFile:
         """Finish the file and put it on every backend as `name`. Raises TooFewBackends."""
+        manifest, pieces = self.finish(name)
+        members.put_everywhere(manifest.key, pieces)
+        return manifest
+
+    def finish(self, name: str) -> tuple[ManifestFile, list[Buffer]]:
+        """The finished file, of this name, and its bytes. Other writers may finish in other threads meanwhile."""
         self._flush()
         self._writer.close()
         size = self._file.seek(0, os.SEEK_END)
@@ -80,9 +86,7 @@ class TableWriter:
                 whole.update(piece)
                 slices += blake3(piece).digest(fmt.SLICE_DIGEST)
                 pieces.append(piece)
-        manifest = ManifestFile(self.table, name, size, self.rows, whole.digest(), bytes(slices))
-        members.put_everywhere(manifest.key, pieces)
-        return manifest
+        return ManifestFile(self.table, name, size, self.rows, whole.digest(), bytes(slices)), pieces
 
     def close(self) -> None:
         """Give the file up; pyarrow's writer goes first, for it still writes its footer."""
