@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from manifests import format as fmt
 from manifests.columns import Batch
-from manifests.runrows import digest_columns, fixed_column
+from manifests.runrows import digest_columns
+from manifests.tables import fixed_column
 
 LINES_AT_ONCE = 64 << 10
 #: Of so many lines the first path is kept: between these the lines of a batch are looked for, by number. DuckDB itself
@@ -108,7 +109,7 @@ class ChecksumList:
         columns = {
             "at": pa.array(rows.astype(np.uint32)),
             "path": pa.array(paths, pa.binary()),
-            "blake3": fixed_column(read.rows["digest"], np.ones(len(rows), bool)),
+            "blake3": fixed_column(read.rows["digest"]),
             **digest_columns(read, names),
         }
         cases = " ".join(f"WHEN '{name}' THEN l.digest = i.{name}" for name in ("blake3", *names))

@@ -23,7 +23,7 @@ from manifests.log import ManifestFile
 from manifests.owners import group_name, user_name
 from manifests.schema import SCHEMAS
 from manifests.store import Members
-from manifests.tables import TableWriter, constant_id, file_name, plain_column
+from manifests.tables import TableWriter, constant_id, file_name, fixed_column, plain_column
 
 FILE_ROWS = 512 << 10
 SPOOL_MEMORY = 4 << 20
@@ -37,8 +37,8 @@ def _names(ids: npt.NDArray[np.uint32], lookup: Any) -> Any:
     unique, inverse = np.unique(ids, return_inverse=True)
     names = [lookup(int(identity)) for identity in unique]
     # Parquet takes null places, but no null in the dictionary itself.
-    nameless = np.array([name is None for name in names])[inverse]
-    places = plain_column(inverse, pa.int32(), nameless)
+    named = np.array([name is not None for name in names])[inverse]
+    places = plain_column(inverse, pa.int32(), named)
     return pa.DictionaryArray.from_arrays(places, pa.array([name or "" for name in names], pa.string()))
 
 
@@ -67,13 +67,6 @@ def _digest_is_told(rows: Array) -> npt.NDArray[np.bool_]:
         | (rows["digest"] != rows["content_id"]).any(axis=1)
     )
     return told
-
-
-def fixed_column(values: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]) -> Any:
-    """Fixed-size binary column of rows × bytes that is null where `valid` is false."""
-    bitmap = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
-    data = pa.py_buffer(np.ascontiguousarray(values).tobytes())
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(values.shape[1]), len(values), [bitmap, data])
 
 
 def digest_columns(batch: Batch, names: Sequence[str]) -> dict[str, Any]:
@@ -216,7 +209,7 @@ class RunRows:
             "user_name": _names(rows["uid"], user_name),
             "group_name": _names(rows["gid"], group_name),
             "clean": plain_column(rows["clean"] != 0, pa.bool_()),
-            "rdev": plain_column(rows["rdev"], pa.uint64(), ~np.isin(rows["kind"], _DEVICE_KINDS)),
+            "rdev": plain_column(rows["rdev"], pa.uint64(), np.isin(rows["kind"], _DEVICE_KINDS)),
         }
         plain = (
             "row",

@@ -100,20 +100,28 @@ def _as_arrow(values: Any, kind: Any) -> Any:
     if isinstance(values, pa.Array):
         return values if values.type == kind else values.cast(kind)
     if pa.types.is_fixed_size_binary(kind):
-        data = pa.py_buffer(np.ascontiguousarray(values).tobytes())
-        return pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, data])
+        return fixed_column(np.ascontiguousarray(values).view(np.uint8).reshape(len(values), kind.byte_width))
     return plain_column(values, kind)
 
 
-def plain_column(values: npt.NDArray[Any], kind: Any, null: npt.NDArray[np.bool_] | None = None) -> Any:
-    """A column of numbers or booleans, null where `null` is true. It is made of its buffers, for pyarrow.array has
-    NumPy import its masked arrays first, and a cast imports pyarrow.compute: 0.05 s together."""
+def fixed_column(values: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_] | None = None) -> Any:
+    """Fixed-size binary column of rows × bytes that is null where `valid` is false."""
+    data = pa.py_buffer(np.ascontiguousarray(values).tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(values.shape[1]), len(values), [_bitmap(valid), data])
+
+
+def plain_column(values: npt.NDArray[Any], kind: Any, valid: npt.NDArray[np.bool_] | None = None) -> Any:
+    """A column of numbers or booleans that is null where `valid` is false. It is made of its buffers, for pyarrow.array
+    has NumPy import its masked arrays first, and a cast imports pyarrow.compute: 0.05 s together."""
     if pa.types.is_boolean(kind):
         data = np.packbits(values, bitorder="little")
     else:
         data = np.array(values, kind.to_pandas_dtype())
-    valid = None if null is None else pa.py_buffer(np.packbits(~null, bitorder="little"))
-    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(data)])
+    return pa.Array.from_buffers(kind, len(values), [_bitmap(valid), pa.py_buffer(data)])
+
+
+def _bitmap(valid: npt.NDArray[np.bool_] | None) -> Any:
+    return None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
 
 
 def file_name(owner: uuid.UUID, number: int) -> str:

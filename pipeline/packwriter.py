@@ -29,7 +29,7 @@ from pipeline.station import StageClock
 from pipeline.topology import ENCODE, PACK_BLOCKS, PACK_CHUNKS, WRITE
 from stages.compress import Encoder
 from stages.erasure import ErasureCoder
-from stages.pack import PackBuilder, SealedPack, large_buffer
+from stages.pack import PACK_LENGTHS, PackBuilder, SealedPack, large_buffer
 from stages.shard import ShardRecord, cell_table, file_size, shard_key, shard_pieces
 
 if TYPE_CHECKING:
@@ -46,13 +46,7 @@ Rows = npt.NDArray[np.void]
 PACK_ROW = np.dtype(
     [
         ("pack_id", "u1", (16,)),
-        ("payload", "<u8"),
-        ("shard_length", "<u8"),
-        ("directory_offset", "<u8"),
-        ("directory_stored", "<u4"),
-        ("directory_raw", "<u4"),
-        ("directory_codec", "u1"),
-        ("chunks", "<u4"),
+        *PACK_LENGTHS,
         ("raw", "<u8"),
     ]
 )

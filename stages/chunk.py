@@ -91,8 +91,11 @@ class ContentHasher:
         self._bytes.update(data)
 
     def add_extents(self, extents: npt.NDArray[np.void]) -> None:
-        """Add extents (EXTENT_DTYPE) to the content id."""
-        self._extents.update(np.ascontiguousarray(extents).tobytes())
+        """Add extents to the content id: rows with the fields of EXTENT_DTYPE, of which others are left out."""
+        hashed = np.empty(len(extents), fmt.EXTENT_DTYPE)
+        for name in hashed.dtype.names or ():
+            hashed[name] = extents[name]
+        self._extents.update(hashed.tobytes())
 
     def content_id(self, size: int) -> bytes:
         self._extents.update(size.to_bytes(8, "little"))

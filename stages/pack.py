@@ -20,6 +20,18 @@ from stages.errors import DamagedPack
 Rows = npt.NDArray[np.void]
 
 
+#: What says how a pack is made up: fields of rows that tell of one.
+PACK_LENGTHS = [
+    ("payload", "<u8"),
+    ("shard_length", "<u8"),
+    ("directory_offset", "<u8"),
+    ("directory_stored", "<u4"),
+    ("directory_raw", "<u4"),
+    ("directory_codec", "u1"),
+    ("chunks", "<u4"),
+]
+
+
 def encode_directory(blocks: Rows, chunks: Rows) -> bytes:
     """The raw directory of a pack with these blocks (BLOCK_DTYPE) and chunks (CHUNK_DTYPE)."""
     head = fmt.DIRECTORY_HEAD.pack(fmt.DIRECTORY_MAGIC, 0, len(blocks), len(chunks))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from manifests.columns import ROW_EXTENT_DTYPE
 from stages.chunk import ContentHasher
 from stages.digest import Digester
 
@@ -50,6 +51,15 @@ class ChunkTable:
         refs["id"] = np.frombuffer(b"".join(self.ids), np.uint8).reshape(-1, 32)
         self.offsets, self.lengths, self.ids = [], [], []
         return refs
+
+
+def extent_rows(row: int, offset: int, lengths: list[int], ids: list[bytes]) -> npt.NDArray[np.void]:
+    """Extents (ROW_EXTENT_DTYPE) of object `row`: chunks one after the other from `offset` of its content."""
+    extents = np.empty(len(lengths), ROW_EXTENT_DTYPE)
+    extents["row"], extents["length"] = row, lengths
+    extents["offset"] = offset + np.cumsum(extents["length"], dtype=np.uint64) - extents["length"]
+    extents["id"] = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
+    return extents
 
 
 @dataclass

@@ -24,13 +24,13 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from manifests import format as fmt
-from manifests.columns import OBJECT_DTYPE, ROW_EXTENT_DTYPE, Batch, cut_batch, with_fields
+from manifests.columns import OBJECT_DTYPE, Batch, cut_batch, with_fields
 from manifests.config import ChunkerSpec
 from manifests.xattrs import read_xattrs
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.ingest.carry import Carrier, CarryOptions
-from pipeline.ingest.chunktable import ChunkTable, OpenContent
+from pipeline.ingest.chunktable import ChunkTable, OpenContent, extent_rows
 from pipeline.station import Acquire, Context, Station, Steps, Take, Want
 from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES, UNCHANGED
 from pipeline.worker import FdHandle
@@ -488,17 +488,10 @@ class Reader:
     ) -> None:
         """Note extents of the object of row `number`, the first at `offset` of its content, and add them to
         `hasher`."""
-        extents = np.empty(len(lengths), ROW_EXTENT_DTYPE)
-        extents["row"] = self._rows["row"][number]
-        extents["length"] = lengths
-        extents["offset"] = offset + np.cumsum(extents["length"], dtype=np.uint64) - extents["length"]
-        extents["id"] = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
+        extents = extent_rows(int(self._rows["row"][number]), offset, lengths, ids)
         self._extents.append(extents)
         self._extent_rows += len(extents)
-        hashed = np.empty(len(extents), fmt.EXTENT_DTYPE)
-        for name in hashed.dtype.names or ():
-            hashed[name] = extents[name]
-        hasher.add_extents(hashed)
+        hasher.add_extents(extents)
 
     def _cut_segments(self) -> None:
         """Cut and name the chunks of the contents that lie whole in the slot."""

@@ -17,12 +17,11 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from manifests import format as fmt
-from manifests.columns import ROW_EXTENT_DTYPE
 from manifests.config import CodecSpec, StoreConfig
 from manifests.errors import UsageError
 from manifests.index import Ids, Lengths, Mask
 from pipeline.errors import PipelineError
-from pipeline.ingest.chunktable import CHUNK_REF, ChunkTable
+from pipeline.ingest.chunktable import CHUNK_REF, ChunkTable, extent_rows
 from pipeline.ingest.compress import Gather, make_blocks
 from pipeline.metrics.codec import BlockCounter
 from pipeline.metrics.figures import StoreFigures
@@ -180,21 +179,10 @@ class Intake:
         """Add chunks that lie one after the other from `start` to the slot's table and to the content."""
         if not lengths:
             return
-        rows, at = np.empty(len(lengths), ROW_EXTENT_DTYPE), start
-        ids = []
-        for length in lengths:
-            data = self._view[at : at + length]
-            ids.append(chunk_id(data))
-            content.hasher.add_bytes(data)
-            self._table.add(at, length, ids[-1])
-            at += length
-        rows["row"], rows["length"] = content.row, lengths
-        rows["offset"] = content.offset + np.cumsum(rows["length"], dtype=np.uint64) - rows["length"]
-        rows["id"] = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
-        hashed = np.empty(len(rows), fmt.EXTENT_DTYPE)
-        for name in hashed.dtype.names or ():
-            hashed[name] = rows[name]
-        content.hasher.add_extents(hashed)
+        ids = content.hasher.name_chunks(self._view[start : start + sum(lengths)], lengths)
+        self._table.add_run(start, lengths, ids)
+        rows = extent_rows(content.row, content.offset, lengths, ids)
+        content.hasher.add_extents(rows)
         content.extents(rows)
         content.first_id = content.first_id or ids[0]
         content.chunks += len(lengths)

@@ -39,7 +39,7 @@ from pipeline.verify.findings import (
 from pipeline.verify.piecework import PieceReader
 from pipeline.verify.window import BlockPieces, BlockWindow
 from stages.assemble import chunk_is_good
-from stages.pack import parse_directory
+from stages.pack import PACK_LENGTHS, parse_directory
 from stages.shard import data_offset, file_size, table_size
 
 #: A pack on its way to a worker. Beside it, as beside planned chunks, are the numbers (u32) of those of its blocks that
@@ -49,13 +49,7 @@ PACK_TASK_DTYPE = np.dtype(
         ("pack_id", "u1", (16,)),
         ("k", "u1"),
         ("m", "u1"),
-        ("payload", "<u8"),
-        ("shard_length", "<u8"),
-        ("directory_offset", "<u8"),
-        ("directory_stored", "<u4"),
-        ("directory_raw", "<u4"),
-        ("directory_codec", "u1"),
-        ("chunks", "<u4"),
+        *PACK_LENGTHS,
         ("block_sum", "<u8"),
         ("chunk_sum", "<u8"),
     ]
