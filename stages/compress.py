@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
 #: What a block is to have stored at most, about: it is what a byte range reads at least.
 BLOCK_TARGET = 1 << 20
-#: Raw bytes of a block where data does not shrink: of three of them, which 1 MiB may touch, 3 MiB are never read.
-BLOCK_LEAST = 3 << 18
+#: Raw bytes of a block where data hardly shrinks, so that nothing is to be gained from a larger one: 1 MiB may touch
+#: three, and is not to read 3 MiB.
+BLOCK_LEAST = 1 << 19
 #: Raw bytes of a block at most, however well it shrinks: it is what a byte range decompresses at least.
 BLOCK_LARGEST = 4 << 20
-#: Stored bytes of a block beyond which it is cut, if it can be.
-_STORED_LARGEST = 3 << 19
+#: Where raw ÷ stored is below, there is hardly anything to find.
+HOPELESS = 1.2
+#: Stored bytes of a block beyond which it is cut, if it can be: 1 MiB may touch three.
+_STORED_LARGEST = BLOCK_TARGET
 
 
 class BlockShaper:
@@ -41,7 +44,9 @@ class BlockShaper:
     @property
     def target(self) -> int:
         """Raw bytes of the next block."""
-        return min(BLOCK_LARGEST, max(BLOCK_LEAST, int(BLOCK_TARGET * self.ratio / 1.5)))
+        if self.ratio < HOPELESS:
+            return BLOCK_LEAST
+        return min(BLOCK_LARGEST, int(BLOCK_TARGET * self.ratio / 1.5))
 
     def note(self, raw: int, stored: int) -> bool:
         """Take note of a block. Returns whether it is too large, because it shrank less than was expected."""
@@ -119,8 +124,8 @@ def _zstd(codec: CodecSpec) -> Squeeze:
 
     def squeeze(raw: memoryview, target: memoryview, expected: float) -> tuple[int, int]:
         # One call and a copy of what comes out is faster than a stream into the slot, which copies what goes in.
-        packed = (hopeless if expected < 1.2 else usual).compress(raw)
-        if expected < 1.2 and len(packed) * 3 < len(raw) * 2:
+        packed = (hopeless if expected < HOPELESS else usual).compress(raw)
+        if expected < HOPELESS and len(packed) * 3 < len(raw) * 2:
             packed = usual.compress(raw)  # there was something to find, after all
         if len(packed) >= len(raw):
             return fmt.CODEC_NONE, len(raw)
