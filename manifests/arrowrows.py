@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from manifests.columns import Batch
 from manifests.errors import Unreadable
@@ -30,6 +29,8 @@ def to_batch(batch: Any, dtype: np.dtype[np.void], variable: dict[str, str]) -> 
 def _offsets(column: Any) -> tuple[np.ndarray[Any, Any], Any]:
     """Where the values of a column of binary strings begin and end, and the buffer that they lie in. Usual types are
     read as they are: the first cast imports pyarrow.compute, which takes 0.03 s."""
+    import pyarrow as pa
+
     kind, first, count = column.type, column.offset, len(column)
     if pa.types.is_fixed_size_binary(kind):
         return np.arange(first, first + count + 1, dtype=np.int64) * kind.byte_width, column.buffers()[1]
@@ -43,6 +44,8 @@ def _offsets(column: Any) -> tuple[np.ndarray[Any, Any], Any]:
 
 def _numbers(column: Any) -> npt.NDArray[Any]:
     """A column of numbers or booleans, null as 0."""
+    import pyarrow as pa
+
     if pa.types.is_boolean(column.type):
         return bools(column)
     if not column.null_count:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from manifests import format as fmt
 from manifests.arrowrows import bools, to_batch, valid
@@ -160,6 +159,8 @@ def _may_hold(group: Any, run: bytes) -> bool:
 
 def _are_files(kinds: Any) -> Mask:
     """Which objects are files, by a column of their kinds."""
+    import pyarrow as pa
+
     if pa.types.is_dictionary(kinds.type) and not kinds.null_count:
         files: Mask = np.array([name == "file" for name in kinds.dictionary.to_pylist()], bool)
         found: Mask = files[kinds.indices.to_numpy()]

@@ -6,11 +6,11 @@ Slot: free → filling → sealed → free. One process takes slots from a pool;
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -102,14 +102,12 @@ class Layout:
 class Arena:
     """A mapping of the arena in one process."""
 
-    def __init__(self, layout: Layout, fd: int, populate: bool = False) -> None:
-        """Map the memfd `fd`, which stays the caller's. `populate` touches every page now, so that no stage pays for
-        the first use of memory."""
+    def __init__(self, layout: Layout, fd: int) -> None:
+        """Map the memfd `fd`, which stays the caller's."""
         self.layout = layout
         self._places, size = layout.places()
         self._map = mmap.mmap(fd, size)
-        if populate:
-            _populate(self._map, size)
+        self._touched: set[str] = set()
         self._view = memoryview(self._map)
         self._pools = {pool.name: pool for pool in layout.pools}
         self._stride = {pool.name: _round(pool.size, mmap.PAGESIZE) for pool in layout.pools}
@@ -120,6 +118,13 @@ class Arena:
         fd = os.memfd_create("drystone-arena", os.MFD_CLOEXEC)
         os.ftruncate(fd, layout.size)
         return fd
+
+    def touch(self, pool: str) -> None:
+        """Have all memory of a pool there, once: page by page its first use costs twice as much. For who takes slots
+        from it; a pool that nobody uses costs nothing."""
+        if pool not in self._touched:
+            self._touched.add(pool)
+            _populate(self._map, self._places[f"pool/{pool}"], self._pools[pool].slots * self._stride[pool])
 
     def slot(self, pool: str, number: int) -> memoryview:
         """The bytes of a slot; release the view before the arena closes."""
@@ -172,11 +177,10 @@ class Arena:
             return
 
 
-def _populate(mapping: mmap.mmap, size: int) -> None:
-    try:
-        mapping.madvise(_MADV_POPULATE_WRITE, 0, size)
-    except OSError:  # before Linux 5.14: touch the pages one by one
-        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(mapping)), 0, size)
+def _populate(mapping: mmap.mmap, start: int, size: int) -> None:
+    # Before Linux 5.14 pages come one by one, when they are used.
+    with suppress(OSError):
+        mapping.madvise(_MADV_POPULATE_WRITE, start, size)
 
 
 def free_slots(state: Sequence[int] | memoryview) -> int:

@@ -39,6 +39,13 @@ def remove_socket_folder() -> None:
         shutil.rmtree(socket_folder())
 
 
+def begin() -> None:
+    """Start the fork server without waiting for it, if it does not run yet and can be started."""
+    with suppress(OSError):  # whoever needs it is told
+        context()
+        forkserver.ensure_running()
+
+
 def warm_up() -> None:
     """Start the fork server, if it does not run yet, without waiting for it. Raises UsageError where the directory for
     temporary files has so long a path that no socket can lie in it."""

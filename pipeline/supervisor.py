@@ -123,7 +123,7 @@ class Supervisor:
             self._start(parent)
             os.close(parent)
             parent = -1
-            arena = Arena(self._layout, self._fds["arena"], populate=True)
+            arena = Arena(self._layout, self._fds["arena"])
             counters = arena.counters()
             context = EventContext(
                 arena,

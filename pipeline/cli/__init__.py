@@ -7,12 +7,22 @@ a person sees meanwhile; one module for each command or two. argv and environmen
 from __future__ import annotations
 
 import os
+import sys
+
+#: Commands that need workers, and options with which they need none.
+_WORKING, _IDLE = {"ingest", "restore", "verify"}, {"-h", "--help", "--dry-run"}
 
 
 def main() -> None:
     """Entry point of the console script."""
     # Threads that numpy's BLAS would start and nobody would use; they cost a tenth of a second.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    words = set(sys.argv[1:])
+    if words & _WORKING and not words & _IDLE:
+        # It takes as long to start as all that this process imports. A guess: who needs it asks again.
+        from pipeline.forkserver import begin
+
+        begin()
     from pipeline.cli.app import run
 
     run()
