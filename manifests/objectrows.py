@@ -16,7 +16,7 @@ import numpy as np
 from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, Batch, HeapBuilder
 
-BATCH_ROWS = 1024
+BATCH_ROWS = 2048
 BATCH_HEAP = 256 << 10
 _FILE = fmt.KINDS.index("file")
 #: Where a stat_result has what goes into a column: by position where it can be, which is the faster way.

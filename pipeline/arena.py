@@ -107,7 +107,7 @@ class Arena:
         self.layout = layout
         self._places, size = layout.places()
         self._map = mmap.mmap(fd, size)
-        self._touched: set[str] = set()
+        self._touched: set[tuple[str, int]] = set()
         self._view = memoryview(self._map)
         self._pools = {pool.name: pool for pool in layout.pools}
         self._stride = {pool.name: _round(pool.size, mmap.PAGESIZE) for pool in layout.pools}
@@ -119,12 +119,15 @@ class Arena:
         os.ftruncate(fd, layout.size)
         return fd
 
-    def touch(self, pool: str) -> None:
-        """Have all memory of a pool there, once: page by page its first use costs twice as much. For who takes slots
-        from it; a pool that nobody uses costs nothing."""
-        if pool not in self._touched:
-            self._touched.add(pool)
-            _populate(self._map, self._places[f"pool/{pool}"], self._pools[pool].slots * self._stride[pool])
+    def touch(self, pool: str, number: int) -> None:
+        """Have all memory of a slot there, the first time that it is taken: page by page that costs more. A slot that
+        nobody takes costs nothing."""
+        if (pool, number) not in self._touched:
+            self._touched.add((pool, number))
+            stride = self._stride[pool]
+            # Before Linux 5.14 pages come one by one, as they are used.
+            with suppress(OSError):
+                self._map.madvise(_MADV_POPULATE_WRITE, self._places[f"pool/{pool}"] + number * stride, stride)
 
     def slot(self, pool: str, number: int) -> memoryview:
         """The bytes of a slot; release the view before the arena closes."""
@@ -175,12 +178,6 @@ class Arena:
             self._map.close()
         except BufferError:
             return
-
-
-def _populate(mapping: mmap.mmap, start: int, size: int) -> None:
-    # Before Linux 5.14 pages come one by one, when they are used.
-    with suppress(OSError):
-        mapping.madvise(_MADV_POPULATE_WRITE, start, size)
 
 
 def free_slots(state: Sequence[int] | memoryview) -> int:

@@ -122,8 +122,8 @@ class Context(ABC):
 
     def claim(self, pool: str) -> int:
         """Take a slot that the driver knows to be free."""
-        self.arena.touch(pool)
         state = self.arena.state(pool)
         number = bytes(state).index(FREE)
         state[number] = FILLING
+        self.arena.touch(pool, number)
         return number

@@ -48,6 +48,9 @@ WORKER_MEMORY = 16 << 20
 
 SMALL_SLOT = 1 << 20
 SLOT_FILES = 4096
+#: Batches that the scanner may be ahead of a reader: it begins first, and goes on while what an earlier run knows of
+#: files is put together.
+ENTRIES_AHEAD = 12
 #: A batch of objects, with 512 KiB of extended attributes and holes, and one object more.
 ROWS_SLOT = 2 << 20
 PACK_BLOCKS = 16 << 10
@@ -91,13 +94,13 @@ class IngestShape:
         rings = [RingSpec("known", 4), RingSpec("rows", max(self.readers * 5, self._verdicts) + 1)]
         for i in range(self.readers):
             pools += [
-                PoolSpec(f"entries/{i}", 4, SMALL_SLOT),
+                PoolSpec(f"entries/{i}", ENTRIES_AHEAD, SMALL_SLOT),
                 PoolSpec(f"data/{i}", self.data_slots, self.payload + self.max_chunks * CHUNK_REF_SIZE),
                 PoolSpec(f"rows/{i}", 4, ROWS_SLOT),
             ]
             rings += [
                 RingSpec(f"parent/{i}", 1),
-                RingSpec(f"entries/{i}", 5),
+                RingSpec(f"entries/{i}", ENTRIES_AHEAD + 1),
                 RingSpec(f"data/{i}", self.data_slots + 5),
             ]
         block_slot = (

@@ -325,7 +325,7 @@ def test_an_arena_gives_its_memory_back() -> None:
     shape = FanShape("restore", 1, 1, 0)
     fd = Arena.create_fd(shape.layout())
     arena = Arena(shape.layout(), fd)
-    arena.touch("plan")
+    arena.touch("plan", 0)
     os.close(fd)
     arena.close()
     with open("/proc/self/maps") as maps:
