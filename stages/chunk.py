@@ -79,11 +79,9 @@ class ContentHasher:
         """Ids of the content's next chunks, which lie one after the other in `data`; their bytes go into its digest."""
         ids, at = [], 0
         for length in lengths:
-            # Both hashes at once, while the chunk is in the processor's cache.
-            chunk = data[at : at + length]
-            ids.append(chunk_id(chunk))
-            self._bytes.update(chunk)
+            ids.append(chunk_id(data[at : at + length]))
             at += length
+        self._bytes.update(data)
         return ids
 
     def add_bytes(self, data: memoryview) -> None:
