@@ -163,8 +163,9 @@ def ingest_shape(
     while True:
         for readers, writers in (mix.of(compressors), (1, 1)):
             for slack in (3, 2, 1):
+                # Of a long content a reader holds up to three slots: one being read, and the two before.
                 shape = IngestShape(
-                    readers, compressors, writers, payload, pieces, data_slots=compressors + slack,
+                    readers, compressors, writers, payload, pieces, data_slots=compressors + slack + 1,
                     block_slots=min(slack, 2), pack_size=config.pack_size, parity=parity, home=home,
                 )  # fmt: skip
                 if shape.memory <= memory:

@@ -64,6 +64,15 @@ def chunk_id(data: bytes | memoryview) -> bytes:
     return blake3(data).digest()
 
 
+def chunk_ids(data: memoryview, lengths: Lengths) -> list[bytes]:
+    """Ids of chunks that lie one after the other in `data`."""
+    ids, at = [], 0
+    for length in lengths:
+        ids.append(chunk_id(data[at : at + length]))
+        at += length
+    return ids
+
+
 class ContentHasher:
     """Ids of one content while it goes by: the content id over its extents, and the digest over its bytes.
 
@@ -74,15 +83,6 @@ class ContentHasher:
     def __init__(self) -> None:
         self._extents: Any = blake3(fmt.CONTENT_DOMAIN)
         self._bytes: Any = blake3()
-
-    def name_chunks(self, data: memoryview, lengths: Lengths) -> list[bytes]:
-        """Ids of the content's next chunks, which lie one after the other in `data`; their bytes go into its digest."""
-        ids, at = [], 0
-        for length in lengths:
-            ids.append(chunk_id(data[at : at + length]))
-            at += length
-        self._bytes.update(data)
-        return ids
 
     def add_bytes(self, data: memoryview) -> None:
         """Add bytes of the content to its digest."""

@@ -73,16 +73,14 @@ class OpenContent:
     chunks: int = 0
     first_id: bytes = b""
 
-    def name_chunks(self, data: memoryview, lengths: list[int]) -> list[bytes]:
-        """Ids of the content's next chunks, which fill `data`; all of its digests take their bytes."""
-        ids = self.hasher.name_chunks(data, lengths)
+    def add_bytes(self, data: memoryview) -> None:
+        """Add the content's next bytes to its digests."""
+        self.hasher.add_bytes(data)
         self.more.update(data)
-        return ids
 
     def add_zeros(self, count: int) -> None:
         """A hole counts for the digests as the zeros that it is."""
         while count > 0:
             piece = _ZEROS[:count]
-            self.hasher.add_bytes(piece)
-            self.more.update(piece)
+            self.add_bytes(piece)
             count -= len(piece)

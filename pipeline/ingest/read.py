@@ -1,9 +1,8 @@
 """The reader: hosts the stages read and chunk.
 
 It reads files straight into a data slot, many small ones to a slot, cuts and names their chunks there, and sends the
-slot on. A file longer than a slot goes on in the next one: the bytes behind the last sure boundary are carried to its
-head; the chunks of one slot are named in a thread, while the next is read and cut. Objects and extents travel beside,
-as rows, when their content ids are known.
+slot on. A file longer than a slot goes on in the next one (lanes.py). Objects and extents travel beside, as rows, when
+their content ids are known.
 
 It is one long file because it is one state: objects, contents and chunks share the slot's fill and its table.
 """
@@ -14,9 +13,10 @@ import errno
 import os
 import stat
 import time
+from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,11 @@ from pipeline import messages
 from pipeline.arena import Message
 from pipeline.ingest.carry import Carrier, CarryOptions
 from pipeline.ingest.chunktable import ChunkTable, OpenContent, extent_rows
+from pipeline.ingest.lanes import Lanes, Part
 from pipeline.station import Acquire, Context, Station, Steps, Take, Want
 from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES, UNCHANGED
 from pipeline.worker import FdHandle
-from stages.chunk import Chunker, ContentHasher, chunk_id
+from stages.chunk import Chunker, ContentHasher, chunk_id, chunk_ids
 from stages.digest import Digester, digest_all
 from stages.pagecache import LARGE_FILE, LargeFile
 from stages.read import (
@@ -70,23 +71,9 @@ class ReadOptions:
     carry: CarryOptions | None = None
 
 
-@dataclass
-class CutPart:
-    """A part of a long content that was cut: at `start` in a slot, whose chunks so far are in `table`, and at `offset`
-    in the content. Its `ids` are under way. `full`: (slot, its view, bytes in it) where the slot waits for them."""
-
-    content: OpenContent
-    table: ChunkTable
-    start: int
-    offset: int
-    lengths: list[int]
-    ids: Future[list[bytes]]
-    full: tuple[int, memoryview, int] | None = None
-
-
 class Reader:
     """State of one reader station. Owns the slots that it fills until it sends them: one, and of a long content also
-    the one before, while its chunks are being named."""
+    the two before, while they are cut and named."""
 
     def __init__(self, context: Context, options: ReadOptions) -> None:
         self._context = context
@@ -101,8 +88,8 @@ class Reader:
         self._fill = 0
         self._large: LargeFile | None = None
         self._table = ChunkTable()
-        self._part: CutPart | None = None
-        self._naming = ThreadPoolExecutor(1, "name")
+        self._lanes = Lanes(self._chunker)
+        self._head = options.chunker.maximum
         self._segments: list[tuple[int, int, int]] = []
         self._extents: list[npt.NDArray[np.void]] = []
         self._extent_rows = 0
@@ -124,11 +111,16 @@ class Reader:
         self._fill = 0
 
     def _send_slot(self) -> None:
-        """Seal the open slot and send it to the dedupe stage; all its segments are cut already."""
+        """Send the open slot, whose segments are all cut."""
         self._send_data(self._slot, self._view, self._fill, self._table)
         self._slot = -1
 
     def _send_data(self, slot: int, view: memoryview, size: int, table: ChunkTable) -> None:
+        """Seal a slot and send it to the dedupe stage; give it back where no chunk lies in it."""
+        if not len(table):
+            view.release()
+            self._context.release(self._data, slot)
+            return
         count, refs = len(table), table.take().tobytes()
         payload = self._options.payload
         view[payload : payload + len(refs)] = refs
@@ -142,12 +134,7 @@ class Reader:
         if self._slot < 0:
             return
         self._cut_segments()
-        if len(self._table):
-            self._send_slot()
-        else:
-            self._view.release()
-            self._context.release(self._data, self._slot)
-            self._slot = -1
+        self._send_slot()
 
     # --- objects -----------------------------------------------------------------------------------------------------
 
@@ -411,60 +398,51 @@ class Reader:
     ) -> Generator[Want, Any, int]:
         """Cut what lies from `start` to `end` in the slot, and read and cut on until the file ends, or `limit` bytes of
         the content are there; `ended`: that is so already. Returns how far the content was read."""
+        reached = content.offset + end - start
+        part = Part(content, self._slot, self._view, self._table, start, end)
+        before = deque[Part]()
+        self._lanes.begin_read(part, ended)
         try:
-            while True:
-                self._context.clock.switch(CHUNK)
-                lengths = self._chunker.cut(self._view[start:end], ended)
-                self._settle_part()
-                yield from self._send_extents(everything=False)
-                cut = self._begin_part(content, start, lengths)
-                if ended:
-                    break
-                end, ended = yield from self._read_next(fd, content, cut, end, limit)
-                start = 0
+            while not ended:
+                before.append(part)
+                self._slot, self._table = -1, ChunkTable()
+                yield from self._open_slot()
+                self._context.clock.switch(READ)
+                most = min(self._options.payload, self._head + limit - reached)
+                part = Part(content, self._slot, self._view, self._table, self._head, most)
+                self._lanes.begin(part, before[-1], partial(self._fill_until, fd, limit - reached))
+                if len(before) > 1:
+                    self._send_part(before.popleft())
+                    yield from self._send_extents(everything=False)
+                ended = part.read.result()
+                self._context.clock.count(READ, 0, part.end - self._head)
+                reached += part.end - self._head
         finally:
-            self._settle_part()
-        self._fill = end
+            while before:
+                self._send_part(before.popleft())
+        self._settle(part)
+        self._fill = part.end
         return content.offset
 
-    def _read_next(
-        self, fd: int, content: OpenContent, cut: int, end: int, limit: int
-    ) -> Generator[Want, Any, tuple[int, bool]]:
-        """Read on from the start of a slot, behind what lies from `cut` to `end` in this one: (where it ends now,
-        whether the content ends there)."""
-        tail = bytes(self._view[cut:end])
-        if cut and self._part is not None:
-            self._part.full = (self._slot, self._view, cut)
-            self._slot, self._table = -1, ChunkTable()
-            yield from self._open_slot()
-        self._view[: len(tail)] = tail
-        self._context.clock.switch(READ)
-        most = min(self._options.payload, limit - content.offset)
-        length, ended = self._fill_from(fd, self._view[len(tail) : most])
-        self._context.clock.count(READ, 0, length)
-        end = len(tail) + length
-        return end, ended or content.offset + end >= limit
+    def _fill_until(self, fd: int, limit: int, target: memoryview) -> tuple[int, bool]:
+        """Fill as above, and end when there are `limit` bytes or more."""
+        length, ended = self._fill_from(fd, target)
+        return length, ended or length >= limit
 
-    def _begin_part(self, content: OpenContent, start: int, lengths: list[int]) -> int:
-        """Have chunks named that lie one after the other from `start` in the open slot; returns where they end."""
-        cut = start + sum(lengths)
-        ids = self._naming.submit(content.name_chunks, self._view[start:cut], lengths)
-        self._part = CutPart(content, self._table, start, content.offset, lengths, ids)
-        content.offset += cut - start
-        content.chunks += len(lengths)
-        return cut
+    def _send_part(self, part: Part) -> None:
+        """Wait for the names of a part, and send its slot."""
+        self._settle(part)
+        self._send_data(part.slot, part.view, part.behind, part.table)
 
-    def _settle_part(self) -> None:
-        """Take the names of the part that was cut last, if any; send its slot where it waits for them."""
-        part, self._part = self._part, None
-        if part is None:
-            return
-        ids, content = part.ids.result(), part.content
+    def _settle(self, part: Part) -> None:
+        """Take the names of a part, and note its extents."""
+        self._context.clock.switch(CHUNK)
+        ids, content = part.named.result(), part.content
         content.first_id = content.first_id or b"".join(ids[:1])
         part.table.add_run(part.start, part.lengths, ids)
-        self._note_extents(content.number, part.offset, part.lengths, ids, content.hasher)
-        if part.full:
-            self._send_data(*part.full, part.table)
+        self._note_extents(content.number, content.offset, part.lengths, ids, content.hasher)
+        content.offset += part.behind - part.start
+        content.chunks += len(ids)
 
     def _finish(self, number: int, content_id: bytes, has_extents: bool, hasher: ContentHasher) -> None:
         row = self._rows[number]
@@ -522,7 +500,8 @@ class Reader:
                 continue
             first = self._settle_single(single, first)
             hasher = ContentHasher()
-            ids = hasher.name_chunks(view[start : start + length], lengths)
+            ids = chunk_ids(view[start : start + length], lengths)
+            hasher.add_bytes(view[start : start + length])
             table.add_run(start, lengths, ids)
             self._note_extents(number, 0, lengths, ids, hasher)
             self._finish(number, hasher.content_id(length), True, hasher)
@@ -571,7 +550,7 @@ class Reader:
 
     def close(self) -> None:
         self.close_slot()
-        self._naming.shutdown()
+        self._lanes.close()
         self._folders.close()
         if self._carrier is not None:
             self._carrier.close()

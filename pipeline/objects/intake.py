@@ -28,7 +28,7 @@ from pipeline.metrics.figures import StoreFigures
 from pipeline.packwriter import DurablePack, PackOptions, PackWriter
 from pipeline.station import StageClock
 from pipeline.topology import INGEST_STAGES, SLOT_FILES, IngestShape
-from stages.chunk import Chunker, ContentHasher, chunk_id
+from stages.chunk import Chunker, ContentHasher, chunk_id, chunk_ids
 from stages.compress import BlockShaper, Encoder
 
 Rows = npt.NDArray[np.void]
@@ -179,7 +179,9 @@ class Intake:
         """Add chunks that lie one after the other from `start` to the slot's table and to the content."""
         if not lengths:
             return
-        ids = content.hasher.name_chunks(self._view[start : start + sum(lengths)], lengths)
+        data = self._view[start : start + sum(lengths)]
+        ids = chunk_ids(data, lengths)
+        content.hasher.add_bytes(data)
         self._table.add_run(start, lengths, ids)
         rows = extent_rows(content.row, content.offset, lengths, ids)
         content.hasher.add_extents(rows)
