@@ -73,13 +73,13 @@ class PlanTotals:
 
 
 class RestorePlan:
-    """The plan for the objects of one run at and below a path. Uses the catalog's connection alone while it lives."""
+    """The plan for the objects of one run at and below a path. Uses the catalog's connection alone while it lives. It
+    knows the objects from the beginning, and where their bytes lie after `locate`."""
 
     def __init__(self, catalog: Catalog, run: uuid.UUID, path: bytes) -> None:
         self._catalog = catalog
-        catalog.replace("unsound", pa.schema([("row", pa.uint64())]))
         condition, parameters = path_filter(path)
-        catalog.use("objects", "extents", "chunks", "blocks", "packs", spare=True)
+        catalog.use("objects", spare=True)
         execute = catalog.execute
         execute(
             f"""
@@ -96,6 +96,13 @@ class RestorePlan:
         )
         execute("DELETE FROM wanted WHERE nonsense IS NOT NULL")
         self._part_links()
+
+    def locate(self) -> None:
+        """Find the blocks that the wanted objects lie in. What needs the objects alone can be read meanwhile, in another
+        thread."""
+        self._catalog.replace("unsound", pa.schema([("row", pa.uint64())]))
+        self._catalog.use("extents", "chunks", "blocks", "packs", spare=True)
+        execute = self._catalog.execute
         execute(
             f"""
             CREATE OR REPLACE TABLE pieces AS
@@ -263,15 +270,16 @@ class RestorePlan:
             yield from self._rows_of_packs(first, last)
 
     def _pack_groups(self) -> Iterator[tuple[bytes, bytes]]:
-        """Runs of packs of about GROUP_ROWS planned chunks, as first and last id."""
+        """Runs of packs of about GROUP_ROWS planned chunks, as first and last id. The first one is one pack, so that
+        somebody has something to do."""
         query = "SELECT pack_id, count(*) AS n FROM located WHERE pack_id IS NOT NULL GROUP BY pack_id ORDER BY pack_id"
-        first, count, last = None, 0, b""
+        first, count, last, most = None, 0, b"", 1
         for row in self._catalog.rows(query):
             first = first or row["pack_id"]
             last, count = row["pack_id"], count + row["n"]
-            if count >= GROUP_ROWS:
+            if count >= most:
                 yield first, last
-                first, count = None, 0
+                first, count, most = None, 0, GROUP_ROWS
         if first is not None:
             yield first, last
 

@@ -138,6 +138,7 @@ def test_of_a_large_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     plans = Plans(monkeypatch)
     with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store:
         plan = RestorePlan(store.catalog, run_id, b"")
+        plan.locate()
         assert sum(len(batch.rows) for batch in plan.blocks()) == OBJECTS
         assert not list(plan.missing())
     plans.require_hash_joins(6)

@@ -173,9 +173,13 @@ def _planned(
         raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls")
     if os.geteuid() == 0 and not request.numeric_ids and (elsewhere := renumbered(plan.owners())):
         plan.renumber(elsewhere)
+    with ThreadPoolExecutor(1, "locate") as beside:
+        located = beside.submit(plan.locate)
+        problems = _make_folders(plan, target)
+        located.result()
     if on_plan is not None:
         on_plan(plan.totals())
-    return plan, _make_folders(plan, target)
+    return plan, problems
 
 
 def _make_places(to: str) -> tuple[Path, bool]:
