@@ -98,8 +98,8 @@ class RestorePlan:
         self._part_links()
 
     def locate(self) -> None:
-        """Find the blocks that the wanted objects lie in. What needs the objects alone can be read meanwhile, in another
-        thread."""
+        """Find the blocks that the wanted objects lie in. What needs the objects alone can be read meanwhile, in
+        another thread."""
         self._catalog.replace("unsound", pa.schema([("row", pa.uint64())]))
         self._catalog.use("extents", "chunks", "blocks", "packs", spare=True)
         execute = self._catalog.execute
