@@ -48,9 +48,11 @@ WORKER_MEMORY = 16 << 20
 
 SMALL_SLOT = 1 << 20
 SLOT_FILES = 4096
+#: Slots that a reader holds of a long content: one that is being read, and the two before.
+LONG_SLOTS = 3
 #: Batches that the scanner may be ahead of a reader: it begins first, and goes on while what an earlier run knows of
 #: files is put together.
-ENTRIES_AHEAD = 12
+ENTRIES_AHEAD = 8
 #: A batch of objects, with 512 KiB of extended attributes and holes, and one object more.
 ROWS_SLOT = 2 << 20
 PACK_BLOCKS = 16 << 10
@@ -162,10 +164,9 @@ def ingest_shape(
     parity = config.scheme.m / config.scheme.k
     while True:
         for readers, writers in (mix.of(compressors), (1, 1)):
-            for slack in (3, 2, 1):
-                # Of a long content a reader holds up to three slots: one being read, and the two before.
+            for slack in (4, 3, 2, 1):
                 shape = IngestShape(
-                    readers, compressors, writers, payload, pieces, data_slots=compressors + slack + 1,
+                    readers, compressors, writers, payload, pieces, data_slots=max(LONG_SLOTS, compressors + slack),
                     block_slots=min(slack, 2), pack_size=config.pack_size, parity=parity, home=home,
                 )  # fmt: skip
                 if shape.memory <= memory:
