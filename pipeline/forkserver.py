@@ -39,13 +39,6 @@ def remove_socket_folder() -> None:
         shutil.rmtree(socket_folder())
 
 
-def begin() -> None:
-    """Start the fork server without waiting for it, if it does not run yet and can be started."""
-    with suppress(OSError):  # whoever needs it is told
-        context()
-        forkserver.ensure_running()
-
-
 def warm_up() -> None:
     """Start the fork server, if it does not run yet, without waiting for it. Raises UsageError where the directory for
     temporary files has so long a path that no socket can lie in it."""
@@ -59,3 +52,9 @@ def warm_up() -> None:
         raise UsageError(
             f"{folder}, where temporary files go, has too long a path for a socket in it: set TMPDIR to a shorter one"
         ) from error
+
+
+def begin() -> None:
+    """The same for who may not need it: where it can't be started, whoever does is told."""
+    with suppress(OSError, UsageError):
+        warm_up()

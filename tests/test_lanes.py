@@ -26,7 +26,7 @@ def new_part(content: OpenContent, start: int) -> Part:
 
 
 def parts_of(lanes: Lanes, content: OpenContent, path: Path) -> Iterator[Part]:
-    """All parts of a file, begun as a reader does: each when the one before is read, and the one before that named."""
+    """All parts of a file, begun as a reader does: each when the one before is read."""
     with path.open("rb") as file:
         part = new_part(content, 0)
         length, ended = fill(file.fileno(), part.view)

@@ -44,8 +44,8 @@ Fill = Callable[[memoryview], tuple[int, bool]]
 
 
 class Lanes:
-    """The two threads of a reader. Parts are begun in the order of their content, each when the one before it is read
-    and the one before that is named."""
+    """The two threads of a reader. Parts are begun in the order of their content, each when the one before it is read:
+    where both threads are busy, it waits for the one that is done first."""
 
     def __init__(self, chunker: Chunker) -> None:
         self._chunker = chunker
