@@ -13,7 +13,6 @@ import os
 import select
 import shutil
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from typing import Any
 
 from manifests.errors import DrystoneError
 from pipeline.arena import Arena, Layout, Message
+from pipeline.printing import warn_of_fault
 from pipeline.station import Acquire, Context, StageClock, Station, Until, Want
 
 EXIT_FAILED = 70
@@ -212,8 +212,7 @@ def worker_main(arguments: WorkerArguments) -> None:
         try:
             arguments.report.send(Failure.of(arguments.name, arena.read_item(arguments.index), error))
         except OSError:
-            traceback.print_exc()
-        sys.stderr.flush()
+            warn_of_fault(error)
         os._exit(EXIT_FAILED)
     # Nothing is left to do; skipping the interpreter's teardown spares unmapping order and time.
     os._exit(0)

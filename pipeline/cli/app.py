@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from manifests.errors import DrystoneError
+from pipeline.printing import begin, drop_output, flush, warn, warn_of_fault
 
 #: Command → module that holds it; loaded when it is called, so that help and errors come fast.
 COMMANDS = {
@@ -85,6 +86,7 @@ def cli(context: click.Context, store: str | None) -> None:
 def run(arguments: list[str] | None = None) -> NoReturn:
     """Run a command line and exit: 0 done, 1 failed, 2 usage, 3 done but something was skipped or lost, 4 something
     wants repair, 130 and 143 on SIGINT and SIGTERM, 141 where nobody reads the output any more."""
+    begin()
     code = _run(arguments)
     sys.stderr.flush()
     if (forkserver := sys.modules.get("pipeline.forkserver")) is not None:
@@ -107,31 +109,36 @@ def exit_code_of(error: BaseException) -> int:
 def _run(arguments: list[str] | None) -> int:
     try:
         result: Any = cli.main(arguments, prog_name="drystone", standalone_mode=False)
-        sys.stdout.flush()
+        flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as ending:
         return exit_code_of(ending)
     except click.ClickException as error:
-        error.show()
+        warn(_usage_line(error))
         return exit_code_of(error)
     except (KeyboardInterrupt, click.Abort) as error:
-        print("drystone: stopped; nothing was committed", file=sys.stderr)
+        warn("drystone: stopped; nothing was committed")
         return exit_code_of(error)
     except DrystoneError as error:
-        print(f"drystone: {error}", file=sys.stderr)
+        warn(f"drystone: {error}")
         return exit_code_of(error)
     except (BrokenPipeError, SystemExit):  # the latter is what click makes of the former, and of nothing else
         # Whoever read our output has enough: end quietly, with the code of a tool that SIGPIPE killed. Not with 0, to
         # please `set -o pipefail`: what was left unsaid may be that something is lost.
-        _drop_output()
+        drop_output()
         return _UNREAD
     except OSError as error:
         # What commands write to themselves is reported by them; this is standard output, on a disk that is full, say.
-        print(f"drystone: writing the output failed: {error.strerror}", file=sys.stderr)
-        _drop_output()
+        warn(f"drystone: writing the output failed: {error.strerror}")
+        drop_output()
+        return exit_code_of(error)
+    except Exception as error:  # a fault of Drystone's own
+        warn_of_fault(error)
         return exit_code_of(error)
 
 
-def _drop_output() -> None:
-    """Let what is still to be flushed at exit go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _usage_line(error: click.ClickException) -> str:
+    """What is wrong with the command line, in click's words, and where to look it up."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context is not None else "drystone"
+    return f"{command}: {error.format_message()} See: {command} --help"

@@ -13,6 +13,7 @@ from manifests.sizes import format_size
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import Parsed, format_options, open_store, store_option
 from pipeline.cli.output import Column, emit, emit_json
+from pipeline.printing import say
 
 if TYPE_CHECKING:
     from pipeline.backend import Backend
@@ -118,9 +119,9 @@ def add_command(
         return
     verb = ("would change" if dry_run else "changed") if added.id in known else ("would add" if dry_run else "added")
     shut = ", read-only" if added.read_only else ""
-    click.echo(f"{verb} backend {added.id} at {added.path}, domain {added.failure_domain}{shut}")
+    say(f"{verb} backend {added.id} at {added.path}, domain {added.failure_domain}{shut}")
     if added.id not in known:
-        click.echo(f"{count} backends; packs that are there already stay where they are")
+        say(f"{count} backends; packs that are there already stay where they are")
 
 
 @backend_command.command("remove")
@@ -150,7 +151,7 @@ def remove_command(
         emit_json({"type": "summary", "dry_run": dry_run, **vars(removal), "backend_id": str(removal.backend_id)})
         return
     for line in _removal_lines(removal.location, removal.packs, removal.lost_packs, removal.bears, dry_run):
-        click.echo(line)
+        say(line)
 
 
 def _removal_lines(location: str, packs: int, lost: int, bears: int, dry_run: bool) -> Iterator[str]:

@@ -10,7 +10,8 @@ import click
 from manifests.sizes import format_size
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, quiet_option, store_option
-from pipeline.cli.output import Column, emit, emit_json, path_fields, show_path
+from pipeline.cli.output import Column, emit, emit_json, path_fields
+from pipeline.printing import say, shown
 
 if TYPE_CHECKING:
     from pipeline.compare import Comparison
@@ -58,14 +59,15 @@ def compare_command(
         else:
             emit(rows, _COLUMNS, output)
             if not quiet:
-                click.echo(_verdict(comparison, directory))
+                for line in _verdict(comparison, directory):
+                    say(line)
     return comparison.exit_code
 
 
 def _rows(comparison: Comparison, for_people: bool) -> Iterator[dict[str, Any]]:
     for each in comparison:
-        shown = {"shown": show_path(each.path)} if for_people else {}
-        yield {**path_fields(each.path), "verdict": each.verdict, "what": list(each.what), **shown}
+        for_eyes = {"shown": shown(each.path)} if for_people else {}
+        yield {**path_fields(each.path), "verdict": each.verdict, "what": list(each.what), **for_eyes}
 
 
 def _summary(comparison: Comparison) -> dict[str, Any]:
@@ -81,12 +83,13 @@ def _summary(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _verdict(comparison: Comparison, directory: str) -> str:
+def _verdict(comparison: Comparison, directory: str) -> Iterator[str]:
     how = f"{format_size(comparison.hashed_bytes)} read" if comparison.data else "bytes not read; see --data"
-    looked = f"{comparison.objects:,} objects looked at, {how}"
-    if comparison.equal:
-        return f"{looked}\nequal: all that is in {directory} is in the archive; it may be deleted"
     counts = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(comparison.counts.items()))
-    if comparison.may_be_deleted:
-        return f"{looked}: {counts}\nall that is still in {directory} is in the archive; it may be deleted"
-    return f"{looked}: {counts}\ndo not delete {directory}: the archive has not all of it"
+    yield f"{comparison.objects:,} objects looked at, {how}" + (f": {counts}" if counts else "")
+    if comparison.equal:
+        yield f"equal: all that is in {directory} is in the archive; it may be deleted"
+    elif comparison.may_be_deleted:
+        yield f"all that is still in {directory} is in the archive; it may be deleted"
+    else:
+        yield f"do not delete {directory}: the archive has not all of it"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from pipeline.cli.options import open_store, store_option
-from pipeline.cli.output import show_path
+from pipeline.printing import flush, shown, warn, write_bytes
 from stages.checklist import format_line
 
 #: Tool → the digest that it prints and checks.
@@ -44,10 +42,10 @@ def digests_command(context: click.Context, selection: str, store: str | None, t
         for path, digest in opened.digests(selection, TOOLS[tool]):
             if digest is None:
                 without += 1
-                click.echo(f"no {TOOLS[tool]} was recorded: {show_path(path)}", err=True)
+                warn(f"no {TOOLS[tool]} was recorded: {shown(path)}")
             else:
-                sys.stdout.buffer.write(format_line(digest, path))
-    sys.stdout.buffer.flush()
+                write_bytes(format_line(digest, path))
+    flush()
     if without:
-        click.echo(f"{without:,} files are not in the list; see: drystone ingest --digest", err=True)
+        warn(f"{without:,} files are not in the list; see: drystone ingest --digest")
     return 3 if without else 0

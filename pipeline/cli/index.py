@@ -12,6 +12,7 @@ from manifests.sizes import format_size
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, quiet_option, store_option
 from pipeline.cli.output import emit, emit_json
+from pipeline.printing import say
 
 if TYPE_CHECKING:
     from manifests.indexcache import CacheStatus, IndexStatus
@@ -76,7 +77,7 @@ def rebuild_command(
     elif not quiet and dry_run:
         what = "build the index on disk anew" if wanted == "disk" else "remove what lies in the cache"
         switch = f"record the kind {wanted} instead of {before.kind}, and " if wanted != before.kind else ""
-        click.echo(f"would {switch}{what}; the manifests name {before.rows:,} chunks")
+        say(f"would {switch}{what}; the manifests name {before.rows:,} chunks")
     elif not quiet:
         _show(status)
 
@@ -108,7 +109,7 @@ def _show(status: IndexStatus) -> None:
         lines.append(("contents", f"{status.contents.entries:,}", f"of several chunks, {_how(status.contents)}"))
         lines.append(("location", "", status.location))
     for name, value, more in lines:
-        click.echo(f"{name:<14} {value:>12}  {more}".rstrip())
+        say(f"{name:<14} {value:>12}  {more}".rstrip())
 
 
 def _how(part: CacheStatus) -> str:

@@ -18,10 +18,11 @@ from pipeline.cli.options import (
     store_option,
     verbose_option,
 )
-from pipeline.cli.output import emit_json, path_fields, show_path
+from pipeline.cli.output import emit_json, path_fields
 from pipeline.cli.selecting import SelectingCommand, select_options, selecting_options
 from pipeline.cli.summary import WORDS, result_record, show_result, show_survey, survey_record
 from pipeline.names import parse_name
+from pipeline.printing import say, shown, warn
 from stages.digest import join_digests, parse_digests
 
 if TYPE_CHECKING:
@@ -169,29 +170,28 @@ def ingest_command(
     ):
         result = opened.ingest(paths, name=name or "", options=options, on_tick=progress.tick)
     tally = result.tally
-    shown = tally.named_errors if verbose else tally.named_errors[:NAMED_SHORT]
-    for path, reason in shown:
-        click.echo(f"skipped or incomplete: {show_path(path)}: {reason}", err=True)
-    if tally.errors > len(shown):
-        click.echo(f"… and {tally.errors - len(shown)} more; see: drystone ls -R {result.run_id}", err=True)
+    named = tally.named_errors if verbose else tally.named_errors[:NAMED_SHORT]
+    for path, reason in named:
+        warn(f"skipped or incomplete: {shown(path)}: {reason}")
+    if tally.errors > len(named):
+        warn(f"… and {tally.errors - len(named):,} more; see: drystone ls -R {result.run_id}")
     listed = result.checksums
     if listed is not None:
         for path in listed.named_missing if verbose else listed.named_missing[:NAMED_SHORT]:
-            click.echo(f"listed, but not archived: {show_path(path)}", err=True)
+            warn(f"listed, but not archived: {shown(path)}")
         if listed.missing > NAMED_SHORT and not verbose:
-            click.echo(f"… and {listed.missing - NAMED_SHORT:,} more; see: drystone ingest -v", err=True)
+            warn(f"… and {listed.missing - NAMED_SHORT:,} more; see: drystone ingest -v")
     for reason in result.lost_manifests:
-        click.echo(f"manifests lost: {reason}; what they alone placed was stored again, as far as it is here", err=True)
+        warn(f"manifests lost: {reason}; what they alone placed was stored again, as far as it is here")
     for reason in result.lost_backends:
-        click.echo(f"short of redundancy: {reason}", err=True)
+        warn(f"short of redundancy: {reason}")
     if result.memory_wanted:
-        click.echo(
+        warn(
             f"--memory {memory >> 20}MiB was room for {result.compressors} compressors; one for each core takes "
-            f"--memory {-(-result.memory_wanted >> 20)}MiB",
-            err=True,
+            f"--memory {-(-result.memory_wanted >> 20)}MiB"
         )
     if result.index_trouble:
-        click.echo(f"done without the index on disk, out of the manifests: {result.index_trouble}", err=True)
+        warn(f"done without the index on disk, out of the manifests: {result.index_trouble}")
     if output == "table":
         show_result(result, quiet)
     else:
@@ -217,12 +217,12 @@ def _dry_run(
         if output == "jsonl":
             emit_json({"type": "item", **path_fields(path), "left_out": reason})
         elif output == "table" and verbose:
-            click.echo(f"left out, {WORDS[reason]}: {show_path(path)}")
+            say(f"left out, {WORDS[reason]}: {shown(path)}")
 
     with open_store(context, store) as opened:
         found = opened.survey(paths, name=name, options=options, on_left_out=on_left_out)
     for path, reason in found.tally.named_errors:
-        click.echo(f"would be skipped: {show_path(path)}: {reason}", err=True)
+        warn(f"would be skipped: {shown(path)}: {reason}")
     if output != "table":
         emit_json(survey_record(found))
     elif not quiet:

@@ -7,6 +7,7 @@ import click
 from manifests.config import DEFAULT_INDEX, INDEX_KINDS, ChunkerSpec, CodecSpec, ECScheme
 from pipeline.cli.options import SIZE, Parsed, cache_directory, format_options
 from pipeline.cli.output import emit_json
+from pipeline.printing import say, warn
 
 
 @click.command("init")
@@ -80,21 +81,20 @@ def init_command(
                 }
             )
             return
-        click.echo(f"store {store.config.store_id}, {scheme}, {chunker.describe()}, {compression}")
+        say(f"store {store.config.store_id}, {scheme}, {chunker.describe()}, {compression}")
         for info in members.all:
-            click.echo(f"  {info.location}")
+            say(f"  {info.location}")
         backends = "backend" if members.tolerance == 1 else "backends"
         devices = "device" if len(per_domain) == 1 else "devices"
-        click.echo(
+        say(
             f"any {members.tolerance} of {members.count} {backends} may be lost; "
             f"they lie on {len(per_domain)} {devices}"
         )
         if not members.tolerance:
-            click.echo("warning: no backend may be lost; give more directories, or a scheme with more parity", err=True)
+            warn("warning: no backend may be lost; give more directories, or a scheme with more parity")
         if not safe_domains and len(per_domain) < members.count:
             most = max(per_domain.values())
-            click.echo(
+            warn(
                 f"warning: one device holds {most} shards of each pack and {scheme.m} may be lost: "
-                "the loss of that device loses everything; put backends on disks of their own",
-                err=True,
+                "the loss of that device loses everything; put backends on disks of their own"
             )

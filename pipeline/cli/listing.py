@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat as filemode
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,8 @@ import click
 
 from manifests.sizes import format_size
 from pipeline.cli.options import format_options, open_store, store_option
-from pipeline.cli.output import Column, emit, emit_json, path_fields, rfc3339, show_path
+from pipeline.cli.output import Column, emit, emit_json, path_fields, rfc3339
+from pipeline.printing import say, shown
 
 
 @click.command("runs")
@@ -81,13 +83,13 @@ def _rows(objects: Iterator[Any], for_people: bool) -> Iterator[dict[str, Any]]:
             "gid": info.gid,
             "mtime": rfc3339(info.mtime_ns),
             "digest": info.digest.hex() if info.digest else None,
-            "target": info.target.decode(errors="replace") if info.target else None,
+            "target": os.fsdecode(info.target) if info.target else None,
             "error": info.error,
         }
         if for_people:
-            arrow = f" -> {show_path(info.target)}" if info.target else ""
+            arrow = f" -> {shown(info.target)}" if info.target else ""
             trouble = f"  [{info.error}]" if info.error else ""
-            row["shown"] = show_path(info.path) + arrow + trouble
+            row["shown"] = shown(info.path) + arrow + trouble
             row["owner"] = f"{info.user_name or info.uid}:{info.group_name or info.gid}"
         yield {**path_fields(info.path), **row}
 
@@ -126,4 +128,4 @@ def stats_command(context: click.Context, store: str | None, output: str) -> Non
         ("parity bytes", format_size(stats.parity), "parity, checksums, padding"),
         ("manifests", format_size(stats.manifests), "on each backend"),
     ):
-        click.echo(f"{name:<14} {value:>12}  {more}".rstrip())
+        say(f"{name:<14} {value:>12}  {more}".rstrip())

@@ -10,6 +10,7 @@ import click
 from pipeline.cli.app import exit_code_of
 from pipeline.cli.options import Decorated, Parsed
 from pipeline.metrics.publication import Address, Publication
+from pipeline.printing import warn
 
 
 def metrics_options(command: Decorated) -> Decorated:
@@ -60,7 +61,7 @@ def _published(publication: Publication, command: Decorated) -> Any:
 
     context = click.get_current_context()
     figures = context.obj["figures"] = StoreFigures()
-    publisher = Publisher(publication, _name(context), figures, lambda text: click.echo(text, err=True))
+    publisher = Publisher(publication, _name(context), figures, warn)
     code = 1
     try:
         result = command()

@@ -7,12 +7,14 @@ import csv
 import datetime
 import json
 import os
-import sys
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from textwrap import indent
 from typing import Any
+
+from pipeline.printing import binary_output, flush, say, shown, write_text
 
 Row = Mapping[str, Any]
 #: Rows of which the widths of a table's columns are taken; the rest is streamed.
@@ -29,20 +31,40 @@ class Column:
     right: bool = False
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def path_fields(path: bytes) -> dict[str, str]:
-    """`path`, and `path_b64` where it is not UTF-8."""
-    try:
-        return {"path": path.decode()}
-    except UnicodeDecodeError:
-        return {"path": path.decode(errors="replace"), "path_b64": base64.b64encode(path).decode()}
+    """`path`, which has `path_b64` beside it in the output where it is not UTF-8: see `decodable`."""
+    return {"path": os.fsdecode(path)}
 
 
-def show_path(path: bytes) -> str:
-    """A path for a terminal: bytes that are not UTF-8 and control characters are escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in path.decode(errors="backslashreplace")
-    )
+def decodable(record: Row) -> dict[str, Any]:
+    """The record with text that every reader of UTF-8 takes. Where a text stands for bytes that are not UTF-8, as paths
+    may, `<name>_b64` beside it has the bytes."""
+    result: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            value = decodable(value)
+        elif isinstance(value, str):
+            if _SURROGATE.search(value):
+                result[name], result[f"{name}_b64"] = _replaced(value), _base64(value)
+                continue
+        elif isinstance(value, list | tuple):
+            value = [decodable(each) if isinstance(each, Mapping) else each for each in value]
+            if any(isinstance(each, str) and _SURROGATE.search(each) for each in value):
+                result[f"{name}_b64"] = [_base64(each) for each in value]
+                value = [_replaced(each) for each in value]
+        result[name] = value
+    return result
+
+
+def _replaced(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode(errors="surrogateescape")).decode()
 
 
 def rfc3339(ns: int) -> str:
@@ -53,15 +75,33 @@ def rfc3339(ns: int) -> str:
 def emit(rows: Iterable[Row], columns: Sequence[Column], output: str, kind: str = "item") -> None:
     """Write rows to standard output in the format `output`, streaming where the format allows."""
     _WRITERS[output](iter(rows), columns, kind)
+    flush()
 
 
 def emit_json(record: Row) -> None:
     """One JSON line."""
-    sys.stdout.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+    write_text(_json_text(record) + "\n")
+
+
+def _json_text(record: Row, indent: int | None = None) -> str:
+    text = json.dumps(record, ensure_ascii=False, default=str, indent=indent)
+    if _SURROGATE.search(text):
+        text = json.dumps(decodable(record), ensure_ascii=False, default=str, indent=indent)
+    return "\n".join(map(_escape_line, text.split("\n")))
+
+
+def _escape_line(text: str) -> str:
+    """JSON in which what a terminal would obey is written as `\\u`; json.dumps does so below 0x20 only."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def _table(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:
-    first = [[column.show(row.get(column.key, "")) for column in columns] for row in islice(rows, MEASURED_ROWS)]
+    def cells(row: Row) -> list[str]:
+        return [shown(column.show(row.get(column.key, ""))) for column in columns]
+
+    first = list(map(cells, islice(rows, MEASURED_ROWS)))
     headings = [column.heading for column in columns]
     widths = [max(len(line[i]) for line in [headings, *first]) for i in range(len(columns))]
 
@@ -70,24 +110,23 @@ def _table(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:
             cell.rjust(width) if column.right else cell.ljust(width)
             for cell, width, column in zip(cells, widths, columns, strict=True)
         ]
-        sys.stdout.write("  ".join(padded).rstrip() + "\n")
+        say("  ".join(padded).rstrip(), at_once=False)
 
     if any(headings):
         put(headings)
     for line in first:
         put(line)
     for row in rows:
-        put([column.show(row.get(column.key, "")) for column in columns])
+        put(cells(row))
 
 
 def _json(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:
     """As json.dumps with an indent of 2 writes a list of all rows, one row at a time."""
     between = "[\n"
     for row in rows:
-        text = json.dumps(row, ensure_ascii=False, default=str, indent=2)
-        sys.stdout.write(between + indent(text, "  "))
+        write_text(between + indent(_json_text(row, indent=2), "  "))
         between = ",\n"
-    sys.stdout.write("[]\n" if between == "[\n" else "\n]\n")
+    write_text("[]\n" if between == "[\n" else "\n]\n")
 
 
 def _jsonl(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:
@@ -95,21 +134,31 @@ def _jsonl(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:
         emit_json({"type": kind, **row})
 
 
+class _Lines:
+    """Takes what csv.writer writes. Given an end of line of CR and LF, it quotes cells that hold either."""
+
+    END = "\r\n"
+
+    def write(self, row: str) -> None:
+        write_text(row.removesuffix(self.END) + "\n")
+
+
 def _csv(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:
     head = next(rows, None)
     names = list(head) if head is not None else [column.key for column in columns]
-    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n", extrasaction="ignore")
+    writer = csv.DictWriter(_Lines(), names, lineterminator=_Lines.END, extrasaction="ignore")
     writer.writeheader()
     if head is not None:
-        writer.writerow(head)
-    writer.writerows(rows)
+        writer.writerow(decodable(head))
+    for row in rows:
+        writer.writerow(decodable(row))
 
 
 def _parquet(rows: Iterator[Row], columns: Sequence[Column], kind: str) -> None:
     from manifests.export import write_parquet
 
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
-        write_parquet([dict(row) for row in rows], out)
+    with binary_output() as out:
+        write_parquet([decodable(row) for row in rows], out)
 
 
 _WRITERS: dict[str, Callable[[Iterator[Row], Sequence[Column], str], None]] = {

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.sizes import format_size
+from pipeline.printing import flush, warn
 
 Counters = npt.NDArray[np.uint64]
 PLAIN_SECONDS = 10.0
@@ -107,7 +108,7 @@ class Progress:
         if self._form == "json":
             self._json(snapshot, now)
         else:
-            print(f"{self._what}: {self._text(snapshot, now)}", file=sys.stderr, flush=True)
+            warn(f"{self._what}: {self._text(snapshot, now)}")
 
     def _left(self, snapshot: Snapshot, now: float) -> float | None:
         if not snapshot.bytes or not snapshot.total:
@@ -139,4 +140,4 @@ class Progress:
                 "bottleneck": snapshot.bottleneck,
             }
         )
-        sys.stdout.flush()
+        flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,8 @@ from pipeline.cli.options import (
     resource_options,
     store_option,
 )
-from pipeline.cli.output import emit_json, path_fields, show_path
+from pipeline.cli.output import emit_json, path_fields
+from pipeline.printing import flush, say, shown, warn, write_bytes
 from stages.assemble import ByteRange
 
 if TYPE_CHECKING:
@@ -108,17 +108,15 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
     with Progress.choose("restore", read, quiet=quiet, output=output) as progress:
         result = opened.restore(selection, request.to, request=request, on_plan=totals.append, on_tick=progress.tick)
     for name in leftovers(request.to):
-        click.echo(f"left behind by a restore that was killed, unless one still runs: {request.to}/{name}", err=True)
+        warn(f"left behind by a restore that was killed, unless one still runs: {request.to}/{name}")
     for reason in result.lost_manifests:
-        click.echo(f"lost: {reason}", err=True)
+        warn(f"lost: {reason}")
     for path, reason in result.failures:
-        click.echo(f"not restored whole: {show_path(path)}: {reason}", err=True)
+        warn(f"not restored whole: {shown(path)}: {reason}")
     if result.failed > len(result.failures):
-        click.echo(f"… and {result.failed - len(result.failures)} more", err=True)
+        warn(f"… and {result.failed - len(result.failures)} more")
     if result.left_to_root:
-        click.echo(
-            f"owners were passed over: only root can give {result.left_to_root:,} objects what they had", err=True
-        )
+        warn(f"owners were passed over: only root can give {result.left_to_root:,} objects what they had")
     if output != "table":
         for path, reason in result.failures if output == "jsonl" else ():
             emit_json({"type": "item", **path_fields(path), "error": reason})
@@ -140,14 +138,14 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
     rate = result.bytes / max(result.seconds, 1e-9)
     if not quiet:
         verified = ", every chunk verified" if result.bytes else ""
-        click.echo(
+        say(
             f"restored {result.files:,} files, {format_size(result.bytes)} in {result.seconds:.1f} s, "
             f"{format_size(rate)}/s{verified}"
         )
         for line in healed_lines(result.healed_cells, result.healed_records):
-            click.echo(line)
+            say(line)
         if result.failed:
-            click.echo(f"not restored whole: {result.failed:,} objects")
+            say(f"not restored whole: {result.failed:,} objects")
     return result.exit_code
 
 
@@ -172,9 +170,9 @@ def _restore_bytes(opened: FileStore, selection: str, byte_range: ByteRange | No
         if os.path.exists(temp):
             os.unlink(temp)
     if output == "table":
-        click.echo(f"wrote {written:,} bytes to {to}")
+        say(f"wrote {written:,} bytes to {to}")
         for line in healed_lines(figures.healed_cells, figures.healed_records + opened.healed_records):
-            click.echo(line)
+            say(line)
     else:
         healed = {
             "healed_cells": figures.healed_cells,
@@ -206,10 +204,10 @@ def cat_command(context: click.Context, selection: str, store: str | None, byte_
     with open_store(context, store) as opened:
         figures = ReadFigures()
         for piece in opened.open_range(selection, byte_range, figures):
-            sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+            write_bytes(piece)
+        flush()
         for line in healed_lines(figures.healed_cells, figures.healed_records + opened.healed_records):
-            click.echo(line, err=True)
+            warn(line)
 
 
 def healed_lines(cells: int, records: int) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pipeline.cli.backend import backend_record
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, store_option
 from pipeline.cli.output import Column, emit, emit_json
+from pipeline.printing import say
 
 if TYPE_CHECKING:
     from manifests.log import Verification
@@ -58,14 +59,14 @@ def status_command(context: click.Context, store: str | None, risk: bool, output
 
 
 def _show(found: StoreStatus) -> None:
-    click.echo(f"safe: {_safety(found)}")
+    say(f"safe: {_safety(found)}")
     packs = f"{found.packs:,} packs" if found.packs != 1 else "1 pack"
     lack = f"{found.short_packs:,} short of shards" if found.short_packs else "all whole"
     if found.spare_packs:
         lack += f", {found.spare_packs:,} lost of which all was stored again"
-    click.echo(f"{packs}, {lack}, by listing and the last verification")
+    say(f"{packs}, {lack}, by listing and the last verification")
     for line in _history(found):
-        click.echo(line)
+        say(line)
     columns = [
         Column("failure_domain", "domain"),
         Column("state", "state"),
@@ -83,9 +84,9 @@ def _show(found: StoreStatus) -> None:
         "table",
     )
     for trouble in found.troubles:
-        click.echo(f"amiss: {trouble}")
+        say(f"amiss: {trouble}")
     for advice in found.advice:
-        click.echo(f"next: {advice}")
+        say(f"next: {advice}")
 
 
 def _safety(found: StoreStatus) -> str:
@@ -199,7 +200,7 @@ def _show_risk(found: StoreStatus, locations: dict[int, str]) -> None:
     rows = ({"packs": packs[row], "bears": row[0], "good": row[1], "lost_with": row[2]} for row in sorted(packs))
     emit(rows, columns, "table")
     for number, location in locations.items():
-        click.echo(f"{number}: {location}")
+        say(f"{number}: {location}")
 
 
 def _lethal_text(pattern: Pattern) -> str:

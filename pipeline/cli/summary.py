@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
 from manifests.sizes import format_size
+from pipeline.printing import say
 
 if TYPE_CHECKING:
     from pipeline.ingest.run import IngestResult
@@ -34,18 +33,18 @@ def _ratio(of: float, to: float) -> str:
 
 
 def _line(name: str, value: str, more: str = "") -> None:
-    click.echo(f"  {name:<13} {value:>12}  {more}".rstrip())
+    say(f"  {name:<13} {value:>12}  {more}".rstrip())
 
 
 def show_result(result: IngestResult, quiet: bool) -> None:
     """The summary for people; the run's id alone where `quiet`."""
     tally = result.tally
-    click.echo(f"run {result.run_id}")
+    say(f"run {result.run_id}")
     if quiet:
         return
     rate = tally.bytes / max(result.seconds, 1e-9)
-    click.echo(f"  of            {' '.join(result.sources)} on {result.host}")
-    click.echo(f"  began         {result.began}, took {result.seconds:.1f} s")
+    say(f"  of            {' '.join(result.sources)} on {result.host}")
+    say(f"  began         {result.began}, took {result.seconds:.1f} s")
     _line("files", f"{tally.files:,}", f"and {tally.directories:,} directories, {tally.others:,} others")
     _line("bytes", format_size(tally.bytes), f"{format_size(rate)}/s")
     if result.parent is not None:
@@ -64,16 +63,16 @@ def show_result(result: IngestResult, quiet: bool) -> None:
     _line("skipped", f"{tally.errors:,}", "every one is a row of the manifest" if tally.errors else "")
     _show_reasons(tally.reasons)
     stages = [figures for figures in result.stages if figures.workers]
-    click.echo("  stage      workers        MB/s   busy  waiting")
+    say("  stage      workers        MB/s   busy  waiting")
     for figures in stages:
         speed = figures.bytes / 1e6 / result.seconds
         whole = max(figures.busy + figures.waiting, 1e-9)
-        click.echo(
+        say(
             f"  {figures.stage:<10} {figures.workers:>7} {speed:>11,.0f} {figures.busy / whole:>6.0%} "
             f"{figures.waiting / whole:>8.0%}"
         )
-    click.echo(f"safe: {_safety(result)}")
-    click.echo(f"exit code {result.exit_code}: {_ENDINGS[result.exit_code]}")
+    say(f"safe: {_safety(result)}")
+    say(f"exit code {result.exit_code}: {_ENDINGS[result.exit_code]}")
 
 
 def _safety(result: IngestResult) -> str:
@@ -144,7 +143,7 @@ def result_record(result: IngestResult) -> dict[str, object]:
 def show_survey(found: Survey) -> None:
     """What a dry run found, for people."""
     tally = found.tally
-    click.echo("would archive")
+    say("would archive")
     _line("files", f"{tally.files:,}", f"and {tally.directories:,} directories, {tally.others:,} others")
     _line("bytes", format_size(tally.bytes))
     _show_left_out(found.left_out)

@@ -16,7 +16,8 @@ from pipeline.cli.options import (
     store_option,
     verbose_option,
 )
-from pipeline.cli.output import emit_json, path_fields, show_path
+from pipeline.cli.output import emit_json, path_fields
+from pipeline.printing import say, shown, warn
 
 if TYPE_CHECKING:
     from pipeline.verify.run import VerifyResult
@@ -77,16 +78,16 @@ def verify_command(
     lines += [f"{copy.backend}/{copy.key}: {copy.reason}" for copy in result.bad_copies]
     lines += result.damaged_shards
     lines += [f"lost: {reason}" for reason in result.lost_manifests]
-    lost = [f"lost: {run}:{show_path(path)}" for run, path in result.lost_objects]
-    lost += [f"not what was recorded: {run}:{show_path(path)}" for run, path in result.wrong_objects]
+    lost = [f"lost: {run}:{shown(path)}" for run, path in result.lost_objects]
+    lost += [f"not what was recorded: {run}:{shown(path)}" for run, path in result.wrong_objects]
     for line in [*(lines if verbose else lines[:NAMED_SHORT]), *lost]:
-        click.echo(line, err=True)
+        warn(line)
     if len(lines) > NAMED_SHORT and not verbose:
-        click.echo(f"… and {len(lines) - NAMED_SHORT} more; see: drystone verify -v", err=True)
+        warn(f"… and {len(lines) - NAMED_SHORT} more; see: drystone verify -v")
     if result.unreadable_packs and result.exit_code == 3 and not result.unnoted:
-        click.echo("what the sources still hold, the next ingest stores again", err=True)
+        warn("what the sources still hold, the next ingest stores again")
     if result.unnoted:
-        click.echo(f"this verification is not noted in the store: {result.unnoted}", err=True)
+        warn(f"this verification is not noted in the store: {result.unnoted}")
     if output != "table":
         for run, path in result.lost_objects if output == "jsonl" else ():
             emit_json({"type": "item", "run": str(run), **path_fields(path), "error": "lost"})
@@ -120,8 +121,8 @@ def verify_command(
         read_text = "shards present"
         if data:
             read_text = f"{format_size(result.checked_bytes)} read, every cell, chunk and digest checked"
-        click.echo(f"{result.packs:,} packs, {read_text}, {result.seconds:.1f} s")
-        click.echo(_verdict(result))
+        say(f"{result.packs:,} packs, {read_text}, {result.seconds:.1f} s")
+        say(_verdict(result))
     return result.exit_code
 
 

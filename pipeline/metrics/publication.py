@@ -42,8 +42,14 @@ class Publication:
         """Raises UsageError for what can't work."""
         if self.directory is not None and not os.path.isdir(self.directory):
             raise UsageError(f"--metrics-dir {self.directory} is no directory")
-        if self.push is not None and (urlsplit(self.push).scheme not in ("http", "https") or not host_of(self.push)):
+        if self.push is not None and not _is_url(self.push):
             raise UsageError(f"--metrics-push {self.push!r} is no URL; write http://HOST:PORT")
+
+
+def _is_url(text: str) -> bool:
+    """Whether a request can be sent there: a URL is ASCII, without blanks and control characters."""
+    plain = text.isascii() and text.isprintable() and " " not in text
+    return plain and host_of(text) != "" and urlsplit(text).scheme in ("http", "https")
 
 
 def host_of(url: str) -> str:

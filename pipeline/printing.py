@@ -1,0 +1,99 @@
+"""All that is printed goes through here, so that nothing from outside can command a terminal.
+
+Names, paths, hosts, tags, records of a store that somebody else wrote, the environment, and errors that quote them are
+from outside. `say` and `warn` escape whatever their line holds, so a caller can't forget it; `shown` escapes a part of
+a line. `write_text` and `write_bytes` are for programs. tests/test_printing.py finds prints that pass this module by.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, TextIO
+
+_UNDECODED = re.compile("[\udc80-\udcff]")
+
+
+def shown(outside: str | bytes) -> str:
+    """Text or a path as a person sees it on one line. Escapes, as `\\x1b`, `\\u202e` or `\\xff`, stand for control
+    characters (C0, C1, DEL), line separators, marks that change the direction of writing, unusual blanks, and bytes
+    that are not UTF-8."""
+    text = outside.decode(errors="surrogateescape") if isinstance(outside, bytes) else outside
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    if _UNDECODED.fullmatch(char):
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
+
+
+def say(line: str, *, at_once: bool = True) -> None:
+    """Print one line for a person on standard output. Not `at_once`: it may wait in the buffer for others."""
+    _put(line, sys.stdout)
+    if at_once:
+        flush()
+
+
+def warn(line: str) -> None:
+    """Print one line for a person on standard error."""
+    _put(line, sys.stderr)
+    sys.stderr.flush()
+
+
+def _put(line: str, stream: TextIO) -> None:
+    """What the encoding of `stream` lacks is escaped, too."""
+    stream.buffer.write(shown(line).encode(stream.encoding, "backslashreplace") + b"\n")
+
+
+def write_text(text: str) -> None:
+    """Write text for a program to standard output, as UTF-8 whatever the locale says. Raises UnicodeEncodeError for
+    lone surrogates. On a terminal it is escaped like all else, but for the ends of lines."""
+    if sys.stdout.isatty():
+        text = "\n".join(map(shown, text.split("\n")))
+    write_bytes(text.encode())
+
+
+def write_bytes(data: bytes | memoryview) -> None:
+    """Write bytes to standard output as they are."""
+    sys.stdout.buffer.write(data)
+
+
+def flush() -> None:
+    """Hand over to the system what was written to standard output."""
+    sys.stdout.flush()
+
+
+@contextmanager
+def binary_output() -> Iterator[BinaryIO]:
+    """Standard output as a file that may be closed."""
+    flush()
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
+        yield out
+
+
+def drop_output() -> None:
+    """Let what is still to be flushed go nowhere: nobody reads it, or it can't be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def warn_of_fault(error: BaseException) -> None:
+    """Print the traceback of an error that is a fault of Drystone's own."""
+    import traceback
+
+    for part in traceback.format_exception(error):
+        for line in part.rstrip("\n").split("\n"):
+            warn(line)
+
+
+def begin() -> None:
+    """Let what click prints itself, as the help, not fail for a character that the terminal's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
