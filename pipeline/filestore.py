@@ -537,7 +537,7 @@ class FileStore(ObjectOperations):
             source.figures = figures
         places, decoder = partial(places_of_range, self.catalog), partial(MeteredDecoder, self.figures.meters)
         pieces = RangeReader(places, source, make_decoder=decoder).read(info, offset, length)
-        return _counting(pieces, HealingCounter(self.figures.meters, source.figures))
+        return _counting(pieces, partial(HealingCounter, self.figures.meters, source.figures))
 
     def compare(self, selection: str, directory: str | Path, *, data: bool = False) -> Comparison:
         """Compare `RUN[:PATH]` with a directory; `data`: read the files, too. Iterate over the answer.
@@ -658,8 +658,9 @@ class FileStore(ObjectOperations):
         return result
 
 
-def _counting(pieces: Iterator[bytes], healing: HealingCounter) -> Iterator[bytes]:
-    """The pieces; what was healed for them is counted."""
+def _counting(pieces: Iterator[bytes], begin: Callable[[], HealingCounter]) -> Iterator[bytes]:
+    """The pieces; what is healed for them is counted from the first on, as figures may be shared with earlier reads."""
+    healing = begin()
     try:
         yield from pieces
     finally:

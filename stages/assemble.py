@@ -33,6 +33,9 @@ class ByteRange:
             raise UsageError(f"the range {text} ends before it begins")
         return cls(first, last)
 
+    def __str__(self) -> str:
+        return f"{'' if self.first is None else self.first}-{'' if self.last is None else self.last}"
+
     def resolve(self, size: int) -> tuple[int, int]:
         """(offset, length) within an object of `size` bytes. Raises UsageError where it begins past the end."""
         if self.first is None:

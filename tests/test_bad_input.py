@@ -7,13 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 
 from manifests.armour import open_json, seal_json
-from pipeline.cli.app import _run
+from manifests.errors import UsageError
+from pipeline.cli.app import _run, cli
+from pipeline.cli.command import LAST_COUNTS, Command
 from pipeline.cli.options import FORMATS
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
@@ -274,3 +278,92 @@ def test_a_long_path_for_temporary_files_is_named(filled: Path, tmp_path: Path) 
         "-s", filled / "store", "ingest", filled / "data", code=2, env={**os.environ, "TMPDIR": str(folder)}
     )
     assert str(folder) in done.stderr and "TMPDIR" in done.stderr
+
+
+def commands(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, *names, name)
+        else:
+            yield (*names, name), command
+
+
+def single_options() -> Iterator[Any]:
+    """Each option of each command that takes one value, and a value that it takes."""
+    for names, command in commands(cli):
+        for param in command.params:
+            if not isinstance(param, click.Option) or param.is_flag or param.multiple:
+                continue
+            values = {
+                "SIZE": "1GiB",
+                "K+M": "4+2",
+                "CHUNKER": "fixed:1MiB",
+                "CODEC": "lz4",
+                "[ADDR:]PORT": "1",
+                "ID": "01890000-0000-7000-8000-000000000001",
+            }
+            value = values.get(param.type.name, "1" if isinstance(param.type, click.types.IntParamType) else "x")
+            if isinstance(param.type, click.Choice):
+                value = param.type.choices[0]
+            yield pytest.param(names, param, value, id=" ".join([*names, param.opts[-1]]))
+
+
+@pytest.mark.parametrize(("names", "option", "value"), list(single_options()))
+def test_an_option_is_given_once_or_the_last_is_known_to_count(
+    names: tuple[str, ...], option: click.Option, value: str
+) -> None:
+    command = dict(commands(cli))[names]
+
+    def complaint(*words: str) -> str:
+        try:
+            command.make_context(names[-1], list(words))
+        except (UsageError, click.UsageError) as error:
+            return str(error)
+        return ""
+
+    twice = complaint(f"{option.opts[0]}={value}", f"{option.opts[-1]}={value}")
+    assert ("is given twice" in twice) == (option.name not in LAST_COUNTS), twice
+    assert "is given twice" not in complaint(f"{option.opts[0]}={value}")
+    assert complaint(f"{option.opts[-1]}=").startswith(f"{'/'.join(option.opts)} is empty")
+
+
+def test_all_commands_look_at_what_they_are_given() -> None:
+    assert all(isinstance(command, Command) for _, command in commands(cli))
+    known = {param.name for _, command in commands(cli) for param in command.params}
+    assert known >= LAST_COUNTS
+
+
+@pytest.mark.parametrize(
+    "words", [["ls", ""], ["restore", "", "--to", "x"], ["digests", ""], ["backend", "remove", ""]]
+)
+def test_an_argument_that_came_out_empty_is_not_the_default(refused: Callable[..., str], words: list[str]) -> None:
+    assert "is empty" in refused(*words, code=2)
+
+
+def test_a_tag_has_one_value(refused: Callable[..., str]) -> None:
+    for second in ("a=2", "a=1"):
+        said = refused("-s", "nowhere", "ingest", "data", "--tag", "a=1", "--tag", second, "--dry-run", code=2)
+        assert "two tags are called 'a'" in said
+
+
+def test_several_ranges_are_written_one_behind_the_other(filled: Path, tmp_path: Path) -> None:
+    words = (filled / "data" / "words").read_bytes()
+    ranges = ["--range", "2-4", "--range=-3", "--range", "0-0", "--range", "3-5"]
+    expected = words[2:5] + words[-3:] + words[:1] + words[3:6]
+    store = ("-s", filled / "store")
+    assert drystone(*store, "cat", "latest:data/words", *ranges).stdout.encode() == expected
+    done = drystone(*store, "restore", "latest:data/words", *ranges, "--to", tmp_path / "parts", "--json")
+    assert (tmp_path / "parts").read_bytes() == expected
+    summary = json.loads(done.stdout)
+    assert summary["bytes"] == 10
+    assert summary["ranges"] == [
+        {"range": text, "bytes": count} for text, count in (("2-4", 3), ("-3", 3), ("0-0", 1), ("3-5", 3))
+    ]
+    # One that makes no sense is found before anything is written.
+    ranges += ["--range", "99999-"]
+    bad = drystone(*store, "restore", "latest:data/words", *ranges, "--to", tmp_path / "no", code=2)
+    assert "39000 bytes" in bad.stderr and not (tmp_path / "no").exists()
+    assert not drystone(*store, "cat", "latest:data/words", *ranges, code=2).stdout

@@ -305,7 +305,7 @@ def test_a_dry_run_says_what_the_run_does_and_touches_nothing(place: Path) -> No
         (["--command", "--", "true"], "needs a name"),
         (["--name", "x", "--command", "--", "no-such-command"], "no such command"),
         (["--name", "x", "--command", "--files-from", "list", "true"], "stands alone"),
-        (["top", "--name", ""], "'' is no name"),
+        (["top", "--name", ""], "--as/--name is empty"),
         (["-", "--as", "/x"], "'/x' is no name"),
         (["top", "--as", "x/"], "'x/' is no name"),
         (["top", "--as", ".."], "'..' is no name"),

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from manifests.errors import DrystoneError
+from manifests.errors import DrystoneError, UsageError
 from pipeline.printing import begin, drop_output, flush, warn, warn_of_fault
 
 #: Command → module that holds it; loaded when it is called, so that help and errors come fast.
@@ -80,6 +80,8 @@ def cli(context: click.Context, store: str | None) -> None:
     drystone -s /mnt/archive ingest ~/data
     drystone -s /mnt/archive restore latest --to /tmp/back
     """
+    if store == "":
+        raise UsageError("-s is empty: name a store")
     context.obj = {"store": store}
 
 

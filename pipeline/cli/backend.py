@@ -10,6 +10,7 @@ import click
 
 from manifests.errors import UsageError
 from manifests.sizes import format_size
+from pipeline.cli.command import Command
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import Parsed, format_options, open_store, store_option
 from pipeline.cli.output import Column, emit, emit_json
@@ -38,7 +39,7 @@ def backend_command() -> None:
     """
 
 
-@backend_command.command("list")
+@backend_command.command("list", cls=Command)
 @store_option
 @format_options
 @click.pass_context
@@ -83,7 +84,7 @@ def state_word(backend: Backend) -> str:
     return "read-only" if backend.read_only else "ok"
 
 
-@backend_command.command("add")
+@backend_command.command("add", cls=Command)
 @click.argument("place", metavar="DIR")
 @store_option
 @click.option("--id", "backend_id", type=Parsed("ID", _parse_id), help="The id that it gets [default: a new one].")
@@ -124,7 +125,7 @@ def add_command(
         say(f"{count} backends; packs that are there already stay where they are")
 
 
-@backend_command.command("remove")
+@backend_command.command("remove", cls=Command)
 @click.argument("name", default="", metavar="BACKEND")
 @store_option
 @click.option("--id", "backend_id", metavar="ID", default="", help="The backend by its id, or the beginning of it.")

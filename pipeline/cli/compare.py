@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manifests.sizes import format_size
+from pipeline.cli.command import Command
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, quiet_option, store_option
 from pipeline.cli.output import Column, emit, emit_json, path_fields
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _COLUMNS = [Column("verdict", ""), Column("shown", ""), Column("what", "", lambda what: "; ".join(what))]
 
 
-@click.command("compare")
+@click.command("compare", cls=Command)
 @click.argument("arguments", nargs=-1, required=True, metavar="[RUN[:PATH]] DIR")
 @store_option
 @click.option("--data", is_flag=True, help="Read the files, and compare their bytes by BLAKE3.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from pipeline.cli.command import Command
 from pipeline.cli.options import open_store, store_option
 from pipeline.printing import flush, shown, warn, write_bytes
 from stages.checklist import format_line
@@ -12,7 +13,7 @@ from stages.checklist import format_line
 TOOLS = {"b3sum": "blake3", "sha256sum": "sha256", "md5sum": "md5", "sha1sum": "sha1", "sha512sum": "sha512"}
 
 
-@click.command("digests")
+@click.command("digests", cls=Command)
 @click.argument("selection", default="", metavar="[RUN[:PATH]]")
 @store_option
 @click.option(

@@ -9,6 +9,7 @@ import click
 
 from manifests.config import INDEX_KINDS
 from manifests.sizes import format_size
+from pipeline.cli.command import Command
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, quiet_option, store_option
 from pipeline.cli.output import emit, emit_json
@@ -32,7 +33,7 @@ def index_command() -> None:
     """
 
 
-@index_command.command("status")
+@index_command.command("status", cls=Command)
 @store_option
 @format_options
 @click.pass_context
@@ -49,7 +50,7 @@ def status_command(context: click.Context, store: str | None, output: str) -> No
     _emit(status, output, {})
 
 
-@index_command.command("rebuild")
+@index_command.command("rebuild", cls=Command)
 @store_option
 @click.option("--kind", type=click.Choice(INDEX_KINDS), help="Use this kind from now on [default: as it is].")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done.")

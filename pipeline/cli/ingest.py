@@ -37,6 +37,8 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise UsageError(f"{pair!r} is not a tag; write KEY=VALUE")
+        if key in tags:
+            raise UsageError(f"two tags are called {key!r}, and a run has one of each name: leave one out")
         tags[key] = value
     return tags
 
@@ -47,7 +49,13 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
 @click.option(
     "--compression", type=Parsed("CODEC", CodecSpec.parse), help="Instead of the store's: none, lz4, zstd:LEVEL."
 )
-@click.option("--tag", "tags", multiple=True, metavar="K=V", help="Note something about the run; may be repeated.")
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="K=V",
+    help="Note something about the run; each K once.",
+)
 @click.option("--host", default="", help="Host name to record [default: this one's].")
 @click.option(
     "--as",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from manifests.config import DEFAULT_INDEX, INDEX_KINDS, ChunkerSpec, CodecSpec, ECScheme
+from pipeline.cli.command import Command
 from pipeline.cli.options import SIZE, Parsed, cache_directory, format_options
 from pipeline.cli.output import emit_json
 from pipeline.printing import say, warn
 
 
-@click.command("init")
+@click.command("init", cls=Command)
 @click.argument("directories", nargs=-1, required=True, metavar="DIR [DIR…]")
 @click.option(
     "--ec",

@@ -10,12 +10,13 @@ from typing import Any
 import click
 
 from manifests.sizes import format_size
+from pipeline.cli.command import Command
 from pipeline.cli.options import format_options, open_store, store_option
 from pipeline.cli.output import Column, emit, emit_json, path_fields, rfc3339
 from pipeline.printing import say, shown
 
 
-@click.command("runs")
+@click.command("runs", cls=Command)
 @store_option
 @format_options
 @click.pass_context
@@ -43,7 +44,7 @@ def runs_command(context: click.Context, store: str | None, output: str) -> None
     emit(rows, columns, output)
 
 
-@click.command("ls")
+@click.command("ls", cls=Command)
 @click.argument("selection", default="", metavar="[RUN[:PATH] | ID]")
 @store_option
 @click.option("-l", "--long", is_flag=True, help="Mode, owner, size and time, too.")
@@ -94,7 +95,7 @@ def _rows(objects: Iterator[Any], for_people: bool) -> Iterator[dict[str, Any]]:
         yield {**path_fields(info.path), **row}
 
 
-@click.command("stats")
+@click.command("stats", cls=Command)
 @store_option
 @format_options
 @click.pass_context

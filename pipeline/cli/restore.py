@@ -11,6 +11,7 @@ import click
 from manifests.errors import BackendError, UsageError
 from manifests.ids import is_object_id
 from manifests.sizes import format_size
+from pipeline.cli.command import Command
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
     Parsed,
@@ -26,12 +27,13 @@ from stages.assemble import ByteRange
 
 if TYPE_CHECKING:
     from pipeline.filestore import FileStore
+    from pipeline.packreader import ReadFigures
     from pipeline.restore.run import RestoreRequest
 
 RANGE = Parsed("A-B", ByteRange.parse)
 
 
-@click.command("restore")
+@click.command("restore", cls=Command)
 @click.argument("selection", default="latest", metavar="[RUN[:PATH] | ID]")
 @store_option
 @click.option(
@@ -44,7 +46,13 @@ RANGE = Parsed("A-B", ByteRange.parse)
     show_default=True,
     help="What happens to what is in the way.",
 )
-@click.option("--range", "byte_range", type=RANGE, help="Only these bytes of one object: 0-99, 100- or -500.")
+@click.option(
+    "--range",
+    "ranges",
+    type=RANGE,
+    multiple=True,
+    help="Only these bytes of one object: 0-99, 100- or -500; several are written one behind the other.",
+)
 @click.option(
     "--numeric-ids", is_flag=True, help="Owners by number, though their names have other numbers on this machine."
 )
@@ -59,7 +67,7 @@ def restore_command(
     store: str | None,
     to: str,
     overwrite: str,
-    byte_range: ByteRange | None,
+    ranges: tuple[ByteRange, ...],
     numeric_ids: bool,
     workers: int | None,
     memory: int,
@@ -78,7 +86,7 @@ def restore_command(
 
     Like `restic restore` and `borg extract`.
     """
-    bytes_alone = byte_range is not None or is_object_id(selection)
+    bytes_alone = bool(ranges) or is_object_id(selection)
     if not bytes_alone:
         from pipeline.forkserver import warm_up
 
@@ -87,7 +95,7 @@ def restore_command(
 
     with open_store(context, store) as opened:
         if bytes_alone:
-            return _restore_bytes(opened, selection, byte_range, to, output)
+            return _restore_bytes(opened, selection, ranges, to, output)
         request = RestoreRequest(to, overwrite, workers, memory, numeric_ids=numeric_ids)
         return _restore(opened, selection, request, output, quiet)
 
@@ -149,20 +157,21 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
     return result.exit_code
 
 
-def _restore_bytes(opened: FileStore, selection: str, byte_range: ByteRange | None, to: str, output: str) -> int:
-    """Write an object, or a range of it, to the file `to`, which gets its name when it is complete."""
+def _restore_bytes(opened: FileStore, selection: str, ranges: tuple[ByteRange, ...], to: str, output: str) -> int:
+    """Write an object, or ranges of it, to the file `to`, which gets its name when it is complete."""
     from pipeline.packreader import ReadFigures
 
     figures = ReadFigures()
-    pieces = opened.open_range(selection, byte_range, figures)
+    parts = _parts(opened, selection, ranges, figures)
     folder = os.path.dirname(os.path.abspath(to))
     if os.path.isdir(to):
         raise UsageError(f"{to} is a directory; with --range or an id, --to names a file")
-    written, temp = 0, os.path.join(folder, f".drystone-range-{os.getpid()}")
+    written, temp = [0] * len(parts), os.path.join(folder, f".drystone-range-{os.getpid()}")
     try:
         with open(temp, "xb") as out:
-            for piece in pieces:
-                written += out.write(piece)
+            for number, pieces in enumerate(parts):
+                for piece in pieces:
+                    written[number] += out.write(piece)
         os.replace(temp, to)
     except OSError as error:
         raise BackendError(f"writing {to} failed: {error.strerror}") from error
@@ -170,7 +179,7 @@ def _restore_bytes(opened: FileStore, selection: str, byte_range: ByteRange | No
         if os.path.exists(temp):
             os.unlink(temp)
     if output == "table":
-        say(f"wrote {written:,} bytes to {to}")
+        say(f"wrote {sum(written):,} bytes to {to}")
         for line in healed_lines(figures.healed_cells, figures.healed_records + opened.healed_records):
             say(line)
     else:
@@ -178,18 +187,33 @@ def _restore_bytes(opened: FileStore, selection: str, byte_range: ByteRange | No
             "healed_cells": figures.healed_cells,
             "healed_records": figures.healed_records + opened.healed_records,
         }
-        emit_json({"type": "summary", "bytes": written, "path": to, **healed})
+        each = [{"range": str(part), "bytes": count} for part, count in zip(ranges, written, strict=False)]
+        emit_json({"type": "summary", "bytes": sum(written), "ranges": each, "path": to, **healed})
     return 0
 
 
-@click.command("cat")
+def _parts(
+    opened: FileStore, selection: str, ranges: tuple[ByteRange, ...], figures: ReadFigures
+) -> list[Iterator[bytes]]:
+    """The bytes of each range, in the order given, or of the whole object. All are looked up before the first is read.
+    Raises NotFound, UsageError."""
+    return [opened.open_range(selection, part, figures) for part in ranges or (None,)]
+
+
+@click.command("cat", cls=Command)
 @click.argument("selection", metavar="RUN:PATH | ID")
 @store_option
-@click.option("--range", "byte_range", type=RANGE, help="Only these bytes: 0-99, 100- or -500.")
+@click.option(
+    "--range",
+    "ranges",
+    type=RANGE,
+    multiple=True,
+    help="Only these bytes: 0-99, 100- or -500; several are written one behind the other.",
+)
 @metrics_options
 @click.pass_context
-def cat_command(context: click.Context, selection: str, store: str | None, byte_range: ByteRange | None) -> None:
-    """Write an object, or a range of it, to standard output. Only the blocks that hold it are read.
+def cat_command(context: click.Context, selection: str, store: str | None, ranges: tuple[ByteRange, ...]) -> None:
+    """Write an object, or ranges of it, to standard output. Only the blocks that hold it are read.
 
     \b
     drystone -s /mnt/archive cat latest:data/table.csv | head
@@ -203,8 +227,9 @@ def cat_command(context: click.Context, selection: str, store: str | None, byte_
 
     with open_store(context, store) as opened:
         figures = ReadFigures()
-        for piece in opened.open_range(selection, byte_range, figures):
-            write_bytes(piece)
+        for pieces in _parts(opened, selection, ranges, figures):
+            for piece in pieces:
+                write_bytes(piece)
         flush()
         for line in healed_lines(figures.healed_cells, figures.healed_records + opened.healed_records):
             warn(line)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from manifests.errors import UsageError
+from pipeline.cli.command import Command
 from pipeline.cli.options import SIZE, Decorated
 from stages.select import SelectOptions
 
@@ -16,14 +17,13 @@ _META = "drystone.patterns"
 _PATTERN_OPTIONS = ("exclude", "include", "exclude_from")
 
 
-class SelectingCommand(click.Command):
+class SelectingCommand(Command):
     """A command that keeps the order in which different options for patterns were given: the last match decides."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        given, _, order = self.make_parser(ctx).parse_args(list(args))
+    def see(self, ctx: click.Context, given: dict[str, Any], order: list[click.Parameter]) -> None:
+        super().see(ctx, given, order)
         values = {name: iter(given.get(name) or ()) for name in _PATTERN_OPTIONS}
         ctx.meta[_META] = [(param.name, next(values[param.name])) for param in order if param.name in values]
-        return super().parse_args(ctx, args)
 
 
 def _pattern_option(name: str, metavar: str, text: str) -> Any:

@@ -11,6 +11,7 @@ import click
 
 from manifests.sizes import format_size
 from pipeline.cli.backend import backend_record
+from pipeline.cli.command import Command
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, store_option
 from pipeline.cli.output import Column, emit, emit_json
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 NAMED_SETS = 20
 
 
-@click.command("status")
+@click.command("status", cls=Command)
 @store_option
 @click.option("--risk", is_flag=True, help="Which packs would not survive losing which backends.")
 @format_options

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manifests.sizes import format_size
+from pipeline.cli.command import Command
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
     format_options,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 NAMED_SHORT = 20
 
 
-@click.command("verify")
+@click.command("verify", cls=Command)
 @store_option
 @click.option("--data", is_flag=True, help="Read everything: every cell checksum, chunk id and digest.")
 @resource_options
