@@ -11,6 +11,7 @@ from collections.abc import Callable
 from manifests.errors import UsageError
 from manifests.localdirectory import DirectDirectory, LocalDirectory
 from manifests.memory import MemoryBackend
+from manifests.paths import absolute_path
 from manifests.storage import BackendStorage, Buffer, Space
 
 #: Kind → what makes a backend of a location. `local-direct` is a directory past the page cache; `memory` lives in one
@@ -43,7 +44,8 @@ def parse_place(text: str | os.PathLike[str]) -> tuple[str, str]:
         kind, place = "local", os.fspath(text)
     if not place:
         raise UsageError(f"{os.fspath(text)!r} names no place")
-    return kind, os.path.abspath(place)
+    # A place in memory is a name; in no other way does it lead anywhere.
+    return kind, os.path.abspath(place) if kind == "memory" else absolute_path(place)
 
 
 __all__ = [

@@ -17,6 +17,7 @@ from manifests.backends import BackendStorage, open_backend, parse_place
 from manifests.errors import BackendError, NotFound, StoreExists, TooFewBackends, Unreadable, UsageError
 from manifests.ids import NIL, new_id
 from manifests.log import Log, ManifestFile, State, make_record, write_record
+from manifests.paths import absolute_path
 from manifests.replicas import Replicas
 from manifests.store import BackendInfo, Member, Members, probe, write_identity
 
@@ -35,7 +36,7 @@ def find_info(members: Members, name: str) -> BackendInfo:
     answer, that where it was. Raises NotFound."""
     found = [info for info in members.all if str(info.backend_id).startswith(name.lower())] if name else []
     if len(found) != 1 and name:
-        place = os.path.abspath(name)
+        place = absolute_path(name)
         here = {number: member.storage.location for number, member in members.present.items()}
         places = [(info, here.get(info.number, info.location)) for info in members.all]
         found = [info for info, location in places if place in (location, os.path.realpath(location))] or found

@@ -25,8 +25,10 @@ from manifests.compare import SideBySide
 from manifests.errors import CorruptRecord, NotFound
 from manifests.log import Run
 from manifests.objects import list_objects
+from manifests.recorded import log_text
 from manifests.xattrs import FOR_EVERYBODY, read_xattrs, unpack_xattrs
 from pipeline.budget import available_cores
+from pipeline.ingest.sources import find_place
 from stages.digest import read_pieces
 from stages.read import FolderCache, open_below
 from stages.scan import KIND, Source, scan
@@ -126,16 +128,18 @@ def _xattrs(archived: bytes, found: bytes, owner: bool) -> Iterator[str]:
 def compare(catalog: Catalog, run: Run, path: bytes, directory: str, *, data: bool = False) -> Comparison:
     """Compare the objects at and below `path` of a run with `directory`; with an empty path see `_sources`. `data`:
     read the files and compare their BLAKE3. Raises NotFound where there is no such object or directory."""
-    if not os.path.lexists(directory):
-        raise NotFound(f"there is no directory {directory}")
+    place = find_place(directory)
+    if place.trouble:
+        raise NotFound(f"there is no directory {directory}: {place.trouble}")
+    here = place.path
     side = SideBySide(catalog, run.run_id, path)
     if not side.count:
         raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls -R")
-    sources = [Source(os.fsencode(os.path.abspath(directory)), path)] if path else _sources(catalog, run, directory)
-    place = path or (sources[0].name if len(sources) == 1 and sources[0].path == _absolute(directory) else b"")
-    if not place:
-        _add_strays(side, {source.name for source in sources}, directory)
-    comparison = Comparison(side, place, data, os.geteuid() == 0)
+    sources = [Source(here, path)] if path else _sources(catalog, run, here)
+    compared = path or (sources[0].name if len(sources) == 1 and sources[0].path == here else b"")
+    if not compared:
+        _add_strays(side, {source.name for source in sources}, here)
+    comparison = Comparison(side, compared, data, os.geteuid() == 0)
     walked = [source for source in sources if os.path.lexists(source.path)]
     with closing(FolderCache()) as folders:
         for batch in scan(walked):
@@ -146,34 +150,29 @@ def compare(catalog: Catalog, run: Run, path: bytes, directory: str, *, data: bo
     return comparison
 
 
-def _absolute(directory: str) -> bytes:
-    return os.fsencode(os.path.abspath(directory))
-
-
-def _sources(catalog: Catalog, run: Run, directory: str) -> list[Source]:
+def _sources(catalog: Catalog, run: Run, here: bytes) -> list[Source]:
     """What a directory is, compared with a whole run. This is the rule: where the run has one source and the directory
     is the place that it was archived from, it is this source. Else, where it holds the base of each source, it is what
     `restore --to` it would have made. Else, with one source, it is this source."""
     bases = list(list_objects(catalog, run.run_id, b"", recursive=False))
     names = [info.path for info in bases]
-    inside = [Source(os.path.join(_absolute(directory), name), name) for name in names]
-    if len(bases) != 1 or (bases[0].kind != "directory" and os.path.isdir(directory)):
+    inside = [Source(os.path.join(here, name), name) for name in names]
+    if len(bases) != 1 or (bases[0].kind != "directory" and os.path.isdir(here)):
         return inside
-    was = run.summary.get("sources", [""])[0]
-    is_origin = was == _absolute(directory).decode(errors="backslashreplace")
+    is_origin = run.summary.get("sources", []) == [log_text(here)]
     if not is_origin and os.path.lexists(inside[0].path):
         return inside
-    return [Source(_absolute(directory), names[0])]
+    return [Source(here, names[0])]
 
 
-def _add_strays(side: SideBySide, names: set[bytes], directory: str) -> None:
+def _add_strays(side: SideBySide, names: set[bytes], here: bytes) -> None:
     try:
-        with os.scandir(_absolute(directory)) as entries:
+        with os.scandir(here) as entries:
             for entry in entries:
                 if entry.name not in names:
                     side.add_stray(entry.name)
     except OSError as error:
-        raise NotFound(f"listing {directory}: {error.strerror}; give a directory that can be read") from error
+        raise NotFound(f"listing {os.fsdecode(here)}: {error.strerror}; give a directory that can be read") from error
 
 
 def _with_xattrs(batch: Batch, sources: list[Source], folders: FolderCache) -> Batch:

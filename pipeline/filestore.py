@@ -26,6 +26,8 @@ from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedF
 from manifests.ids import is_object_id
 from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
+from manifests.paths import absolute_path
+from manifests.recorded import path_in_run
 from manifests.replicas import Replicas
 from manifests.scratch import Scratch
 from manifests.store import Members
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """What `RUN[:PATH]` names. `path` as raw bytes, empty for everything."""
+    """What `RUN[:PATH]` names. `path` as it is written, empty for everything; `within` says what it is in a run."""
 
     run: str = "latest"
     path: bytes = b""
@@ -75,7 +77,11 @@ class Selection:
         Selection(run='latest', path=b'data/notes')
         """
         run, _, path = text.partition(":")
-        return cls(run or "latest", os.fsencode(path.strip("/")))
+        return cls(run or "latest", os.fsencode(path))
+
+    def within(self, run: Run) -> bytes:
+        """The path in the archive, empty for everything: an absolute one is what was archived from there."""
+        return path_in_run(run, self.path)
 
 
 def default_cache() -> Path:
@@ -458,12 +464,12 @@ class FileStore(ObjectOperations):
             return
         chosen = Selection.parse(selection)
         run = self.run(chosen.run)
-        found = False
-        for info in list_objects(self.catalog, run.run_id, chosen.path, recursive):
+        path, found = chosen.within(run), False
+        for info in list_objects(self.catalog, run.run_id, path, recursive):
             found = True
             yield info
-        if not found and chosen.path:
-            raise NotFound(f"the run holds no object {os.fsdecode(chosen.path)!r}; see: drystone ls -R")
+        if not found and path:
+            raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls -R")
 
     def digests(self, selection: str = "", name: str = "blake3") -> Iterator[tuple[bytes, bytes | None]]:
         """(path, digest) of the files at and below `RUN[:PATH]`, streamed; `name` as in fmt.DIGESTS. None where the run
@@ -475,10 +481,11 @@ class FileStore(ObjectOperations):
         from manifests.objects import find_object, object_digests
 
         chosen = Selection.parse(selection)
-        run = self.run(chosen.run).run_id
-        if chosen.path:
-            find_object(self.catalog, run, chosen.path)
-        return object_digests(self.catalog, run, chosen.path, name)
+        run = self.run(chosen.run)
+        path = chosen.within(run)
+        if path:
+            find_object(self.catalog, run.run_id, path)
+        return object_digests(self.catalog, run.run_id, path, name)
 
     def restore(
         self,
@@ -501,10 +508,10 @@ class FileStore(ObjectOperations):
         from pipeline.topology import RESTORE_COUNTERS
 
         chosen = Selection.parse(selection)
-        request = replace(request or RestoreRequest(""), to=os.path.abspath(to))
+        request = replace(request or RestoreRequest(""), to=absolute_path(to))
         run = self.run(chosen.run)
         tick = self.figures.watch(RESTORE_COUNTERS, on_tick)
-        return restore(self.members, self.catalog, run.run_id, chosen.path, request, on_plan, tick)
+        return restore(self.members, self.catalog, run.run_id, chosen.within(run), request, on_plan, tick)
 
     def open_range(
         self, selection: str, byte_range: ByteRange | None = None, figures: ReadFigures | None = None
@@ -529,7 +536,8 @@ class FileStore(ObjectOperations):
             info = self._find(selection, "")[1]
         else:
             chosen = Selection.parse(selection)
-            info = find_object(self.catalog, self.run(chosen.run).run_id, chosen.path)
+            run = self.run(chosen.run)
+            info = find_object(self.catalog, run.run_id, chosen.within(run))
         offset, length = (byte_range or ByteRange(0, None)).resolve(info.size)
         storages = {member.number: member.storage for member in self.members.readable}
         source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))
@@ -549,7 +557,8 @@ class FileStore(ObjectOperations):
         from pipeline.compare import compare
 
         chosen = Selection.parse(selection)
-        return compare(self.catalog, self.run(chosen.run), chosen.path, os.fspath(directory), data=data)
+        run = self.run(chosen.run)
+        return compare(self.catalog, run, chosen.within(run), os.fspath(directory), data=data)
 
     @property
     def healed_records(self) -> int:

@@ -27,7 +27,6 @@ OPEN_FOLDERS = 100
 NO_LIMIT = 1 << 64
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOPS = b"it loops: it is a directory above it, mounted again"
-_OUTSIDE = b"it does not lie below the source that the list is for"
 
 _MOVED = b"a directory below it moved while it was walked; what else lies in there was not found again"
 _ENCODING = sys.getfilesystemencoding()
@@ -48,12 +47,14 @@ _BY_TYPE = {
 
 @dataclass(frozen=True)
 class Source:
-    """Something to be archived: `path` on this machine ('-' with `stream` for standard input), `name` is the first
-    part of its objects' paths."""
+    """Something to be archived. `path`: its place on this machine, '-' with `stream` for standard input; a slash at its
+    end follows a link. `name`: the paths of its objects begin with it; its first `parents` parts are directories above
+    the source."""
 
     path: bytes
     name: bytes
     stream: bool = False
+    parents: int = 0
 
 
 class Chooser(Protocol):
@@ -71,9 +72,17 @@ class Chooser(Protocol):
     def cache_tag(self, path: bytes, fd: int) -> bytes | None: ...
 
 
+#: Instead of the number of a source, in an entry of a list: it lies below none; it can't be followed.
+OUTSIDE, ASTRAY = -1, -2
+_STRAY = {
+    OUTSIDE: b"it does not lie below the source that the list is for",
+    ASTRAY: b"a part of its path can't be followed",
+}
+
+
 class Listed(NamedTuple):
-    """An entry of a list of paths: below the source of this number, as a path from it; or `source` −1 and the path as
-    given, where it lies below none."""
+    """An entry of a list of paths: below the source of this number, as a path from it; or OUTSIDE or ASTRAY, and the
+    path as given."""
 
     source: int
     path: bytes
@@ -95,10 +104,12 @@ def _reason(error: OSError) -> bytes:
 
 
 def _all(sources: Sequence[Source], chooser: Chooser | None, rows: ObjectRows) -> Iterator[None]:
+    made = set[bytes]()
     for number, source in enumerate(sources):
         if source.stream:
             rows.add(source.name, number, KIND["stream"])
             continue
+        _parents(number, source, made, rows)
         try:
             info = os.lstat(source.path)
         except OSError as error:
@@ -110,6 +121,24 @@ def _all(sources: Sequence[Source], chooser: Chooser | None, rows: ObjectRows) -
         else:
             walk.object(source.name, info, source.path, None)
         yield
+
+
+def _parents(number: int, source: Source, made: set[bytes], rows: ObjectRows) -> None:
+    """Add the directories above a source that its name tells of, the outermost first, but for those in `made`. Of one
+    that can't be looked at there is no row: the source's own says why."""
+    name, place, above = source.name, source.path.rstrip(b"/"), list[tuple[bytes, bytes]]()
+    for _ in range(source.parents):
+        name, place = name.rpartition(b"/")[0], place.rpartition(b"/")[0]
+        above.append((name, place + b"/"))
+    for name, place in reversed(above):
+        if name in made:
+            continue
+        made.add(name)
+        try:
+            info, xattrs = os.stat(place), read_xattrs(place)
+        except OSError:
+            continue
+        rows.add(name, number, KIND["directory"], info, xattrs=xattrs)
 
 
 class _Folder:
@@ -324,7 +353,7 @@ def _listed(
     for number, entries in groupby(listed, key=lambda entry: entry.source):
         if number < 0:
             for _, path in entries:
-                rows.add(path, 0, KIND["unknown"], error=_OUTSIDE)
+                rows.add(path, 0, KIND["unknown"], error=_STRAY[number])
                 yield
             continue
         source = sources[number]

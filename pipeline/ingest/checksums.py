@@ -19,10 +19,12 @@ import numpy as np
 from manifests import format as fmt
 from manifests.columns import Batch, HeapBuilder
 from manifests.errors import UsageError
+from manifests.paths import absolute_path
 from pipeline.budget import DUCKDB_MEMORY
+from pipeline.ingest.below import Below
 from stages.checklist import Listed, is_blank, parse_line
 from stages.digest import SPELLED, join_digests
-from stages.scan import Source
+from stages.scan import OUTSIDE, Source
 
 if TYPE_CHECKING:
     from manifests.checksums import ChecksumList, ListLine
@@ -71,28 +73,31 @@ class Resolver:
     leads out of the sources, from the only source, or it is a path of the archive already."""
 
     def __init__(self, file: ChecksumFile, sources: Sequence[Source]) -> None:
-        self._folder = os.fsencode(os.path.dirname(os.path.abspath(file.path)))
+        self._folder = os.path.dirname(os.fsencode(absolute_path(file.path)))
+        self._all = sources
         self._sources = [source for source in sources if not source.stream]
-        self._names = {source.name for source in sources}
+        self._below = Below(sources)
+        self._names = {source.name.partition(b"/")[0] for source in sources}
 
     def resolve(self, path: bytes) -> bytes:
         """The path in the archive; as it is listed where it is none."""
-        below = self._below_source(os.path.normpath(os.path.join(self._folder, path)))
-        if below is not None:
-            return below
+        try:
+            number, below = self._below.find(path, self._folder)
+        except OSError:
+            return path
+        if number != OUTSIDE:
+            return self._joined(self._all[number], below)
         normal = os.path.normpath(path)
         first = normal.partition(b"/")[0]
         if len(self._sources) == 1 and len(self._names) == 1 and first not in (b"", b".."):
             source = self._sources[0]
             if first != source.name or os.path.lexists(os.path.join(source.path, normal)):
-                return source.name + b"/" + normal
+                return self._joined(source, normal)
         return normal if first in self._names else path
 
-    def _below_source(self, path: bytes) -> bytes | None:
-        for source in self._sources:
-            if path == source.path or path.startswith(source.path.rstrip(b"/") + b"/"):
-                return source.name + path[len(source.path.rstrip(b"/")) :]
-        return None
+    @staticmethod
+    def _joined(source: Source, below: bytes) -> bytes:
+        return source.name + b"/" + below if below else source.name
 
 
 def read_lists(files: Sequence[ChecksumFile], sources: Sequence[Source]) -> Iterator[ListLine]:

@@ -2,7 +2,8 @@
 
 Sorted, a directory comes right before what lies in it: so each is made an object once, and what is named twice, or
 below a directory that is named, goes in once. A sorted list is an unnamed temporary file of entries: the number of the
-source and the path from it, ended by a NUL; `!` and the path as given where it lies below no source.
+source and the path from it, ended by a NUL; or a mark and the path as given where it lies below no source, or can't be
+followed.
 """
 
 from __future__ import annotations
@@ -15,27 +16,28 @@ from contextlib import ExitStack
 from typing import IO
 
 from manifests.errors import DrystoneError, UsageError
-from stages.scan import Listed, Source
+from pipeline.ingest.below import Below
+from stages.scan import ASTRAY, OUTSIDE, Listed, Source
 
 #: Bytes of entries that are sorted at a time; with what Python adds to each, about four times that in memory.
 SORTED_BYTES = 4 << 20
 #: Read ahead from each sorted piece while they are merged.
 PIECE_READ = 32 << 10
 LONGEST = 1 << 20
-_OUTSIDE = b"!"
+_MARKS = {b"!": OUTSIDE, b"?": ASTRAY}
 
 
 def sort_list(source: IO[bytes], sources: Sequence[Source], *, nul: bool) -> tuple[IO[bytes], int]:
     """A sorted list of the entries of `source`, which end with newlines, or NUL bytes where `nul`, as a file that is
     the caller's; and how many of `sources`, from the first on, it needs. Relative paths count from the first; each
-    entry belongs to the first that it lies below. Raises UsageError, and DrystoneError where reading or sorting fails.
-    """
-    needed = 1
+    entry belongs to the first that it lies below, as the kernel walks its path (below.py). Raises UsageError, and
+    DrystoneError where reading or sorting fails."""
+    needed, below = 1, Below(sources)
 
     def records() -> Iterator[bytes]:
         nonlocal needed
         for entry in _entries(source, b"\0" if nul else b"\n"):
-            number, record = _record(entry, sources)
+            number, record = _record(entry, below)
             needed = max(needed, number + 1)
             yield record
 
@@ -61,7 +63,7 @@ def read_list(fd: int) -> Iterator[Listed]:
     with open(fd, "rb") as file:
         file.seek(0)
         for record in _split(iter(lambda: file.read(256 << 10), b""), b"\0"):
-            yield Listed(-1, record[1:]) if record[:1] == _OUTSIDE else Listed(record[0] - ord("0"), record[1:])
+            yield Listed(_MARKS.get(record[:1], record[0] - ord("0")), record[1:])
 
 
 def _split(blocks: Iterable[bytes], end: bytes) -> Iterator[bytes]:
@@ -85,13 +87,12 @@ def _entries(source: IO[bytes], end: bytes) -> Iterator[bytes]:
             yield entry
 
 
-def _record(entry: bytes, sources: Sequence[Source]) -> tuple[int, bytes]:
-    full = b"/" + os.path.normpath(os.path.join(sources[0].path, entry)).lstrip(b"/")
-    for number, source in enumerate(sources):
-        root = source.path.rstrip(b"/")
-        if full == source.path or full.startswith(root + b"/"):
-            return number, b"%d" % number + full[len(root) + 1 :]
-    return -1, _OUTSIDE + entry
+def _record(entry: bytes, below: Below) -> tuple[int, bytes]:
+    try:
+        number, path = below.find(entry)
+    except OSError:
+        return ASTRAY, b"?" + entry
+    return number, (b"!" + entry if number == OUTSIDE else b"%d" % number + path)
 
 
 def _sort_key(record: bytes) -> bytes:

@@ -21,6 +21,7 @@ from manifests.columns import Batch
 from manifests.errors import UsageError
 from manifests.log import Run, State
 from manifests.parent import CANDIDATE_ROWS, ContentSet, Ids, ParentFiles
+from manifests.recorded import log_text
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.station import Acquire, Context, Steps, Until
@@ -72,12 +73,6 @@ def choose_parent(
         ):
             return run
     return None
-
-
-def log_text(path: bytes) -> str:
-    """A path for the log's JSON, which must be readable by everybody: bytes that are not UTF-8 are escaped. The exact
-    bytes are in the objects table."""
-    return path.decode(errors="backslashreplace")
 
 
 class ParentBuilder:

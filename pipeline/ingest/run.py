@@ -18,6 +18,7 @@ from manifests.ids import new_id
 from manifests.inflight import Inflight
 from manifests.log import State, make_record, utc_now, write_record
 from manifests.parent import ParentFiles
+from manifests.recorded import log_text
 from manifests.replicas import Replicas
 from manifests.store import Members
 from manifests.tombstones import require_no_new_deletions
@@ -32,7 +33,7 @@ from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
 from pipeline.ingest.indexes import RunIndexes
 from pipeline.ingest.mix import observed_mix
 from pipeline.ingest.own import backend_directories, require_outside
-from pipeline.ingest.parent import ParentBuilder, ParentOptions, choose_parent, log_text
+from pipeline.ingest.parent import ParentBuilder, ParentOptions, choose_parent
 from pipeline.ingest.read import ReadOptions, read_station
 from pipeline.ingest.scan import ScanOptions, scan_station
 from pipeline.ingest.write import WriteOptions, write_station

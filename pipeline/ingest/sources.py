@@ -3,52 +3,136 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 from manifests.errors import NotFound, UsageError
+from manifests.paths import asks_for_directory, take_out_dots
 from pipeline.ingest.filelist import sort_list
 from pipeline.names import parse_name
 from stages.scan import Source
 
 #: What the root directory is called as the source of absolute paths in a list; the second where the first is taken.
 _ROOT_NAMES = (b"root", b"rootdir")
+#: Missing sources that a message names.
+_NAMED = 10
+_NOT_THERE = os.strerror(errno.ENOENT)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place that a user wrote. `path`: absolute, with a slash at its end where it leads through a link at its end;
+    `trouble`: why nothing can be found there, or empty."""
+
+    path: bytes
+    trouble: str = ""
+
+
+def find_place(text: str) -> Place:
+    """The place that a path names. A link is the link itself, unless the path asks for a directory (`link/`). Raises
+    UsageError where it is empty."""
+    written = os.fsencode(text)
+    if not written:
+        raise UsageError("an empty path names nothing; write . for the current directory")
+    path = os.path.join(current_directory(), written)
+    try:
+        os.lstat(written)
+        path = take_out_dots(path)
+        if asks_for_directory(written) and not stat.S_ISDIR(os.lstat(path).st_mode):
+            path += b"/"
+        return Place(path)
+    except FileNotFoundError as error:
+        if b"/.." not in path:
+            path = take_out_dots(path)
+        return Place(path, str(error.strerror))
+    except OSError as error:
+        return Place(path, str(error.strerror))
+
+
+def current_directory() -> bytes:
+    """Raises UsageError where it is gone."""
+    try:
+        return os.getcwdb()
+    except OSError as error:
+        raise UsageError(f"the current directory can't be found: {error.strerror}") from error
 
 
 def make_sources(paths: Sequence[str], name: str = "") -> tuple[Source, ...]:
     """Sources as given by a user: `-` is standard input and wants `name`; a single one may be renamed by it, unless it
-    is empty. Raises NotFound, UsageError."""
+    is empty. Of several, some may be missing: the scan names them. Raises NotFound where none is there, UsageError."""
     if not paths:
         raise UsageError("name at least one source")
     if name and len(paths) != 1:
         raise UsageError(f"the name {name!r} is for one source; here are {len(paths)}")
     if name:
         parse_name(name)
-    sources = []
-    for path in paths:
-        if path == "-":
-            if not name:
-                raise UsageError("standard input needs a name: --name backup.sql")
-            sources.append(Source(b"-", os.fsencode(name), stream=True))
-            continue
-        full = os.path.abspath(path)
-        if not os.path.lexists(full):
-            raise NotFound(f"no such source: {path}")
-        base = name or os.path.basename(full)
-        if not base:
-            raise UsageError("the root directory has no base name: give it one with --as")
-        sources.append(Source(os.fsencode(full), os.fsencode(base)))
-    names = [source.name for source in sources]
-    twice = next((each for each in names if names.count(each) > 1), None)
-    if twice is not None:
-        raise UsageError(
-            f"two sources are called {os.fsdecode(twice)!r}; archive them in runs of their own, or rename one with --as"
-        )
-    return tuple(sources)
+    if "-" in paths:
+        if not name:
+            raise UsageError("standard input needs a name: --name backup.sql")
+        return (Source(b"-", os.fsencode(name), stream=True),)
+    places = [find_place(path) for path in paths]
+    missing = [
+        path if place.trouble == _NOT_THERE else f"{path} ({place.trouble})"
+        for path, place in zip(paths, places, strict=True)
+        if place.trouble
+    ]
+    if len(missing) == len(places):
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise NotFound(f"no such source: {', '.join(missing[:_NAMED])}{more}")
+    if name:
+        return (Source(places[0].path, os.fsencode(name)),)
+    names = tell_apart([place.path for place in places])
+    return tuple(Source(place.path, each, parents=each.count(b"/")) for place, each in zip(places, names, strict=True))
+
+
+def tell_apart(paths: Sequence[bytes]) -> list[bytes]:
+    """Names for sources: the last part of each path; where two would be equal, or one would lie below another, with as
+    many of the directories above as it takes. The order of the paths makes no difference. Raises UsageError."""
+    parts = [[part for part in path.split(b"/") if part not in (b"", b".", b"..")] for path in paths]
+    if not all(parts):
+        raise UsageError("the root directory has no base name: give it one with --as")
+    depths = [1] * len(parts)
+    while True:
+        names = [b"/".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
+        clashing = _clashing(names)
+        if not any(clashing):
+            return names
+        for numbers in clashing:
+            longer = [number for number in numbers if depths[number] < len(parts[number])]
+            if longer:
+                break
+        else:
+            text = os.fsdecode(names[next(numbers[0] for numbers in clashing if numbers)])
+            raise UsageError(
+                f"two sources are called {text!r}; name each once, or archive them in runs of their own, with --as"
+            )
+        for number in longer:
+            depths[number] += 1
+
+
+def _clashing(names: Sequence[bytes]) -> tuple[list[int], list[int], list[int]]:
+    """The numbers of names that are equal to another, that lie below another, and that another lies below. Longer names
+    are given in this order: a name that clashes with none stays short."""
+    counts = Counter(names)
+    equal = [number for number, name in enumerate(names) if counts[name] > 1]
+    if equal:
+        return equal, [], []
+    below = [number for number, name in enumerate(names) if any(above in counts for above in _above(name))]
+    tops = {above for number in below for above in _above(names[number])}
+    return [], below, [number for number, name in enumerate(names) if name in tops]
+
+
+def _above(name: bytes) -> Iterator[bytes]:
+    while b"/" in name:
+        name = name.rpartition(b"/")[0]
+        yield name
 
 
 def list_sources(paths: Sequence[str], name: str = "") -> tuple[Source, ...]:
@@ -61,7 +145,7 @@ def list_sources(paths: Sequence[str], name: str = "") -> tuple[Source, ...]:
         if not os.path.isdir(source.path) or os.path.islink(source.path):
             raise UsageError(f"{paths[0]} is no directory, so no list of paths (--files-from) can be for it")
         return (source,)
-    here = os.getcwdb()
+    here = current_directory()
     base = os.fsencode(parse_name(name)) if name else os.path.basename(here)
     if here == b"/":
         return (Source(here, base or _ROOT_NAMES[0]),)
