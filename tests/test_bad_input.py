@@ -67,7 +67,7 @@ def tree_state(root: Path) -> dict[str, int]:
     ("arguments", "code", "words"),
     [
         (["ingest", "nowhere"], 1, "no such source: nowhere"),
-        (["ingest", "data", "other/data"], 2, "--as"),
+        (["ingest", "data", "./data"], 2, "--as"),
         (["ingest", "-"], 2, "--name"),
         (["ingest", "data", "--memory", "20MiB"], 2, "at least"),
         (["ingest", "data", "--memory", "lots"], 2, "not a size"),

@@ -276,9 +276,9 @@ def test_a_dry_run_says_what_the_run_does_and_touches_nothing(place: Path) -> No
     store = place / "store"
     before = tree_state(store)
     folders = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
-    ingest = ["-s", store, "ingest", "top", "absent", "--exclude", "*.o"]
-    assert "no such source" in drystone(*ingest, "-n", code=1, cwd=place).stderr
-    ingest.remove("absent")
+    ingest = ["-s", store, "ingest", "top", "--exclude", "*.o"]
+    assert "no such source" in drystone("-s", store, "ingest", "absent", "-n", code=1, cwd=place).stderr
+    assert "absent: No such file" in drystone(*ingest, "absent", "-n", code=3, cwd=place).stderr
     lines = drystone(*ingest, "--dry-run", "--format", "jsonl", cwd=place).stdout.splitlines()
     *items, summary = map(json.loads, lines)
     assert [(item["path"], item["left_out"]) for item in items] == [("top/a.o", "pattern"), ("top/keep.o", "pattern")]
