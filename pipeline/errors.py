@@ -4,6 +4,7 @@ DrystoneError
 └── PipelineError         a run of workers ended badly
     ├── StageFailed       a stage raised: which, on what, with the worker's traceback as its cause
     ├── WorkerDied        a worker process died: which, by which signal, while reading what
+    ├── ForkServerLost    the process that starts workers ended
     ├── CommandFailed     the command whose output was to be archived did not end well
     └── Interrupted       SIGINT or SIGTERM; `exit_code` is 130 or 143
 """
@@ -27,6 +28,10 @@ class StageFailed(PipelineError):
 
 class WorkerDied(PipelineError):
     """A worker process died without a word."""
+
+
+class ForkServerLost(PipelineError):
+    """The process that starts workers ended."""
 
 
 class CommandFailed(PipelineError):

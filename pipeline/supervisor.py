@@ -7,18 +7,15 @@ Workers leave when the pipe closes whose write end the supervisor alone holds, s
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
-import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -26,8 +23,10 @@ import numpy as np
 from pipeline import forkserver
 from pipeline.arena import Arena, Layout
 from pipeline.errors import Interrupted, RemoteTraceback, StageFailed, WorkerDied
+from pipeline.forkserver import WorkerProcess
+from pipeline.handles import FdHandle
 from pipeline.station import Context, StageClock, Station, Want
-from pipeline.worker import EventContext, Failure, FdHandle, WorkerArguments, worker_main
+from pipeline.worker import EventContext, Failure, WorkerArguments, worker_main
 
 TICK_SECONDS = 0.2
 PATIENCE_SECONDS = 3.0
@@ -74,17 +73,6 @@ class SignalWatch:
         os.close(self.fd)
 
 
-@contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Workers need nothing of the caller's main module; multiprocessing would run it again in each."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
 class Supervisor:
     """One run of workers over one arena. Use once."""
 
@@ -104,7 +92,7 @@ class Supervisor:
         self._signals = signals
         self._cleanup = cleanup
         self._on_tick = on_tick
-        self._processes: dict[int, tuple[BaseProcess, WorkerSpec, Any]] = {}
+        self._processes: dict[int, tuple[WorkerProcess, WorkerSpec, connection.Connection]] = {}
         self._fds: dict[str, int] = {}
         self._lifeline = -1
 
@@ -148,14 +136,12 @@ class Supervisor:
                 os.close(fd)
 
     def _start(self, parent: int) -> None:
-        forkserver.warm_up()
-        method = forkserver.context()
-        with _without_main_module():
-            for index, spec in enumerate(self._specs):
-                receiver, sender = connection.Pipe(duplex=False)
+        for index, spec in enumerate(self._specs):
+            receiver, sender = connection.Pipe(duplex=False)
+            with sender:
                 names = [f"ring/{ring}" for ring in spec.rings] + [f"pool/{pool}" for pool in spec.pools]
                 handles = {name: FdHandle(self._fds[name]) for name in ["arena", *names]}
-                handles["parent"] = FdHandle(parent)
+                handles["parent"], handles["report"] = FdHandle(parent), FdHandle(sender.fileno())
                 arguments = WorkerArguments(
                     name=spec.name,
                     index=index,
@@ -163,13 +149,10 @@ class Supervisor:
                     station=spec.station,
                     options=spec.options,
                     fds=handles,
-                    report=sender,
                     cleanup=self._cleanup,
                 )
-                process = method.Process(target=worker_main, args=(arguments,), name=f"drystone-{spec.name}")
-                process.start()
-                sender.close()
-                self._processes[process.sentinel] = (process, spec, receiver)
+                process = forkserver.start(worker_main, arguments)
+            self._processes[process.sentinel] = (process, spec, receiver)
 
     def _drained(
         self, context: EventContext, stations: dict[str, Station], counters: np.ndarray[Any, np.dtype[np.uint64]]
@@ -227,7 +210,7 @@ class Supervisor:
     def _ended(self, sentinel: int, arena: Arena) -> None:
         """A worker is gone: fine when it exited with 0, else raise what it reported or how it died."""
         process, spec, receiver = self._processes.pop(sentinel)
-        process.join()
+        code = process.wait()
         failure: Failure | None = None
         with receiver:
             try:
@@ -235,8 +218,6 @@ class Supervisor:
                     failure = receiver.recv()
             except (EOFError, OSError):
                 failure = None
-        code = process.exitcode
-        process.close()
         if failure is not None:
             where = f" at {failure.item}" if failure.item else ""
             text = f"{spec.name}{where}: {failure.message or failure.kind}"
@@ -247,7 +228,10 @@ class Supervisor:
             return
         self._signals.check()
         index = next(number for number, other in enumerate(self._specs) if other is spec)
-        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exited with {code}"
+        if code is None:
+            how = "ended, and so did the process that started it"
+        else:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         item = arena.read_item(index)
         doing = f" while at {item}" if item else ""
         died = WorkerDied(f"worker {spec.name} {how}{doing}; nothing was committed, run it again")
@@ -264,6 +248,5 @@ class Supervisor:
                 process, _, receiver = self._processes.pop(int(sentinel))  # type: ignore[arg-type]
                 if not ended:
                     process.kill()
-                process.join()
-                process.close()
+                process.wait()
                 receiver.close()

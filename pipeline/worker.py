@@ -16,12 +16,12 @@ import signal
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any
 
 from manifests.errors import DrystoneError
 from pipeline.arena import Arena, Layout, Message
+from pipeline.handles import FdHandle
 from pipeline.printing import warn_of_fault
 from pipeline.station import Acquire, Context, StageClock, Station, Until, Want
 
@@ -36,28 +36,10 @@ class ParentGone(BaseException):
     """The supervisor closed its end of the pipe, or died: leave."""
 
 
-class FdHandle:
-    """A descriptor on its way to a worker: duplicated when the worker's arguments are pickled for its start."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._travelling: Any = None
-
-    def __getstate__(self) -> Any:
-        return reduction.DupFd(self._fd)
-
-    def __setstate__(self, travelling: Any) -> None:
-        self._travelling = travelling
-
-    def detach(self) -> int:
-        """The descriptor in this process, which now owns it."""
-        return os.dup(self._fd) if self._travelling is None else int(self._travelling.detach())
-
-
 @dataclass(frozen=True, kw_only=True)
 class WorkerArguments:
-    """All that a worker process is started with. `fds`: the arena, the parent's pipe, and the eventfds by name; each
-    is a handle that the process detaches."""
+    """All that a worker process is started with. `fds`: the arena, the parent's pipe, the pipe for its failure, and the
+    eventfds by name; each is a handle that the process detaches."""
 
     name: str
     index: int
@@ -65,7 +47,6 @@ class WorkerArguments:
     station: Callable[..., Station]
     options: Any
     fds: Mapping[str, FdHandle]
-    report: Connection
     cleanup: tuple[str, ...] = ()
 
 
@@ -210,7 +191,8 @@ def worker_main(arguments: WorkerArguments) -> None:
         os._exit(EXIT_ORPHANED)
     except BaseException as error:
         try:
-            arguments.report.send(Failure.of(arguments.name, arena.read_item(arguments.index), error))
+            failure = Failure.of(arguments.name, arena.read_item(arguments.index), error)
+            Connection(fds["report"], readable=False).send(failure)
         except OSError:
             warn_of_fault(error)
         os._exit(EXIT_FAILED)

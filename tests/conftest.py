@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import shutil
 import time
@@ -24,22 +23,37 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 
 @pytest.fixture(autouse=True)
-def no_temporary_files(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """No command leaves a temporary file behind, however it ends. Where a supervisor is `killed`, its workers clean up,
-    who take a moment; the socket of its fork server stays."""
+def no_temporary_files(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No command leaves a temporary file behind, however it ends. Workers of a supervisor that was killed take a moment
+    to clean up."""
     folder = tmp_path_factory.mktemp("t")
     monkeypatch.setenv("TMPDIR", str(folder))
     yield
     limit = time.monotonic() + 10
     while (left := sorted(folder.iterdir())) and time.monotonic() < limit:
-        if all(path.name.startswith("pymp-") for path in left) and request.node.get_closest_marker("killed"):
-            break
         time.sleep(0.02)
-    else:
-        assert not left, f"temporary files are left: {left}"
+    assert not left, f"temporary files are left: {left}"
     shutil.rmtree(folder)
+
+
+def workers() -> list[int]:
+    """Workers that the fork server of this process started, and that live."""
+    servers = children_of(os.getpid())
+    return [pid for server in servers if name_of(server) == "drystone-fork" for pid in children_of(server)]
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+    except OSError:  # it ended meanwhile
+        return []
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def memory_files() -> list[str]:
@@ -58,11 +72,10 @@ def memory_files() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No test leaves a worker, an arena or a descriptor behind."""
+def no_leaks() -> Iterator[None]:
+    """No test leaves a worker or an arena behind."""
     yield
-    children = multiprocessing.active_children()
-    assert not children, f"workers are left: {children}"
+    assert not (left := workers()), f"workers are left: {left}"
     if memory_files():
         gc.collect()
     assert not memory_files(), "shared memory is left"

@@ -271,13 +271,11 @@ def test_output_is_written_until_its_reader_has_enough(filled: Path) -> None:
     assert done.stdout == b"a dry-ston" and done.stderr == b""
 
 
-def test_a_long_path_for_temporary_files_is_named(filled: Path, tmp_path: Path) -> None:
+def test_the_path_for_temporary_files_may_be_long(filled: Path, tmp_path: Path) -> None:
+    """No socket lies there."""
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
-    done = drystone(
-        "-s", filled / "store", "ingest", filled / "data", code=2, env={**os.environ, "TMPDIR": str(folder)}
-    )
-    assert str(folder) in done.stderr and "TMPDIR" in done.stderr
+    drystone("-s", filled / "store", "ingest", filled / "data", env={**os.environ, "TMPDIR": str(folder)})
 
 
 def commands(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -221,7 +221,6 @@ def test_the_scanner_is_killed(store: Path, tmp_path: Path, tree: Path) -> None:
     assert_clean(below, store, tree, tmp_path)
 
 
-@pytest.mark.killed
 def test_the_supervisor_is_killed(endless: Endless, store: Path, tree: Path, tmp_path: Path) -> None:
     endless.workers()
     below = descendants(endless.process.pid)
@@ -231,7 +230,6 @@ def test_the_supervisor_is_killed(endless: Endless, store: Path, tree: Path, tmp
     assert_clean(below, store, tree, tmp_path)
 
 
-@pytest.mark.killed
 def test_a_killed_restore_leaves_no_unfinished_names(store: Path, tmp_path: Path) -> None:
     big = tmp_path / "big"
     big.mkdir()
@@ -348,7 +346,6 @@ def test_inline_runs_give_their_memory_back_at_once(kept: tuple[Path, Path], tmp
         gc.enable()
 
 
-@pytest.mark.killed
 def test_what_a_killed_run_made_durable_is_not_stored_again(store: Path, tree: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(os.urandom(48 * PACK))

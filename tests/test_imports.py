@@ -53,7 +53,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_imports_click_and_little_else() -> None:
     modules = imported(COMMAND, "--help")
     assert foreign(modules) == {"click"}
-    assert ours(modules) == {"pipeline", "pipeline.cli", "pipeline.cli.app", "manifests", "manifests.errors"}
+    assert ours(modules) == {
+        *("pipeline", "pipeline.cli", "pipeline.cli.app", "pipeline.importpath", "pipeline.printing"),
+        *("manifests", "manifests.errors"),
+    }
 
 
 def test_help_of_a_command_imports_no_operation() -> None:

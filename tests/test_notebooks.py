@@ -69,7 +69,6 @@ def test_there_are_notebooks() -> None:
     assert NOTEBOOKS
 
 
-@pytest.mark.killed  # as Jupyter ends kernels
 @pytest.mark.usefixtures("private_jupyter")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_gives_its_stored_outputs(path: Path, tmp_path: Path) -> None:

@@ -15,8 +15,13 @@ _WORKING, _IDLE = {"ingest", "restore", "verify"}, {"-h", "--help", "--dry-run"}
 
 def main() -> None:
     """Entry point of the console script."""
-    # Threads that numpy's BLAS would start and nobody would use; they cost a tenth of a second.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from pipeline.importpath import safe_path
+
+    sys.path[:] = safe_path()
+    if "OPENBLAS_NUM_THREADS" not in os.environ:
+        # Threads that numpy's BLAS would start and nobody would use; they cost a tenth of a second. Not in os.environ,
+        # which is the user's and goes to commands that are archived.
+        os.putenv("OPENBLAS_NUM_THREADS", "1")
     words = set(sys.argv[1:])
     if words & _WORKING and not words & _IDLE:
         # It takes as long to start as all that this process imports. A guess: who needs it asks again.

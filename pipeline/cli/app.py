@@ -91,8 +91,6 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     begin()
     code = _run(arguments)
     sys.stderr.flush()
-    if (forkserver := sys.modules.get("pipeline.forkserver")) is not None:
-        forkserver.remove_socket_folder()
     # All is closed and flushed. To take down an interpreter with DuckDB in it costs 20 ms, which nobody has a use for.
     os._exit(code)
 

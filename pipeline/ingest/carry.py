@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from manifests.columns import Batch
 from manifests.xattrs import read_xattrs
-from pipeline.worker import FdHandle
+from pipeline.handles import FdHandle
 from stages.parent import Comparison, ParentTable
 from stages.read import FolderCache
 from stages.scan import KIND, Source

@@ -28,7 +28,7 @@ class FeedingCommand:
         """Raises UsageError when it can't be started."""
         self._name = command[0]
         try:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, env=os.environ)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UsageError(f"starting the command {self._name!r} failed: {reason}") from error

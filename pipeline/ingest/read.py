@@ -29,12 +29,12 @@ from manifests.config import ChunkerSpec
 from manifests.xattrs import read_xattrs
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.handles import FdHandle
 from pipeline.ingest.carry import Carrier, CarryOptions
 from pipeline.ingest.chunktable import ChunkTable, OpenContent, extent_rows
 from pipeline.ingest.lanes import Lanes, Part
 from pipeline.station import Acquire, Context, Station, Steps, Take, Want
 from pipeline.topology import CHUNK, EXTENTS_PER_SLOT, READ, SLOT_FILES, UNCHANGED
-from pipeline.worker import FdHandle
 from stages.chunk import Chunker, ContentHasher, chunk_id, chunk_ids
 from stages.digest import Digester, digest_all
 from stages.pagecache import LARGE_FILE, LargeFile

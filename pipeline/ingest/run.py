@@ -23,6 +23,7 @@ from manifests.replicas import Replicas
 from manifests.store import Members
 from manifests.tombstones import require_no_new_deletions
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
+from pipeline.handles import FdHandle
 from pipeline.ingest.adopt import adoptable
 from pipeline.ingest.carry import CarryOptions
 from pipeline.ingest.checksums import ChecksumFile, ChecksumResult, Checksums
@@ -43,7 +44,6 @@ from pipeline.runner import run_stations
 from pipeline.station import Context, Station
 from pipeline.supervisor import SignalWatch, WorkerSpec
 from pipeline.topology import HOME_MEMORY, INGEST_STAGES, LEFT_OUT, UNCHANGED, IngestShape, ingest_shape
-from pipeline.worker import FdHandle
 from stages.scan import Source
 from stages.select import EVERYTHING, REASONS, Identity, Selection, SelectOptions
 

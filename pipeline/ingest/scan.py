@@ -11,10 +11,10 @@ import numpy as np
 from manifests.columns import Batch, cut_batch
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.handles import FdHandle
 from pipeline.ingest.filelist import read_list
 from pipeline.station import Acquire, Context, Station
 from pipeline.topology import LEFT_OUT, SCAN
-from pipeline.worker import FdHandle
 from stages.scan import Source, scan
 from stages.select import EVERYTHING, Identity, Selection, SelectOptions
 

@@ -1,0 +1,147 @@
+"""The fork server: it starts what it is told to, reports every end, and goes when its client goes."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import forkserver
+from pipeline.errors import ForkServerLost
+from pipeline.forkserver import FDS_PER_MESSAGE, WorkerProcess
+from pipeline.handles import FdHandle
+from tests.conftest import children_of, name_of
+
+
+def work(arguments: tuple[str, Any]) -> None:
+    """What the workers of these tests do."""
+    what, value = arguments
+    if what == "exit":
+        os._exit(value)
+    if what == "raise":
+        raise ValueError(value)
+    if what == "sleep":
+        time.sleep(value)
+    if what == "where":
+        fd = value.detach()
+        os.write(fd, repr((os.getcwd(), os.readlink("/proc/self/fd/0"), os.readlink("/proc/self/fd/1"))).encode())
+    if what == "sum":
+        total = sum(int(os.pread(handle.detach(), 9, 0)) for handle in value)
+        os._exit(total % 100)
+    if what == "signals":
+        os._exit(sum(signal.getsignal(each) == signal.SIG_IGN for each in (signal.SIGINT, signal.SIGTERM)))
+
+
+def servers() -> list[int]:
+    return [pid for pid in children_of(os.getpid()) if name_of(pid) == "drystone-fork"]
+
+
+def ended(process: WorkerProcess) -> bool:
+    return bool(select.select([process.sentinel], [], [], 0)[0])
+
+
+@pytest.mark.parametrize("code", [0, 3, 255])
+def test_exit_codes(code: int) -> None:
+    assert forkserver.start(work, ("exit", code)).wait() == code
+
+
+def test_an_error_ends_the_process_with_one() -> None:
+    assert forkserver.start(work, ("raise", "crooked")).wait() == 1
+
+
+def test_a_signal_is_told(tmp_path: Path) -> None:
+    process = forkserver.start(work, ("sleep", 60))
+    assert not ended(process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_signals_are_ignored_from_the_start() -> None:
+    assert forkserver.start(work, ("signals", None)).wait() == 2
+
+
+def test_workers_are_where_their_program_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the directory has no name any more; input and output are not theirs."""
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        read, write = os.pipe()
+        if folder == "second":
+            (tmp_path / folder).rmdir()
+            assert forkserver.start(work, ("exit", 0)).wait() == 0
+        else:
+            assert forkserver.start(work, ("where", FdHandle(write))).wait() == 0
+            assert eval(os.read(read, 1000)) == (str(tmp_path / folder), "/dev/null", "/dev/null")
+        os.close(read)
+        os.close(write)
+
+
+def test_as_many_descriptors_as_one_likes(tmp_path: Path) -> None:
+    """Linux passes 253 at a time."""
+    (tmp_path / "one").write_text("1")
+    (tmp_path / "two").write_text("2")
+    one, two = (os.open(tmp_path / name, os.O_RDONLY) for name in ("one", "two"))
+    handles = [FdHandle(one)] * FDS_PER_MESSAGE + [FdHandle(two)] * (FDS_PER_MESSAGE - 3) + [FdHandle(one)]
+    assert forkserver.start(work, ("sum", handles)).wait() == (250 + 2 * 247 + 1) % 100
+    os.close(one)
+    os.close(two)
+
+
+def test_a_server_that_was_killed_is_started_again() -> None:
+    forkserver.warm_up()
+    (server,) = servers()
+    process = forkserver.start(work, ("sleep", 1))
+    os.kill(server, signal.SIGKILL)
+    time.sleep(0.2)
+    assert not ended(process), "the worker lives"
+    assert forkserver.start(work, ("exit", 5)).wait() == 5
+    assert len(servers()) == 1 and servers() != [server]
+    assert process.wait() is None, "nobody knows its exit code"
+
+
+def test_a_server_that_can_not_start_says_why(capfd: pytest.CaptureFixture[str]) -> None:
+    forkserver._server._forget()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "_BOOTSTRAP", "raise SystemExit('no luck')")
+        with pytest.raises(ForkServerLost, match="no worker could be started"):
+            forkserver.start(work, ("exit", 0))
+    assert "no luck" in capfd.readouterr().err
+    assert forkserver.start(work, ("exit", 0)).wait() == 0
+
+
+def test_a_server_ends_with_its_client() -> None:
+    script = "from pipeline import forkserver; forkserver.warm_up(); import os, time; print('up', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as client:
+        assert client.stdout is not None
+        client.stdout.readline()
+        (server,) = children_of(client.pid)
+        client.kill()
+    limit = time.monotonic() + 10
+    while name_of(server) == "drystone-fork" or name_of(server).startswith("python"):
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def test_ctrl_c_while_the_server_starts_says_nothing() -> None:
+    """At a terminal it reaches every process; the server is importing, and must not end with a traceback."""
+    script = """
+import os, signal, time
+signal.signal(signal.SIGINT, lambda *_: None)
+from pipeline import forkserver
+forkserver.warm_up()
+for _ in range(20):
+    os.killpg(0, signal.SIGINT)
+    time.sleep(0.01)
+assert forkserver.start(print, "not seen").wait() == 0
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, start_new_session=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
