@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import socket
-import traceback
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import NoReturn
@@ -18,6 +17,7 @@ from typing import NoReturn
 import pipeline.stations  # noqa: F401 - what workers run
 from pipeline.forkserver import ANSWER, BLOCKED, FDS_PER_MESSAGE
 from pipeline.handles import unpack
+from pipeline.printing import warn_of_fault
 from pipeline.worker import name_process
 
 _REQUESTS = 0
@@ -86,8 +86,8 @@ def _become(work: int, fds: list[int], *, not_ours: Iterable[int]) -> NoReturn:
             os.close(folder.detach())
         target(arguments)
         os._exit(0)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        warn_of_fault(error)
         os._exit(1)
 
 
