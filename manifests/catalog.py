@@ -17,9 +17,11 @@ from typing import Any
 import duckdb
 
 from manifests import format as fmt
+from manifests.duck import columns_of, connect, reading
 from manifests.errors import DrystoneError, Unreadable
 from manifests.ids import split_object_id
 from manifests.log import State
+from manifests.openfolders import OpenFolders
 from manifests.places import ALIVE, SUPERSEDED
 from manifests.replicas import Replicas
 from manifests.schema import CHANGED_TABLES, COLUMNS, duckdb_columns
@@ -40,10 +42,18 @@ _COLUMNS = {
 
 class Catalog:
     """Queries over one store state. Owned by one process; `close` releases DuckDB's memory. `temp_directory` is made by
-    DuckDB when it needs it, and is the caller's to remove. `replicas`: where the manifest files come from."""
+    DuckDB when it needs it, and is the caller's to remove. `replicas`: where the manifest files come from; `folders`
+    names them, and stays the caller's."""
 
     def __init__(
-        self, state: State, replicas: Replicas, *, memory_limit: int, threads: int, temp_directory: Path
+        self,
+        state: State,
+        replicas: Replicas,
+        folders: OpenFolders,
+        *,
+        memory_limit: int,
+        threads: int,
+        temp_directory: Path,
     ) -> None:
         self._state = state
         self.replicas = replicas
@@ -52,16 +62,9 @@ class Catalog:
         self._lacking: set[str] = set()
         self._rules: list[str] = []
         self.temp_directory = temp_directory
-        self.connection = duckdb.connect(
-            ":memory:",
-            config={
-                "memory_limit": f"{memory_limit // 1024}KiB",
-                "threads": str(threads),
-                "temp_directory": str(temp_directory),
-                "preserve_insertion_order": "false",
-                "autoinstall_known_extensions": "false",
-                "autoload_known_extensions": "false",
-            },
+        self._folders = folders
+        self.connection = connect(
+            memory_limit=memory_limit, threads=threads, temp_directory=folders.room(temp_directory), in_order=False
         )
 
     def __enter__(self) -> Catalog:
@@ -94,7 +97,7 @@ class Catalog:
             name = ALL.get(table, table)
             if paths:
                 columns = _COLUMNS.get(table, "*")
-                self.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM ({self._reading(table, paths)})")
+                self.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM ({self.reading(table, paths)})")
             else:
                 self.execute(f"CREATE TABLE {name} ({duckdb_columns(table)})")
             self._made.add(table)
@@ -129,7 +132,9 @@ class Catalog:
                 path = self.replicas.path(file)
             except Unreadable:
                 continue  # then any copy is as good as the others, until somebody reads it
-            self.execute("INSERT INTO unreadable SELECT pack_id FROM read_parquet(?) WHERE shard IS NULL", [path])
+            self.execute(
+                f"INSERT INTO unreadable SELECT pack_id FROM ({self.reading('scrubs', [path])}) WHERE shard IS NULL"
+            )
         self.replicas.save()
 
     def note_unreadable(self, packs: Sequence[bytes], *, anew: bool) -> None:
@@ -168,27 +173,28 @@ class Catalog:
             condition = "ANTI JOIN deleted_objects USING (run, row)"
         self.execute(f"CREATE VIEW objects AS SELECT * FROM {ALL['objects']} {condition}")
 
-    def _reading(self, table: str, paths: list[str]) -> str:
-        """A query for all rows of some files; columns that old ones lack are null. Files of each age are read by
-        themselves: with DuckDB's union_by_name every query would open every file before it reads one (1,000 files:
+    def reading(self, table: str, paths: Sequence[str]) -> str:
+        """A query for all rows of some checked files; columns that old ones lack are null. Files of each age are read
+        by themselves: with DuckDB's union_by_name every query would open every file before it reads one (1,000 files:
         0.11 s instead of 0.01 for one row)."""
+        names = [self._folders.name(path) for path in paths]
         now = tuple(name for name, _, _ in COLUMNS[table])
-        columns = self._columns_of(paths) if table in CHANGED_TABLES else {}
+        columns = self._columns_of(names) if table in CHANGED_TABLES else {}
         ages: dict[tuple[str, ...], list[str]] = {}
-        for path in paths:
-            ages.setdefault(columns.get(path, now), []).append("'" + path.replace("'", "''") + "'")
-        parts = [f"SELECT * FROM read_parquet([{', '.join(listed)}])" for listed in ages.values()]
+        for name in names:
+            there = columns.get(name, now)
+            ages.setdefault(tuple(each for each in now if each in there), []).append(name)
+        parts = [reading(table, listed, age) for age, listed in ages.items()]
         if set(ages) != {now}:
             self.execute(f"CREATE TABLE no_{table} ({duckdb_columns(table)})")
             parts.append(f"SELECT * FROM no_{table}")
         return " UNION ALL BY NAME ".join(parts)
 
-    def _columns_of(self, paths: list[str]) -> dict[str, tuple[str, ...]]:
-        """Path → columns of Parquet files, in their order."""
-        query = "SELECT file_name, name FROM parquet_schema(?) WHERE type IS NOT NULL"  # the root has no type
-        columns: dict[str, tuple[str, ...]] = {}
-        for path, name in self.tuples(query, [paths]):
-            columns[path] = (*columns.get(path, ()), name)
+    def _columns_of(self, names: list[str]) -> dict[str, list[str]]:
+        """Name → columns of Parquet files."""
+        columns: dict[str, list[str]] = {}
+        for name, column in self.tuples(columns_of(names)):
+            columns.setdefault(name, []).append(column)
         return columns
 
     def use_all(self) -> None:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from manifests import format as fmt
 from manifests.columns import Batch
+from manifests.duck import connect
+from manifests.openfolders import OpenFolders
 from manifests.runrows import digest_columns
 from manifests.tables import fixed_column
 
@@ -44,16 +45,9 @@ class ChecksumList:
     """Lines to be compared with objects. Owned by one process; `close`, or leaving the `with`, releases it."""
 
     def __init__(self, lines: Iterator[ListLine], temp_directory: Path, memory_limit: int) -> None:
-        self._connection = duckdb.connect(
-            ":memory:",
-            config={
-                "memory_limit": f"{memory_limit // 1024}KiB",
-                "threads": "1",
-                "temp_directory": str(temp_directory),
-                "autoinstall_known_extensions": "false",
-                "autoload_known_extensions": "false",
-            },
-        )
+        self._folders = OpenFolders()
+        room = self._folders.room(temp_directory / "spilled")
+        self._connection = connect(memory_limit=memory_limit, threads=1, temp_directory=room, in_order=True)
         execute = self._connection.execute
         execute("CREATE TABLE unsorted (path BLOB, algorithm VARCHAR, digest BLOB)")
         pending: list[ListLine] = []
@@ -89,6 +83,7 @@ class ChecksumList:
 
     def close(self) -> None:
         self._connection.close()
+        self._folders.close()
 
     def _load(self, lines: list[ListLine]) -> None:
         rows = {name: [getattr(line, name) for line in lines] for name in _LISTED.names}

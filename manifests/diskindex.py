@@ -89,7 +89,7 @@ class DiskIndex:
     def _opened(self, read_only: bool, *, lock: bool) -> _Environment:
         try:
             environment = lmdb.open(
-                str(self._folder),
+                os.fsencode(self._folder),
                 map_size=MAP_SIZE,
                 readonly=read_only,
                 lock=lock,

@@ -11,6 +11,7 @@ pyarrow is imported when they are read: an ingest does so while its workers begi
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -68,10 +69,12 @@ def fixed_bytes(column: Any, width: int) -> Ids:
 
 
 def open_parquet(path: str) -> Any:
-    """A Parquet file, open; pyarrow is imported when the first one is."""
+    """A Parquet file, open, by its path and nothing else: pyarrow takes a string for a URL where it looks like one, and
+    can't take a path that is not UTF-8. pyarrow is imported when the first one is opened."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path)
+    return pq.ParquetFile(pa.OSFile(os.fsencode(path)))
 
 
 def _batches(paths: list[str], columns: list[str]) -> Iterator[Any]:

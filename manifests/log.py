@@ -23,6 +23,7 @@ from manifests.backends import BACKEND_TYPES, BackendStorage
 from manifests.config import DEFAULT_INDEX, INDEX_KINDS, StoreConfig, text, whole_number
 from manifests.errors import BackendError, CorruptRecord, NotFound, UnsupportedFormat
 from manifests.ids import NIL, new_id
+from manifests.jsontext import as_text
 from manifests.store import (
     STORE_KEY,
     BackendInfo,
@@ -109,7 +110,8 @@ class LogRecord:
 
 
 def make_record(record_id: uuid.UUID, kind: str, content: dict[str, Any], adds: Iterable[ManifestFile]) -> LogRecord:
-    """A record ready to be written; `content` must be JSON."""
+    """A record ready to be written; `content` must be JSON. What is no text in it (bytes of names that are not UTF-8,
+    as Python decodes them) is escaped, for no other program could read the record."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for file in adds:
         tables.setdefault(file.table, []).append(file.to_record())
@@ -120,7 +122,7 @@ def make_record(record_id: uuid.UUID, kind: str, content: dict[str, Any], adds: 
         "id": str(record_id),
         "flags": {"incompat": 0, "ro_compat": 0, "compat": 0},
         "time": utc_now(),
-        **content,
+        **as_text(content),
         "adds": tables,
     }
     return LogRecord(record_id, kind, body)

@@ -212,8 +212,7 @@ class Presence:
         if paths:
             self._catalog.execute(
                 "INSERT INTO bad_shards SELECT DISTINCT pack_id, shard, backend, true "
-                "FROM read_parquet(?) WHERE NOT missing",
-                [paths],
+                f"FROM ({self._catalog.reading('scrubs', paths)}) WHERE NOT missing"
             )
 
     def patterns(self) -> Iterator[Pattern]:

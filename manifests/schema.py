@@ -169,13 +169,14 @@ _DUCKDB = {
 }
 
 
+def duckdb_type(kind: str) -> str:
+    """What DuckDB calls the type of a column."""
+    return _DUCKDB.get(kind, "BLOB" if kind.startswith("binary") else "VARCHAR")
+
+
 def duckdb_columns(table: str) -> str:
     """The columns of a table as DuckDB declares them."""
-    declared = []
-    for name, kind, _ in COLUMNS[table]:
-        default = "BLOB" if kind.startswith("binary") else "VARCHAR"
-        declared.append(f'"{name}" {_DUCKDB.get(kind, default)}')
-    return ", ".join(declared)
+    return ", ".join(f'"{name}" {duckdb_type(kind)}' for name, kind, _ in COLUMNS[table])
 
 
 def _arrow_type(kind: str) -> Any:

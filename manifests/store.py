@@ -29,6 +29,7 @@ from manifests.errors import (
     UsageError,
 )
 from manifests.ids import new_id
+from manifests.jsontext import as_text, path_entries, recorded_path
 from manifests.placement import Seat
 
 STORE_KEY = "store.json"
@@ -54,7 +55,7 @@ class BackendInfo:
             "number": self.number,
             "id": str(self.backend_id),
             "type": self.type,
-            "location": self.location,
+            **path_entries("location", self.location),
             "domain": self.domain,
             "read_only": self.read_only,
         }
@@ -70,7 +71,7 @@ class BackendInfo:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> BackendInfo:
-        number, location = whole_number(record["number"]), text(record["location"])
+        number, location = whole_number(record["number"]), recorded_path(record, "location")
         if "\0" in location:
             raise ValueError("a location with a zero byte")
         identity = uuid.UUID(text(record["id"]))
@@ -228,7 +229,7 @@ def write_identity(config: StoreConfig, info: BackendInfo, storage: BackendStora
         "store_id": str(config.store_id),
         "backend_id": str(info.backend_id),
         "number": info.number,
-        "domain": info.domain,
+        "domain": as_text(info.domain),
     }
     storage.write(STORE_KEY, [seal_json(config.to_record())])
     storage.write(BACKEND_KEY, [seal_json(identity)])

@@ -26,6 +26,7 @@ from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedF
 from manifests.ids import is_object_id
 from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
+from manifests.openfolders import OpenFolders
 from manifests.paths import absolute_path
 from manifests.recorded import path_in_run
 from manifests.replicas import Replicas
@@ -114,6 +115,7 @@ class FileStore(ObjectOperations):
         self._cache = cache / str(members.config.store_id)
         self.replicas = Replicas(members, self._cache)
         self._scratch = Scratch(self._cache)
+        self._folders = OpenFolders()
         self._catalog: Catalog | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -189,6 +191,7 @@ class FileStore(ObjectOperations):
                 if self._catalog is not None:
                     self._catalog.close()
                     self._catalog = None
+        self._folders.close()
         self._scratch.close()
 
     def _reopen(self) -> None:
@@ -239,6 +242,7 @@ class FileStore(ObjectOperations):
                 self._catalog = Catalog(
                     self.state,
                     self.replicas,
+                    self._folders,
                     memory_limit=DUCKDB_MEMORY,
                     threads=min(4, available_cores()),
                     temp_directory=self._scratch.folder(),
