@@ -185,6 +185,17 @@ class State:
         noted = [last_data] if last is last_data else [last_data, last]
         return [file for each in noted if each is not None and each.unreadable for file in each.adds]
 
+    def known_short(self) -> bool:
+        """Whether the log knows of packs that lack shards: the last verification found damage, or some could not be
+        written since the last one that found none. This is the rule."""
+        last = self.verifications[-1] if self.verifications else None
+        if last is not None and last.exit_code:
+            return True
+        since = [
+            run.summary for run in self.runs if last is None or run.time > last.time or run.run_id > last.record_id
+        ]
+        return any(summary.get("missing_shards") for summary in [*since, *self.batches])
+
     def find_run(self, name: str) -> Run:
         """The run called by its id, a unique prefix of it, or `latest`. Raises NotFound."""
         if not self.runs:

@@ -411,7 +411,16 @@ class FileStore(ObjectOperations):
                 self._prepare_to_write()
                 result = ingest(self.members, self.state, self.replicas, inputs.sources, options, tick, inputs.listed)
             self._reload()
+            if self.state.known_short():
+                result = replace(result, short=True, may_lose=min(result.may_lose, self._bears()))
         return result
+
+    def _bears(self) -> int:
+        """How many backends may be lost with nothing lost, by all that is known; −1 also where it can't be told."""
+        try:
+            return self.status().bears_backends
+        except DrystoneError:
+            return -1
 
     def survey(
         self,

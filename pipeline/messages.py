@@ -17,6 +17,7 @@ FRESH = 5  # dedupe → compressor: slot of data, aux: verdict slot; amount: chu
 BLOCKS = 6  # compressor → writer: slot of its blocks pool; amount: blocks; first: compressor; second: chunks
 PACK_CHUNKS = 7  # writer → home: slot of its packs pool; amount: chunks of the pack that comes next
 PACK = 8  # writer → home: slot of its packs pool; amount: blocks
+TROUBLES = 24  # writer → home: slot of its packs pool: backends that failed, and why; amount: bytes
 
 # restore and verify
 PLAN = 16  # home → worker: slot of pool plan: a batch of PLAN_DTYPE

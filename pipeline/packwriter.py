@@ -130,7 +130,8 @@ class PackWriter:
         }
         if meters is not None:
             self._storages = {number: MeteredBackend(each, meters, number) for number, each in self._storages.items()}
-        self._failed: dict[int, str] = {}
+        #: Backends that failed, by number, and why. Nothing more is written to them.
+        self.failed: dict[int, str] = {}
         self._encoding = ThreadPoolExecutor(1, "encode")
         self._threads = ThreadPoolExecutor(min(8, len(options.seats)), "shard")
         self.preferred: int | None = None
@@ -211,7 +212,7 @@ class PackWriter:
     def _put(self, number: int, key: str, pieces: Any) -> None:
         storage = self._storages.get(number)
         if storage is None:
-            raise BackendError(self._failed.get(number, f"backend {number} does not answer"))
+            raise BackendError(self.failed.get(number, f"backend {number} does not answer"))
         space, size = self._space(number), sum(map(len, pieces))
         if is_full(space, size):
             raise BackendFull(
@@ -236,7 +237,7 @@ class PackWriter:
             if error is None:
                 shards[index]["present"] = 1
             elif isinstance(error, BackendError):
-                self._failed.setdefault(number, str(error))
+                self.failed.setdefault(number, str(error))
                 self._storages.pop(number, None)
                 if isinstance(error, BackendFull) and not self._storages:
                     raise error
@@ -253,8 +254,8 @@ class PackWriter:
         scheme = self._options.scheme
         good = np.bincount(shards["backend"][shards["present"] != 0], minlength=1)
         if not survives_another_loss(scheme, len(self._options.seats), good.tolist()):
-            reasons = "; ".join(self._failed.values())
-            full = any("No space" in reason for reason in self._failed.values())
+            reasons = "; ".join(self.failed.values())
+            full = any("No space" in reason for reason in self.failed.values())
             raise (BackendFull if full else TooFewBackends)(
                 f"{int(good.sum())} of {scheme.total_shards} shards of a pack could be written, "
                 f"too few to be safe: {reasons}"

@@ -81,7 +81,11 @@ def test_one_backend_fails_during_a_run(
     with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store:
         result = store.ingest([str(tree)], options=INLINE)
     assert result.exit_code == 3
-    assert any("backend-2" in reason for reason in result.lost_backends) or result.tally.missing_shards
+    (lost,) = result.lost_backends
+    assert "backend-2" in lost and os.strerror(number) in lost
+    missing = result.tally.missing_shards
+    assert (f"it lacks {missing} shard" in lost) == (missing > 0)
+    assert (result.may_lose, result.short) == (1, missing > 0)
     script.after = 10**9
     check_restores(tmp_path / "store", tree, tmp_path)
 
@@ -137,3 +141,58 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert done.stdout.split()[0] == "1"
     assert (tmp_path / "out" / "small").read_bytes() == (tmp_path / "small").read_bytes()
+
+
+#: A store of six backends, of which one is on a small file system, and a tree that does not fit on it.
+_SMALL_BACKEND = """
+    set -u; cd {place}; export DRYSTONE_STORE={place}/b0
+    mkdir b0 b1 b2 b3 b4 b5; mount -t tmpfs -o size=8m none b5
+    {command} init b0 b1 b2 b3 b4 b5 --pack-size 4MiB >&2 && {command} ingest -q small >&2 || exit 90
+"""
+
+
+def _small_backend(place: Path, script: str) -> subprocess.CompletedProcess[str]:
+    (place / "small").write_bytes(os.urandom(100_000))
+    (place / "large").write_bytes(os.urandom(40_000_000))
+    (place / "more").write_bytes(os.urandom(50_000))
+    command = str(Path(sys.executable).with_name("drystone"))
+    whole = (_SMALL_BACKEND + script).format(place=place, command=command)
+    line = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", whole]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
+def test_a_full_backend_is_named_by_the_run_and_counted_by_the_next(tmp_path: Path) -> None:
+    """Its small files still fit, so that the writers alone see what ails it."""
+    done = _small_backend(
+        tmp_path,
+        """
+        {command} ingest large; echo "=== $?"
+        rm more; echo again > more
+        {command} ingest more; echo "=== $?"
+        {command} ingest small --force --json; echo "=== $?"
+        """,
+    )
+    first, second, third, _ = done.stdout.split("=== ")
+    assert (done.returncode, second[0], third[0]) == (0, "3", "0"), (done.stdout, done.stderr)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("short of redundancy")]
+    assert "/b5" in lines[0] and "No space left" in lines[0] and "shards of this run" in lines[0]
+    assert "safe: any 1 of 6 backends may be lost, and all comes back; packs lack shards" in first
+    assert "safe: any 1 of 6 backends may be lost, and all comes back; packs lack shards" in second
+    assert '"backends_that_may_be_lost": 1' in third
+
+
+def test_a_backend_that_becomes_read_only_is_named(tmp_path: Path) -> None:
+    done = _small_backend(
+        tmp_path,
+        """
+        mount -o remount,ro b5
+        {command} ingest large; echo "=== $?"
+        mount -o remount,rw b5
+        {command} ingest more; echo "=== $?"
+        """,
+    )
+    first, second, third = done.stdout.split("=== ")
+    assert (done.returncode, second[0], third[0]) == (0, "3", "0"), (done.stdout, done.stderr)
+    assert "/b5" in done.stderr and "Read-only file system" in done.stderr and "shards of this run" in done.stderr
+    assert "safe: any 1 of 6" in first and "safe: any 1 of 6" in second
+    assert "exit code 0: done, but packs of earlier runs lack shards" in second

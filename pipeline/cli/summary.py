@@ -72,14 +72,21 @@ def show_result(result: IngestResult, quiet: bool) -> None:
             f"{figures.waiting / whole:>8.0%}"
         )
     say(f"safe: {_safety(result)}")
-    say(f"exit code {result.exit_code}: {_ENDINGS[result.exit_code]}")
+    ending = _ENDINGS[result.exit_code]
+    if result.short and not result.exit_code:
+        ending = "done, but packs of earlier runs lack shards; see: drystone status"
+    say(f"exit code {result.exit_code}: {ending}")
 
 
 def _safety(result: IngestResult) -> str:
+    """About the whole store: this run lives off packs of earlier ones, too."""
     of = f"of {result.backends} backends"
+    if result.may_lose < 0:
+        return "NO: packs can't be given back, or it can't be told; see: drystone status"
+    short = "; packs lack shards, see: drystone status" if result.short else ""
     if not result.may_lose:
-        return f"for now, but none {of} may be lost any more"
-    return f"any {result.may_lose} {of} may be lost, and all comes back"
+        return f"for now, but none {of} may be lost any more{short}"
+    return f"any {result.may_lose} {of} may be lost, and all comes back{short}"
 
 
 def _show_left_out(left_out: dict[str, tuple[int, int]]) -> None:
@@ -131,7 +138,8 @@ def result_record(result: IngestResult) -> dict[str, object]:
         "lost_manifests": list(result.lost_manifests),
         "short_of_redundancy": result.lost_backends,
         "backends": result.backends,
-        "backends_that_may_be_lost": result.may_lose,
+        "backends_that_may_be_lost": max(0, result.may_lose),
+        "packs_lack_shards": result.short,
         "seconds": round(result.seconds, 3),
         "compressors": result.compressors,
         "memory_wanted": result.memory_wanted or None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -102,6 +104,9 @@ class Collector:
     checksums: Checksums | None = None
     parent: ParentBuilder | None = None
     tally: Tally = field(default_factory=Tally)
+    #: Of backends, by number: why the writers gave them up, and shards of this run that they lack.
+    troubles: dict[int, str] = field(default_factory=dict)
+    lacking: Counter[int] = field(default_factory=Counter)
 
     @cached_property
     def rows(self) -> RunRows:
@@ -177,7 +182,7 @@ class Collector:
         return verdict
 
     def packs_station(self, context: Context) -> Station:
-        """Takes PACK_CHUNKS and PACK from the writers."""
+        """Takes PACK_CHUNKS, PACK and TROUBLES from the writers."""
         rings = tuple(f"packs/{writer}" for writer in range(self.writers))
         left, parts = len(rings), dict[int, list[npt.NDArray[np.void]]]()
         while left:
@@ -190,6 +195,9 @@ class Collector:
                 if message.kind == messages.PACK_CHUNKS:
                     part = np.frombuffer(view, fmt.CHUNK_DTYPE, message.amount).copy()
                     parts.setdefault(message.first, []).append(part)
+                elif message.kind == messages.TROUBLES:
+                    for number, reason in json.loads(bytes(view[: message.amount])).items():
+                        self.troubles.setdefault(int(number), reason)
                 else:
                     row, shards, blocks = self._load_pack(view, message.amount)
             context.release(ring, message.slot)
@@ -206,6 +214,7 @@ class Collector:
         self.rows.add_pack(*pack_rows(row, shards, len(blocks), self.scheme), blocks, chunks)
         self.inflight.note_pack(uuid.UUID(bytes=pack_id))
         present = int(shards["present"].sum())
+        self.lacking.update(shards["backend"][shards["present"] == 0].tolist())
         self.tally.packs += 1
         self.tally.missing_shards += len(shards) - present
         self.tally.most_missing = max(self.tally.most_missing, len(shards) - present)

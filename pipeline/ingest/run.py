@@ -79,10 +79,12 @@ class IngestOptions:
 class IngestResult:
     """A committed run. `tally` in bytes and objects, `began` in RFC 3339, `seconds` from then to commit; `left_out`:
     reason → objects and bytes that were not wanted; `may_lose`: backends of `backends` that may be lost, or may rot,
-    from now on, with nothing lost; `parent`: the run from which unchanged files took their contents, `ignored`: what of
-    their stat was not compared; `lost_manifests`: why manifest files could not be read, so that what they alone told
-    was stored again; `index_trouble`: why the index on disk could not be used, or empty; `memory_wanted`: bytes for one
-    compressor a core, where the memory was room for `compressors` only, else 0."""
+    from now on, with nothing lost, −1 where something is lost already, or can't be told; `short`: packs, of this run or
+    of earlier ones, are known to lack shards; `lost_backends`: what each backend lacks of this run, and why; `parent`:
+    the run from which unchanged files took their contents, `ignored`: what of their stat was not compared;
+    `lost_manifests`: why manifest files could not be read, so that what they alone told was stored again;
+    `index_trouble`: why the index on disk could not be used, or empty; `memory_wanted`: bytes for one compressor a
+    core, where the memory was room for `compressors` only, else 0."""
 
     run_id: uuid.UUID
     sources: list[str]
@@ -102,6 +104,7 @@ class IngestResult:
     index_trouble: str = ""
     compressors: int = 0
     memory_wanted: int = 0
+    short: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -284,7 +287,7 @@ def _ingest(
                 tally=collector.tally,
                 seconds=seconds,
                 stages=stage_figures(counters, INGEST_STAGES, seconds),
-                lost_backends=_lost(members),
+                lost_backends=_lost(members, collector),
                 left_out=_left_out(counters),
                 may_lose=_may_lose(members, collector.tally),
                 backends=members.count,
@@ -309,7 +312,7 @@ def _ingest(
             raise
         inflight.end()
     # A backend may have failed at the record itself.
-    return replace(result, lost_backends=_lost(members), may_lose=_may_lose(members, collector.tally))
+    return replace(result, lost_backends=_lost(members, collector), may_lose=_may_lose(members, collector.tally))
 
 
 def _new_rows(run_id: uuid.UUID, members: Members, options: IngestOptions) -> RunRows:
@@ -324,15 +327,27 @@ def _left_out(counters: Counters) -> dict[str, tuple[int, int]]:
 
 
 def _may_lose(members: Members, tally: Tally) -> int:
-    """Backends that may still be lost: each that does not answer counts as one, and so do those whose shards a pack of
-    this run lacks. What older packs have lost otherwise, only a verification can tell."""
+    """Backends that may still be lost, as far as this run knows: each that does not answer counts as one, and so do
+    those whose shards a pack of this run lacks."""
     lacking = -(-tally.most_missing // shards_per_backend(members.config.scheme, len(members.seats)))
     return max(0, members.tolerance - max(lacking, len(members.absent())))
 
 
-def _lost(members: Members) -> list[str]:
-    absent = [f"{info.location}: does not answer" for info in members.absent() if info.number not in members.failed]
-    return absent + list(members.failed.values())
+def _lost(members: Members, collector: Collector) -> list[str]:
+    """What each backend that failed or does not answer lacks of the run, and why."""
+    found = []
+    for info in members.all:
+        lacking, number = collector.lacking[info.number], info.number
+        reason = members.failed.get(number) or collector.troubles.get(number)
+        if reason is None and number in members.present and not lacking:
+            continue
+        reason = reason or "does not answer"
+        member = members.present.get(number) or members.dropped.get(number)
+        location = info.location if member is None else member.storage.location
+        where = "" if location in reason else f"{location}: "
+        shards = f"; it lacks {lacking:,} shard{'s' * (lacking != 1)} of this run" if lacking else ""
+        found.append(f"{where}{reason}{shards}")
+    return found
 
 
 def _summary(

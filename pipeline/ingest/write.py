@@ -1,7 +1,8 @@
-"""The writer: hosts the stages encode and write, and sends the rows of durable packs home."""
+"""The writer: hosts the stages encode and write. Rows of durable packs go home, and so does why backends failed."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from pipeline.station import Acquire, Context, Station, Steps, Take
 from pipeline.topology import ENCODE, SMALL_SLOT
 
 CHUNKS_PER_SLOT = SMALL_SLOT // fmt.CHUNK_DTYPE.itemsize
+#: Characters of a backend's trouble that travel: those of 255 backends fit into a slot, however they are escaped.
+REASON_MOST = 600
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,11 @@ class WriteOptions:
 
 
 def write_station(context: Context, options: WriteOptions) -> Station:
-    """Takes BLOCKS on blocks/<compressor>/<index>, sends PACK_CHUNKS and PACK on packs/<index>."""
+    """Takes BLOCKS on blocks/<compressor>/<index>, sends PACK_CHUNKS, PACK and TROUBLES on packs/<index>."""
     context.clock.switch(ENCODE)
     writer = PackWriter(options.packs, context.clock, context.at, context.meters)
     rings = tuple(f"blocks/{compressor}/{options.index}" for compressor in range(options.compressors))
-    left = len(rings)
+    left, told = len(rings), 0
     while left:
         _, message = yield Take(rings)
         if message.kind == messages.END:
@@ -43,7 +46,12 @@ def write_station(context: Context, options: WriteOptions) -> Station:
             chunks = np.frombuffer(view, fmt.CHUNK_DTYPE, message.second, at).copy()
             yield from _send_packs(context, options.index, writer.add(view, blocks, chunks))
         context.release(pool, message.slot)
+        if len(writer.failed) > told:
+            told = len(writer.failed)
+            yield from _send_troubles(context, options.index, writer.failed)
     yield from _send_packs(context, options.index, writer.finish())
+    if len(writer.failed) > told:
+        yield from _send_troubles(context, options.index, writer.failed)
     context.send(f"packs/{options.index}", Message(messages.END))
 
 
@@ -54,6 +62,11 @@ def _send_packs(context: Context, index: int, packs: Iterable[DurablePack]) -> S
             yield from _send(context, index, messages.PACK_CHUNKS, len(part), part.tobytes())
         body = pack.row.tobytes() + pack.shards.tobytes() + pack.blocks.tobytes()
         yield from _send(context, index, messages.PACK, len(pack.blocks), body)
+
+
+def _send_troubles(context: Context, index: int, failed: dict[int, str]) -> Steps:
+    body = json.dumps({number: reason[:REASON_MOST] for number, reason in failed.items()}).encode()
+    yield from _send(context, index, messages.TROUBLES, len(body), body)
 
 
 def _send(context: Context, index: int, kind: int, count: int, body: bytes) -> Steps:

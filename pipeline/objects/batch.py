@@ -196,6 +196,10 @@ class WriteBatch:
             summary = {**vars(self.sums), "seconds": round(time.monotonic() - self._began, 3)}
             record = make_record(self.run_id, self._kind, {self._kind: summary}, files)
             write_record(self._members, record)
+            for number, reason in self._intake.writer.failed.items():
+                self._members.drop(
+                    number, reason
+                )  # its trouble is seen then, and it is tried again with the next write
         except BaseException:
             self.abort()
             raise
