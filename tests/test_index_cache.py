@@ -5,6 +5,7 @@ One file, though long: the store with an index, and the ways to hurt it, serve e
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
@@ -561,8 +562,8 @@ def test_the_commands_say_how_it_stands(store: FileStore, tree: Path, tmp_path: 
     assert dry.stdout.startswith("would record the kind memory instead of disk, and remove what lies in the cache")
     built = drystone(*where, "index", "rebuild", cache=cache)
     assert built.returncode == 0 and "current" in built.stdout
-    head, row = drystone(*where, "index", "status", "--format", "csv", cache=cache).stdout.splitlines()
-    assert dict(zip(head.split(","), row.split(","), strict=True))["chunks_condition"] == "current"
+    (row,) = csv.DictReader(drystone(*where, "index", "status", "--format", "csv", cache=cache).stdout.splitlines())
+    assert json.loads(row["chunks"])["condition"] == "current"
     assert drystone(*where, "index", "rebuild", "--kind", "memory", "-q", cache=cache).stdout == ""
     assert drystone(*where, "index", "status", cache=cache).stdout.splitlines()[0].split() == ["kind", "memory"]
     assert drystone(*where, "index", "rebuild", "--kind", "tape", cache=cache).returncode == 2

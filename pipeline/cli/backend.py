@@ -11,9 +11,10 @@ import click
 from manifests.errors import UsageError
 from manifests.sizes import format_size
 from pipeline.cli.command import Command
+from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import Parsed, format_options, open_store, store_option
-from pipeline.cli.output import Column, emit, emit_json
+from pipeline.cli.output import Column, emit, emit_summary, emit_table
 from pipeline.printing import say
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ def list_command(context: click.Context, store: str | None, output: str) -> None
     """
     with open_store(context, store) as opened:
         backends = opened.list_backends()
+    records = map(backend_record, backends)
+    if output != "table":
+        emit(records, BACKEND_FIELDS, output)
+        return
     columns = [
         Column("id", "id"),
         Column("failure_domain", "domain"),
@@ -61,14 +66,38 @@ def list_command(context: click.Context, store: str | None, output: str) -> None
         Column("usage_percent", "used", lambda percent: f"{percent:.0f} %", right=True),
         Column("path", "location"),
     ]
-    emit(map(backend_record, backends), columns, output)
+    emit_table(records, columns)
+
+
+BACKEND_FIELDS = {
+    "id": Kind.TEXT,
+    "number": Kind.INTEGER,
+    "storage_type": Kind.TEXT,
+    "media_type": Kind.TEXT,
+    "path": Kind.PATH,
+    "failure_domain": Kind.TEXT,
+    "state": Kind.TEXT,
+    "present": Kind.FLAG,
+    "read_only": Kind.FLAG,
+    "trouble": Kind.TEXT,
+    "total_bytes": Kind.INTEGER,
+    "free_bytes": Kind.INTEGER,
+    "used_bytes": Kind.INTEGER,
+    "usage_percent": Kind.NUMBER,
+    "endpoint": Kind.TEXT,
+    "bucket": Kind.TEXT,
+    "region": Kind.TEXT,
+    "credentials": Kind.TEXT,
+}
 
 
 def backend_record(backend: Backend) -> dict[str, Any]:
-    """A backend for programs."""
+    """A backend for programs, with BACKEND_FIELDS."""
     return {
-        **{name: value for name, value in vars(backend).items() if name != "id"},
+        **{name: value for name, value in vars(backend).items() if name in BACKEND_FIELDS},
         "id": str(backend.id),
+        "storage_type": str(backend.type),
+        "media_type": str(backend.media_type),
         "used_bytes": backend.used_bytes,
         "usage_percent": round(backend.usage_percent, 1),
         "state": state_word(backend),
@@ -82,6 +111,9 @@ def state_word(backend: Backend) -> str:
     if backend.trouble:
         return "in doubt"
     return "read-only" if backend.read_only else "ok"
+
+
+_ADDED_FIELDS = {"dry_run": Kind.FLAG, "backends": Kind.INTEGER, **BACKEND_FIELDS}
 
 
 @backend_command.command("add", cls=Command)
@@ -116,13 +148,23 @@ def add_command(
         added = opened.add_backend(place, backend_id=backend_id, domain=domain, read_only=read_only, dry_run=dry_run)
         count = len(known | {added.id})
     if output != "table":
-        emit_json({"type": "summary", "dry_run": dry_run, "backends": count, **backend_record(added)})
+        emit_summary({"dry_run": dry_run, "backends": count, **backend_record(added)}, _ADDED_FIELDS, output)
         return
     verb = ("would change" if dry_run else "changed") if added.id in known else ("would add" if dry_run else "added")
     shut = ", read-only" if added.read_only else ""
     say(f"{verb} backend {added.id} at {added.path}, domain {added.failure_domain}{shut}")
     if added.id not in known:
         say(f"{count} backends; packs that are there already stay where they are")
+
+
+_REMOVED_FIELDS = {
+    "dry_run": Kind.FLAG,
+    "backend_id": Kind.TEXT,
+    "location": Kind.PATH,
+    "packs": Kind.INTEGER,
+    "lost_packs": Kind.INTEGER,
+    "bears": Kind.INTEGER,
+}
 
 
 @backend_command.command("remove", cls=Command)
@@ -149,7 +191,8 @@ def remove_command(
     with open_store(context, store) as opened:
         removal = opened.remove_backend(name or backend_id, force=force, dry_run=dry_run)
     if output != "table":
-        emit_json({"type": "summary", "dry_run": dry_run, **vars(removal), "backend_id": str(removal.backend_id)})
+        record = {"dry_run": dry_run, **vars(removal), "backend_id": str(removal.backend_id)}
+        emit_summary(record, _REMOVED_FIELDS, output)
         return
     for line in _removal_lines(removal.location, removal.packs, removal.lost_packs, removal.bears, dry_run):
         say(line)

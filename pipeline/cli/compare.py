@@ -9,15 +9,17 @@ import click
 
 from manifests.sizes import format_size
 from pipeline.cli.command import Command
+from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, quiet_option, store_option
-from pipeline.cli.output import Column, emit, emit_json, path_fields
+from pipeline.cli.output import Column, emit, emit_json, emit_table, path_fields
 from pipeline.printing import say, shown
 
 if TYPE_CHECKING:
-    from pipeline.compare import Comparison
+    from pipeline.compare import Comparison, Difference
 
-_COLUMNS = [Column("verdict", ""), Column("shown", ""), Column("what", "", lambda what: "; ".join(what))]
+_COLUMNS = [Column("verdict", ""), Column("path", ""), Column("what", "", "; ".join)]
+_FIELDS = {"path": Kind.PATH, "verdict": Kind.TEXT, "what": Kind.TEXTS}
 
 
 @click.command("compare", cls=Command)
@@ -52,23 +54,20 @@ def compare_command(
     selection, directory = ("latest", arguments[0]) if len(arguments) == 1 else arguments
     with open_store(context, store) as opened:
         comparison = opened.compare(selection, directory, data=data)
-        rows = _rows(comparison, output == "table")
         if output != "table":
-            emit(rows, _COLUMNS, output, kind="item")
+            emit(map(_record, comparison), _FIELDS, output)
             if output == "jsonl":
-                emit_json({"type": "summary", **_summary(comparison)})
+                emit_json("summary", _summary(comparison))
         else:
-            emit(rows, _COLUMNS, output)
+            emit_table(({**vars(each), "path": shown(each.path)} for each in comparison), _COLUMNS)
             if not quiet:
                 for line in _verdict(comparison, directory):
                     say(line)
     return comparison.exit_code
 
 
-def _rows(comparison: Comparison, for_people: bool) -> Iterator[dict[str, Any]]:
-    for each in comparison:
-        for_eyes = {"shown": shown(each.path)} if for_people else {}
-        yield {**path_fields(each.path), "verdict": each.verdict, "what": list(each.what), **for_eyes}
+def _record(each: Difference) -> dict[str, Any]:
+    return {**path_fields(each.path), "verdict": each.verdict, "what": list(each.what)}
 
 
 def _summary(comparison: Comparison) -> dict[str, Any]:

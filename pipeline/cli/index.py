@@ -10,9 +10,10 @@ import click
 from manifests.config import INDEX_KINDS
 from manifests.sizes import format_size
 from pipeline.cli.command import Command
+from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, quiet_option, store_option
-from pipeline.cli.output import emit, emit_json
+from pipeline.cli.output import emit_summary
 from pipeline.printing import say
 
 if TYPE_CHECKING:
@@ -33,6 +34,16 @@ def index_command() -> None:
     """
 
 
+_STATUS_FIELDS = {
+    "kind": Kind.TEXT,
+    "location": Kind.PATH,
+    "rows": Kind.INTEGER,
+    "memory_bytes": Kind.INTEGER,
+    "chunks": Kind.NESTED,
+    "contents": Kind.NESTED,
+}
+
+
 @index_command.command("status", cls=Command)
 @store_option
 @format_options
@@ -47,7 +58,10 @@ def status_command(context: click.Context, store: str | None, output: str) -> No
     """
     with open_store(context, store) as opened:
         status = opened.index_status()
-    _emit(status, output, {})
+    if output == "table":
+        _show(status)
+    else:
+        emit_summary(_record(status), _STATUS_FIELDS, output)
 
 
 @index_command.command("rebuild", cls=Command)
@@ -74,7 +88,8 @@ def rebuild_command(
         status = before if dry_run else opened.rebuild_index(kind)
     wanted = kind or before.kind
     if output != "table":
-        _emit(status, output, {"dry_run": dry_run, "wanted": wanted})
+        record = {"dry_run": dry_run, "wanted": wanted, **_record(status)}
+        emit_summary(record, {"dry_run": Kind.FLAG, "wanted": Kind.TEXT, **_STATUS_FIELDS}, output)
     elif not quiet and dry_run:
         what = "build the index on disk anew" if wanted == "disk" else "remove what lies in the cache"
         switch = f"record the kind {wanted} instead of {before.kind}, and " if wanted != before.kind else ""
@@ -83,17 +98,10 @@ def rebuild_command(
         _show(status)
 
 
-def _emit(status: IndexStatus, output: str, more: dict[str, Any]) -> None:
-    if output == "table":
-        _show(status)
-    elif output in ("json", "jsonl"):
-        emit_json({"type": "summary", **more, **asdict(status)})
-    else:
-        flat = {"kind": status.kind, "location": status.location, "rows": status.rows, "memory": status.memory}
-        for name, part in (("chunks", status.chunks), ("contents", status.contents)):
-            values = {} if part is None else asdict(part)
-            flat |= {f"{name}_{key}": value for key, value in values.items()}
-        emit([{**more, **flat}], [], output)
+def _record(status: IndexStatus) -> dict[str, Any]:
+    """The index for programs, with _STATUS_FIELDS."""
+    record = asdict(status)
+    return {"memory_bytes": record.pop("memory"), **record}
 
 
 def _show(status: IndexStatus) -> None:

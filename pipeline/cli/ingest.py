@@ -18,9 +18,17 @@ from pipeline.cli.options import (
     store_option,
     verbose_option,
 )
-from pipeline.cli.output import emit_json, path_fields
+from pipeline.cli.output import emit_json, emit_summary, path_fields
 from pipeline.cli.selecting import SelectingCommand, select_options, selecting_options
-from pipeline.cli.summary import WORDS, result_record, show_result, show_survey, survey_record
+from pipeline.cli.summary import (
+    RESULT_FIELDS,
+    SURVEY_FIELDS,
+    WORDS,
+    result_record,
+    show_result,
+    show_survey,
+    survey_record,
+)
 from pipeline.names import parse_name
 from pipeline.printing import say, shown, warn
 from stages.digest import join_digests, parse_digests
@@ -204,10 +212,10 @@ def ingest_command(
         show_result(result, quiet)
     else:
         for path, reason in tally.named_errors if output == "jsonl" else ():
-            emit_json({"type": "item", **path_fields(path), "error": reason})
+            emit_json("item", {**path_fields(path), "error": reason})
         for path in result.checksums.named_missing if result.checksums is not None and output == "jsonl" else ():
-            emit_json({"type": "item", **path_fields(path), "error": "it is listed, but not archived"})
-        emit_json(result_record(result))
+            emit_json("item", {**path_fields(path), "error": "it is listed, but not archived"})
+        emit_summary(result_record(result), RESULT_FIELDS, output)
     return result.exit_code
 
 
@@ -223,7 +231,7 @@ def _dry_run(
 ) -> int:
     def on_left_out(path: bytes, reason: str) -> None:
         if output == "jsonl":
-            emit_json({"type": "item", **path_fields(path), "left_out": reason})
+            emit_json("item", {**path_fields(path), "left_out": reason})
         elif output == "table" and verbose:
             say(f"left out, {WORDS[reason]}: {shown(path)}")
 
@@ -232,7 +240,7 @@ def _dry_run(
     for path, reason in found.tally.named_errors:
         warn(f"would be skipped: {shown(path)}: {reason}")
     if output != "table":
-        emit_json(survey_record(found))
+        emit_summary(survey_record(found), SURVEY_FIELDS, output)
     elif not quiet:
         show_survey(found)
     return found.exit_code

@@ -6,9 +6,18 @@ import click
 
 from manifests.config import DEFAULT_INDEX, INDEX_KINDS, ChunkerSpec, CodecSpec, ECScheme
 from pipeline.cli.command import Command
+from pipeline.cli.fields import Kind
 from pipeline.cli.options import SIZE, Parsed, cache_directory, format_options
-from pipeline.cli.output import emit_json
+from pipeline.cli.output import emit_summary
 from pipeline.printing import say, warn
+
+_FIELDS = {
+    "store_id": Kind.TEXT,
+    "backends": Kind.TEXTS,
+    "may_be_lost": Kind.INTEGER,
+    "devices": Kind.INTEGER,
+    "survives_loss_of_a_device": Kind.FLAG,
+}
 
 
 @click.command("init", cls=Command)
@@ -71,15 +80,16 @@ def init_command(
             per_domain[domain] = per_domain.get(domain, 0) + 1
         safe_domains = sum(sorted(per_domain.values(), reverse=True)[:1]) <= scheme.m
         if output != "table":
-            emit_json(
+            emit_summary(
                 {
-                    "type": "summary",
                     "store_id": str(store.config.store_id),
                     "backends": [info.location for info in members.all],
                     "may_be_lost": members.tolerance,
                     "devices": len(per_domain),
                     "survives_loss_of_a_device": safe_domains,
-                }
+                },
+                _FIELDS,
+                output,
             )
             return
         say(f"store {store.config.store_id}, {scheme}, {chunker.describe()}, {compression}")

@@ -4,16 +4,81 @@ from __future__ import annotations
 
 import os
 import stat as filemode
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from manifests.sizes import format_size
 from pipeline.cli.command import Command
+from pipeline.cli.fields import Kind, rfc3339, typed
 from pipeline.cli.options import format_options, open_store, store_option
-from pipeline.cli.output import Column, emit, emit_json, path_fields, rfc3339
+from pipeline.cli.output import Column, emit, emit_summary, emit_table, path_fields
 from pipeline.printing import say, shown
+
+if TYPE_CHECKING:
+    from manifests.inspect import StoreStats
+    from manifests.log import Run
+    from manifests.objects import ObjectInfo
+
+_RUN_FIELDS = {
+    "run": Kind.TEXT,
+    "time": Kind.TIME,
+    "host": Kind.TEXT,
+    "tags": Kind.NESTED,
+    "sources": Kind.TEXTS,
+    "names": Kind.TEXTS,
+    "listed": Kind.FLAG,
+    "parent": Kind.TEXT,
+    "ignored": Kind.TEXTS,
+    "began": Kind.TIME,
+    "seconds": Kind.NUMBER,
+    "files": Kind.INTEGER,
+    "directories": Kind.INTEGER,
+    "others": Kind.INTEGER,
+    "bytes": Kind.INTEGER,
+    "unchanged": Kind.INTEGER,
+    "unchanged_bytes": Kind.INTEGER,
+    "new_chunks": Kind.INTEGER,
+    "new_bytes": Kind.INTEGER,
+    "stored_bytes": Kind.INTEGER,
+    "parity_bytes": Kind.INTEGER,
+    "packs": Kind.INTEGER,
+    "adopted_packs": Kind.INTEGER,
+    "adopted_bytes": Kind.INTEGER,
+    "skipped": Kind.INTEGER,
+    "left_out": Kind.NESTED,
+    "missing_shards": Kind.INTEGER,
+    "digests": Kind.TEXTS,
+    "checksums": Kind.NESTED,
+    "compression": Kind.TEXT,
+    "busy": Kind.NESTED,
+}
+_OBJECT_FIELDS = {
+    "path": Kind.PATH,
+    "kind": Kind.TEXT,
+    "size": Kind.INTEGER,
+    "mode": Kind.INTEGER,
+    "uid": Kind.INTEGER,
+    "gid": Kind.INTEGER,
+    "mtime": Kind.TIME,
+    "digest": Kind.TEXT,
+    "target": Kind.PATH,
+    "error": Kind.TEXT,
+}
+_STATS_FIELDS = {
+    "runs": Kind.INTEGER,
+    "files": Kind.INTEGER,
+    "objects": Kind.INTEGER,
+    "logical_bytes": Kind.INTEGER,
+    "chunks": Kind.INTEGER,
+    "unique_bytes": Kind.INTEGER,
+    "packs": Kind.INTEGER,
+    "stored_bytes": Kind.INTEGER,
+    "parity_bytes": Kind.INTEGER,
+    "manifest_bytes": Kind.INTEGER,
+    "dedupe_ratio": Kind.NUMBER,
+    "compression_ratio": Kind.NUMBER,
+}
 
 
 @click.command("runs", cls=Command)
@@ -30,18 +95,28 @@ def runs_command(context: click.Context, store: str | None, output: str) -> None
     Like `restic snapshots` and `borg list`.
     """
     with open_store(context, store) as opened:
-        rows = [{"run": str(run.run_id), "time": run.time, **run.summary} for run in opened.runs()]
+        rows = [typed(_run_record(run), _RUN_FIELDS) for run in opened.runs()]
+    if output != "table":
+        emit(rows, _RUN_FIELDS, output)
+        return
     columns = [
         Column("run", "run"),
         Column("time", "time"),
         Column("host", "host"),
         Column("files", "files", lambda value: f"{value:,}", right=True),
         Column("bytes", "bytes", format_size, right=True),
-        Column("stored", "stored", format_size, right=True),
-        Column("errors", "skipped", right=True),
-        Column("sources", "sources", lambda value: " ".join(value)),
+        Column("stored_bytes", "stored", format_size, right=True),
+        Column("skipped", "skipped", right=True),
+        Column("sources", "sources", " ".join),
     ]
-    emit(rows, columns, output)
+    emit_table(rows, columns)
+
+
+def _run_record(run: Run) -> dict[str, Any]:
+    """A run for programs, with the names that its ingest's summary has."""
+    names = {"stored": "stored_bytes", "parity": "parity_bytes", "errors": "skipped"}
+    summary = {names.get(name, name): value for name, value in run.summary.items()}
+    return {**summary, "run": str(run.run_id), "time": run.time}
 
 
 @click.command("ls", cls=Command)
@@ -67,32 +142,41 @@ def ls_command(
             Column("mode", "", lambda mode: filemode.filemode(mode)),
             Column("owner", ""),
             Column("size", "", right=True),
-            Column("mtime", ""),
+            Column("mtime", "", lambda ns: rfc3339(ns // 10**9 * 10**9)),
             Column("shown", ""),
         ]
-        rows = _rows(opened.list(selection, recursive=recursive), output == "table")
-        emit(rows, columns if long else columns[-1:], output)
+        objects = opened.list(selection, recursive=recursive)
+        if output == "table":
+            emit_table(map(_object_for_people, objects), columns if long else columns[-1:])
+        else:
+            emit(map(_object_record, objects), _OBJECT_FIELDS, output)
 
 
-def _rows(objects: Iterator[Any], for_people: bool) -> Iterator[dict[str, Any]]:
-    for info in objects:
-        row = {
-            "kind": info.kind,
-            "size": info.size,
-            "mode": info.mode,
-            "uid": info.uid,
-            "gid": info.gid,
-            "mtime": rfc3339(info.mtime_ns),
-            "digest": info.digest.hex() if info.digest else None,
-            "target": os.fsdecode(info.target) if info.target else None,
-            "error": info.error,
-        }
-        if for_people:
-            arrow = f" -> {shown(info.target)}" if info.target else ""
-            trouble = f"  [{info.error}]" if info.error else ""
-            row["shown"] = shown(info.path) + arrow + trouble
-            row["owner"] = f"{info.user_name or info.uid}:{info.group_name or info.gid}"
-        yield {**path_fields(info.path), **row}
+def _object_record(info: ObjectInfo) -> dict[str, Any]:
+    return {
+        **path_fields(info.path),
+        "kind": info.kind,
+        "size": info.size,
+        "mode": info.mode,
+        "uid": info.uid,
+        "gid": info.gid,
+        "mtime": info.mtime_ns,
+        "digest": info.digest.hex() if info.digest else None,
+        "target": os.fsdecode(info.target) if info.target else None,
+        "error": info.error,
+    }
+
+
+def _object_for_people(info: ObjectInfo) -> dict[str, Any]:
+    arrow = f" -> {shown(info.target)}" if info.target else ""
+    trouble = f"  [{info.error}]" if info.error else ""
+    return {
+        "mode": info.mode,
+        "owner": f"{info.user_name or info.uid}:{info.group_name or info.gid}",
+        "size": info.size,
+        "mtime": info.mtime_ns,
+        "shown": shown(info.path) + arrow + trouble,
+    }
 
 
 @click.command("stats", cls=Command)
@@ -110,11 +194,7 @@ def stats_command(context: click.Context, store: str | None, output: str) -> Non
     with open_store(context, store) as opened:
         stats = opened.stats()
     if output != "table":
-        record = {**vars(stats), "dedupe_ratio": stats.dedupe_ratio, "compression_ratio": stats.compression_ratio}
-        if output in ("json", "jsonl"):
-            emit_json({"type": "summary", **record})
-        else:
-            emit([record], [], output)
+        emit_summary(_stats_record(stats), _STATS_FIELDS, output)
         return
     for name, value, more in (
         ("runs", f"{stats.runs:,}", ""),
@@ -130,3 +210,20 @@ def stats_command(context: click.Context, store: str | None, output: str) -> Non
         ("manifests", format_size(stats.manifests), "on each backend"),
     ):
         say(f"{name:<14} {value:>12}  {more}".rstrip())
+
+
+def _stats_record(stats: StoreStats) -> dict[str, Any]:
+    return {
+        "runs": stats.runs,
+        "files": stats.files,
+        "objects": stats.objects,
+        "logical_bytes": stats.logical,
+        "chunks": stats.chunks,
+        "unique_bytes": stats.unique,
+        "packs": stats.packs,
+        "stored_bytes": stats.stored,
+        "parity_bytes": stats.parity,
+        "manifest_bytes": stats.manifests,
+        "dedupe_ratio": stats.dedupe_ratio,
+        "compression_ratio": stats.compression_ratio,
+    }

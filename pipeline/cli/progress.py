@@ -129,8 +129,8 @@ class Progress:
 
         elapsed = now - self._started
         emit_json(
+            "progress",
             {
-                "type": "progress",
                 "files": snapshot.files,
                 "bytes": snapshot.bytes,
                 "total_bytes": snapshot.total or None,
@@ -138,6 +138,6 @@ class Progress:
                 "seconds": round(elapsed, 3),
                 "seconds_left": self._left(snapshot, now),
                 "bottleneck": snapshot.bottleneck,
-            }
+            },
         )
         flush()

@@ -12,6 +12,7 @@ from manifests.errors import BackendError, UsageError
 from manifests.ids import is_object_id
 from manifests.sizes import format_size
 from pipeline.cli.command import Command
+from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
     Parsed,
@@ -21,7 +22,7 @@ from pipeline.cli.options import (
     resource_options,
     store_option,
 )
-from pipeline.cli.output import emit_json, path_fields
+from pipeline.cli.output import emit_json, emit_summary, path_fields
 from pipeline.printing import flush, say, shown, warn, write_bytes
 from stages.assemble import ByteRange
 
@@ -31,6 +32,25 @@ if TYPE_CHECKING:
     from pipeline.restore.run import RestoreRequest
 
 RANGE = Parsed("A-B", ByteRange.parse)
+
+_FIELDS = {
+    "files": Kind.INTEGER,
+    "bytes": Kind.INTEGER,
+    "failed": Kind.INTEGER,
+    "healed_cells": Kind.INTEGER,
+    "healed_records": Kind.INTEGER,
+    "lost_manifests": Kind.TEXTS,
+    "left_to_root": Kind.INTEGER,
+    "seconds": Kind.NUMBER,
+    "exit_code": Kind.INTEGER,
+}
+_BYTES_FIELDS = {
+    "bytes": Kind.INTEGER,
+    "ranges": Kind.NESTED,
+    "path": Kind.PATH,
+    "healed_cells": Kind.INTEGER,
+    "healed_records": Kind.INTEGER,
+}
 
 
 @click.command("restore", cls=Command)
@@ -127,10 +147,9 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
         warn(f"owners were passed over: only root can give {result.left_to_root:,} objects what they had")
     if output != "table":
         for path, reason in result.failures if output == "jsonl" else ():
-            emit_json({"type": "item", **path_fields(path), "error": reason})
-        emit_json(
+            emit_json("item", {**path_fields(path), "error": reason})
+        emit_summary(
             {
-                "type": "summary",
                 "files": result.files,
                 "bytes": result.bytes,
                 "failed": result.failed,
@@ -140,7 +159,9 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
                 "left_to_root": result.left_to_root,
                 "seconds": round(result.seconds, 3),
                 "exit_code": result.exit_code,
-            }
+            },
+            _FIELDS,
+            output,
         )
         return result.exit_code
     rate = result.bytes / max(result.seconds, 1e-9)
@@ -188,7 +209,7 @@ def _restore_bytes(opened: FileStore, selection: str, ranges: tuple[ByteRange, .
             "healed_records": figures.healed_records + opened.healed_records,
         }
         each = [{"range": str(part), "bytes": count} for part, count in zip(ranges, written, strict=False)]
-        emit_json({"type": "summary", "bytes": sum(written), "ranges": each, "path": to, **healed})
+        emit_summary({"bytes": sum(written), "ranges": each, "path": to, **healed}, _BYTES_FIELDS, output)
     return 0
 
 

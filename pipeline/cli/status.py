@@ -12,9 +12,10 @@ import click
 from manifests.sizes import format_size
 from pipeline.cli.backend import backend_record
 from pipeline.cli.command import Command
+from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, store_option
-from pipeline.cli.output import Column, emit, emit_json
+from pipeline.cli.output import Column, emit, emit_summary, emit_table
 from pipeline.printing import say
 
 if TYPE_CHECKING:
@@ -24,6 +25,38 @@ if TYPE_CHECKING:
 
 #: Sets of backends that a line of `--risk` names.
 NAMED_SETS = 20
+
+_FIELDS = {
+    "backends_that_may_be_lost": Kind.INTEGER,
+    "domains_that_may_be_lost": Kind.INTEGER,
+    "should_bear": Kind.INTEGER,
+    "domains": Kind.INTEGER,
+    "packs": Kind.INTEGER,
+    "short_packs": Kind.INTEGER,
+    "missing_shards": Kind.INTEGER,
+    "lost_packs": Kind.INTEGER,
+    "spare_packs": Kind.INTEGER,
+    "last_run": Kind.NESTED,
+    "last_verification": Kind.NESTED,
+    "last_data_verification": Kind.NESTED,
+    "backends": Kind.NESTED,
+    "unfinished": Kind.NESTED,
+    "troubles": Kind.TEXTS,
+    "advice": Kind.TEXTS,
+    "exit_code": Kind.INTEGER,
+}
+_RISK_FIELDS = {
+    "pack": Kind.TEXT,
+    "good_shards": Kind.INTEGER,
+    "data_shards": Kind.INTEGER,
+    "parity_shards": Kind.INTEGER,
+    "backends_that_may_be_lost": Kind.INTEGER,
+    "recoverable": Kind.FLAG,
+    "stored_again": Kind.FLAG,
+    "backends": Kind.TEXTS,
+    "lost_with": Kind.NESTED,
+    "lost_with_more": Kind.FLAG,
+}
 
 
 @click.command("status", cls=Command)
@@ -49,13 +82,11 @@ def status_command(context: click.Context, store: str | None, risk: bool, output
             if output == "table":
                 _show_risk(found, locations)
             else:
-                emit((_risk_record(each, locations) for each in found.presence.packs()), [], output)
+                emit((_risk_record(each, locations) for each in found.presence.packs()), _RISK_FIELDS, output)
         elif output == "table":
             _show(found)
-        elif output in ("json", "jsonl"):
-            emit_json(_record(found))
         else:
-            emit(({**backend_record(s.backend), "shards": s.shards} for s in found.backends), [], output)
+            emit_summary(_record(found), _FIELDS, output)
     return found.exit_code
 
 
@@ -76,13 +107,12 @@ def _show(found: StoreStatus) -> None:
         Column("free_bytes", "free", format_size, right=True),
         Column("path", "backend"),
     ]
-    emit(
+    emit_table(
         (
             {**backend_record(share.backend), "shards": share.shards, "shard_bytes": share.shard_bytes}
             for share in found.backends
         ),
         columns,
-        "table",
     )
     for trouble in found.troubles:
         say(f"amiss: {trouble}")
@@ -144,7 +174,6 @@ def _rough(span: datetime.timedelta) -> str:
 def _record(found: StoreStatus) -> dict[str, Any]:
     run = found.last_run
     return {
-        "type": "summary",
         "backends_that_may_be_lost": max(0, found.bears_backends),
         "domains_that_may_be_lost": max(0, found.bears_domains),
         "should_bear": found.should_bear,
@@ -199,7 +228,7 @@ def _show_risk(found: StoreStatus, locations: dict[int, str]) -> None:
         Column("lost_with", "would not survive the loss of"),
     ]
     rows = ({"packs": packs[row], "bears": row[0], "good": row[1], "lost_with": row[2]} for row in sorted(packs))
-    emit(rows, columns, "table")
+    emit_table(rows, columns)
     for number, location in locations.items():
         say(f"{number}: {location}")
 

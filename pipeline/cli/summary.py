@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from manifests.sizes import format_size
+from pipeline.cli.fields import Kind
 from pipeline.printing import say
 
 if TYPE_CHECKING:
@@ -21,6 +22,51 @@ WORDS = {
     "size": "too large",
     "filesystem": "on other file systems",
     "store": "contents of this store's backends",
+}
+RESULT_FIELDS = {
+    "run": Kind.TEXT,
+    "sources": Kind.TEXTS,
+    "host": Kind.TEXT,
+    "began": Kind.TIME,
+    "files": Kind.INTEGER,
+    "directories": Kind.INTEGER,
+    "others": Kind.INTEGER,
+    "bytes": Kind.INTEGER,
+    "parent": Kind.TEXT,
+    "unchanged": Kind.INTEGER,
+    "unchanged_bytes": Kind.INTEGER,
+    "new_chunks": Kind.INTEGER,
+    "new_bytes": Kind.INTEGER,
+    "stored_bytes": Kind.INTEGER,
+    "parity_bytes": Kind.INTEGER,
+    "packs": Kind.INTEGER,
+    "adopted_packs": Kind.INTEGER,
+    "adopted_bytes": Kind.INTEGER,
+    "left_out": Kind.NESTED,
+    "skipped": Kind.INTEGER,
+    "skipped_reasons": Kind.NESTED,
+    "checksums": Kind.NESTED,
+    "missing_shards": Kind.INTEGER,
+    "lost_manifests": Kind.TEXTS,
+    "short_of_redundancy": Kind.TEXTS,
+    "backends": Kind.INTEGER,
+    "backends_that_may_be_lost": Kind.INTEGER,
+    "seconds": Kind.NUMBER,
+    "compressors": Kind.INTEGER,
+    "memory_wanted": Kind.INTEGER,
+    "stages": Kind.NESTED,
+    "exit_code": Kind.INTEGER,
+}
+SURVEY_FIELDS = {
+    "dry_run": Kind.FLAG,
+    "files": Kind.INTEGER,
+    "directories": Kind.INTEGER,
+    "others": Kind.INTEGER,
+    "bytes": Kind.INTEGER,
+    "left_out": Kind.NESTED,
+    "skipped": Kind.INTEGER,
+    "skipped_reasons": Kind.NESTED,
+    "exit_code": Kind.INTEGER,
 }
 _ENDINGS = {
     0: "done, nothing is amiss",
@@ -108,10 +154,9 @@ def _left_out_record(left_out: dict[str, tuple[int, int]]) -> dict[str, object]:
 
 
 def result_record(result: IngestResult) -> dict[str, object]:
-    """The summary for programs."""
+    """The summary for programs, with RESULT_FIELDS."""
     tally = result.tally
     return {
-        "type": "summary",
         "run": str(result.run_id),
         "sources": result.sources,
         "host": result.host,
@@ -160,10 +205,9 @@ def show_survey(found: Survey) -> None:
 
 
 def survey_record(found: Survey) -> dict[str, object]:
-    """What a dry run found, for programs."""
+    """What a dry run found, for programs, with SURVEY_FIELDS."""
     tally = found.tally
     return {
-        "type": "summary",
         "dry_run": True,
         "files": tally.files,
         "directories": tally.directories,

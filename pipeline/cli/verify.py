@@ -8,6 +8,7 @@ import click
 
 from manifests.sizes import format_size
 from pipeline.cli.command import Command
+from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
     format_options,
@@ -17,13 +18,33 @@ from pipeline.cli.options import (
     store_option,
     verbose_option,
 )
-from pipeline.cli.output import emit_json, path_fields
+from pipeline.cli.output import emit_json, emit_summary, path_fields
 from pipeline.printing import say, shown, warn
 
 if TYPE_CHECKING:
     from pipeline.verify.run import VerifyResult
 
 NAMED_SHORT = 20
+_FIELDS = {
+    "packs": Kind.INTEGER,
+    "checked_packs": Kind.INTEGER,
+    "checked_bytes": Kind.INTEGER,
+    "bad_cells": Kind.INTEGER,
+    "missing_shards": Kind.INTEGER,
+    "flawed_shards": Kind.INTEGER,
+    "lost_directories": Kind.INTEGER,
+    "mislisted_packs": Kind.INTEGER,
+    "bad_copies": Kind.INTEGER,
+    "absent_backends": Kind.TEXTS,
+    "lost_chunks": Kind.INTEGER,
+    "unreadable_packs": Kind.INTEGER,
+    "lost_manifests": Kind.TEXTS,
+    "lost_objects": Kind.INTEGER,
+    "wrong_objects": Kind.INTEGER,
+    "seconds": Kind.NUMBER,
+    "noted": Kind.FLAG,
+    "exit_code": Kind.INTEGER,
+}
 
 
 @click.command("verify", cls=Command)
@@ -91,12 +112,11 @@ def verify_command(
         warn(f"this verification is not noted in the store: {result.unnoted}")
     if output != "table":
         for run, path in result.lost_objects if output == "jsonl" else ():
-            emit_json({"type": "item", "run": str(run), **path_fields(path), "error": "lost"})
+            emit_json("item", {"run": str(run), **path_fields(path), "error": "lost"})
         for run, path in result.wrong_objects if output == "jsonl" else ():
-            emit_json({"type": "item", "run": str(run), **path_fields(path), "error": "not what was recorded"})
-        emit_json(
+            emit_json("item", {"run": str(run), **path_fields(path), "error": "not what was recorded"})
+        emit_summary(
             {
-                "type": "summary",
                 "packs": result.packs,
                 "checked_packs": result.checked_packs,
                 "checked_bytes": result.checked_bytes,
@@ -115,7 +135,9 @@ def verify_command(
                 "seconds": round(result.seconds, 3),
                 "noted": not result.unnoted,
                 "exit_code": result.exit_code,
-            }
+            },
+            _FIELDS,
+            output,
         )
         return result.exit_code
     if not quiet:

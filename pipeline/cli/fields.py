@@ -1,0 +1,146 @@
+"""Fields of records for programs: which a record has, and of which kind each is, the same in all formats.
+
+JSON takes values as they are. CSV has text alone: true and false, RFC 3339, JSON for lists and mappings, nothing for
+what is not known. Parquet has types. Records may come from a log that somebody else wrote: a value that is not of its
+field's kind is not known.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+Row = Mapping[str, Any]
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Kind(StrEnum):
+    """What a field holds. PATH: text that may stand for bytes that are not UTF-8; TEXTS: a list of text; TIME: RFC 3339
+    text, or ns since 1970; NESTED: lists and mappings of anything."""
+
+    TEXT = "text"
+    PATH = "path"
+    TEXTS = "texts"
+    INTEGER = "integer"
+    NUMBER = "number"
+    FLAG = "flag"
+    TIME = "time"
+    NESTED = "nested"
+
+
+#: Name → kind, in the order of columns.
+Fields = Mapping[str, Kind]
+
+
+def typed(row: Row, fields: Fields) -> dict[str, Any]:
+    """The record with all its fields, and with None for each value that is not of its kind."""
+    return {name: _typed(row.get(name), kind) for name, kind in fields.items()}
+
+
+def _typed(value: Any, kind: Kind) -> Any:
+    match kind:
+        case Kind.INTEGER:
+            return value if type(value) is int and -(1 << 63) <= value < 1 << 63 else None
+        case Kind.NUMBER:
+            return float(value) if type(value) in (int, float) else None
+        case Kind.FLAG:
+            return value if type(value) is bool else None
+        case Kind.TIME:
+            return rfc3339(value) if type(value) is int else value if moment(value) is not None else None
+        case Kind.TEXTS:
+            whole = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+            return list(value) if whole else None
+        case Kind.NESTED:
+            return value if isinstance(value, Mapping | list) else None
+        case _:
+            return value if isinstance(value, str) else None
+
+
+def rfc3339(ns: int) -> str:
+    """Time in ns since 1970 as RFC 3339 in UTC: to the microsecond where it is no whole second."""
+    seconds, rest = divmod(ns, 10**9)
+    time = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds, microseconds=rest // 1000)
+    return f"{time.isoformat()}Z"
+
+
+def moment(text: Any) -> datetime.datetime | None:
+    """The moment that RFC 3339 text tells, of UTC where it names no zone; None where it tells none."""
+    try:
+        found = datetime.datetime.fromisoformat(text)
+        return found.astimezone(datetime.UTC) if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def flat_fields(fields: Fields) -> dict[str, Kind]:
+    """The columns of a table. A path has one more, for its bytes where they are not UTF-8; what is nested is text."""
+    columns: dict[str, Kind] = {}
+    for name, kind in fields.items():
+        columns[name] = Kind.TEXT if kind is Kind.NESTED else kind
+        if kind is Kind.PATH:
+            columns[f"{name}_b64"] = Kind.TEXT
+    return columns
+
+
+def flat(row: Row, fields: Fields) -> dict[str, Any]:
+    """A row of a table with the columns of `flat_fields`; what is nested is JSON."""
+    values = decodable(typed(row, fields))
+    for name, kind in fields.items():
+        if kind is Kind.NESTED and values[name] is not None:
+            values[name] = json_text(values[name])
+    return {name: values.get(name) for name in flat_fields(fields)}
+
+
+def decodable(record: Row) -> dict[str, Any]:
+    """The record with text that every reader of UTF-8 takes. Where a text stands for bytes that are not UTF-8, as paths
+    may, `<name>_b64` beside it has the bytes."""
+    result: dict[str, Any] = {}
+    for name, value in record.items():
+        name = _replaced(name)
+        if isinstance(value, Mapping):
+            value = decodable(value)
+        elif isinstance(value, str) and _SURROGATE.search(value):
+            result[f"{name}_b64"] = _base64(value)
+            value = _replaced(value)
+        elif isinstance(value, list | tuple):
+            value = [decodable(each) if isinstance(each, Mapping) else each for each in value]
+            if any(isinstance(each, str) and _SURROGATE.search(each) for each in value):
+                result[f"{name}_b64"] = [_base64(str(each)) for each in value]
+                value = [_replaced(str(each)) for each in value]
+        result[name] = value
+    return result
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # no bytes of a path, but what a record of JSON may hold
+        return text.encode(errors="surrogatepass")
+
+
+def _replaced(text: str) -> str:
+    return _bytes(text).decode(errors="replace")
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(_bytes(text)).decode()
+
+
+def json_text(value: Row | list[Any], indent: int | None = None) -> str:
+    """A value as JSON in UTF-8, with escapes for all that a terminal would obey; json.dumps alone leaves DEL and what
+    is above it as it is."""
+    text = json.dumps(value, ensure_ascii=False, default=str, indent=indent)
+    if _SURROGATE.search(text):
+        text = json.dumps(decodable({"": value})[""], ensure_ascii=False, default=str, indent=indent)
+    return "\n".join(map(_escape_line, text.split("\n")))
+
+
+def _escape_line(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
