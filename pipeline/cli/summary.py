@@ -51,6 +51,7 @@ RESULT_FIELDS = {
     "short_of_redundancy": Kind.TEXTS,
     "backends": Kind.INTEGER,
     "backends_that_may_be_lost": Kind.INTEGER,
+    "packs_lack_shards": Kind.FLAG,
     "seconds": Kind.NUMBER,
     "compressors": Kind.INTEGER,
     "memory_wanted": Kind.INTEGER,
