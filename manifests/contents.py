@@ -20,7 +20,7 @@ from manifests.catalog import Catalog
 from manifests.columns import PIECE_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY, digest_column
 from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, places_of
-from manifests.plan import NONSENSE
+from manifests.sense import NONSENSE, find_doubles
 
 #: A content of more chunks than this is put together by all workers, and its blocks need be read by nobody else; the
 #: others are several to a task, each read by one worker.
@@ -76,7 +76,8 @@ class ContentsPlan:
             SELECT found.* EXCLUDE (has_holes), longest.has_holes FROM found JOIN longest
               ON found.content_id IS NOT DISTINCT FROM longest.content_id
              AND found.content_kind = longest.content_kind AND found.size = longest.size
-            WHERE fixity <> ''::BLOB AND (fixity = most OR NOT starts_with(hex(most), hex(fixity)))
+            WHERE (fixity <> ''::BLOB OR found.content_kind = {fmt.CONTENT_EXTENTS})
+              AND (fixity = most OR NOT starts_with(hex(most), hex(fixity)))
             """
         )
         execute(
@@ -211,6 +212,7 @@ def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> t
     catalog.use("objects", "chunks", "extents", spare=True)
     catalog.replace("wrong_contents", _WRONG)
     catalog.append("wrong_contents", pa.Table.from_pylist([each._asdict() for each in wrong], schema=_WRONG))
+    find_doubles(catalog, "objects")
     columns = " ".join(f"WHEN '{name}' THEN o.{digest_column(name)}" for name in fmt.DIGESTS)
     catalog.execute("CREATE TABLE IF NOT EXISTS lost_objects (run BLOB, path BLOB)")
     catalog.execute(
@@ -232,6 +234,7 @@ def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> t
             SELECT run, path FROM sound ANTI JOIN extents ON extents.content_id = sound.content_id
             WHERE content_kind = {fmt.CONTENT_EXTENTS}
             UNION ALL SELECT run, path FROM objects WHERE {NONSENSE} IS NOT NULL
+            UNION ALL SELECT run, path FROM objects SEMI JOIN contradicted USING (run, row)
         ) o ANTI JOIN lost_objects l ON l.run = o.run AND l.path = o.path
         """
     )

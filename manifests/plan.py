@@ -19,37 +19,18 @@ from manifests.arrowrows import bools, to_batch
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY
-from manifests.places import BLOCK_AND_PACK, CONTENT_KINDS, HAS_BYTES, SOUND, places_of
+from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, places_of
+from manifests.sense import CONTRADICTION, NONSENSE, NOT_ITS_EXTENTS, find_doubles, not_their_extents
 
 #: Plan rows of one block beyond which its tasks are cut up, in bytes: chunks that many objects share.
 CROWDED_BYTES = 400_000
 #: Planned chunks that are sorted at a time, about.
 GROUP_ROWS = 32 << 10
 
-#: The number `size` as 16 hexadecimal digits, the lowest byte first.
-_SIZE_HEX = r"regexp_replace(printf('%016X', size), '(..)(..)(..)(..)(..)(..)(..)(..)', '\8\7\6\5\4\3\2\1')"
-#: Why an object can't be made, whatever its chunks hold, or null. Only manifests that lie or are newer say such things.
-#: This is the rule, for who restores and for who verifies.
-NONSENSE = f"""
-    CASE WHEN kind IS NULL OR kind NOT IN ({", ".join(f"'{kind}'" for kind in fmt.KINDS)})
-         THEN 'the manifests give it the kind ' || coalesce(kind, 'null') || ', which this version does not know'
-         WHEN kind IN ('socket', 'unknown') AND error IS NULL
-         THEN 'the manifests give it the kind ' || kind || ', which is never archived, and no error'
-         WHEN NOT {HAS_BYTES} OR error IS NOT NULL AND digest IS NULL THEN NULL
-         WHEN content_kind IS NULL OR content_kind NOT IN {CONTENT_KINDS}
-         THEN 'the manifests give it the content_kind ' || coalesce(content_kind::VARCHAR, 'null')
-              || ', which this version does not know'
-         WHEN content_kind <> {fmt.CONTENT_NONE} AND coalesce(octet_length(content_id), 0) <> 32
-         THEN 'the manifests give it a content id that is not 32 bytes long'
-         WHEN content_kind = {fmt.CONTENT_NONE} AND size > 0
-              AND holes IS DISTINCT FROM unhex('{"00" * 8}' || {_SIZE_HEX})
-         THEN 'the manifests give it a size and nothing that it consists of'
-    END
-"""
 #: Names of one hardlinked object, among the rows of a run: those that this condition holds for, and that have these
 #: columns in common. What was changed between the readings of two names is two objects. This is the rule.
 LINKED = "links > 1 AND kind <> 'directory' AND error IS NULL"
-ONE_OBJECT = "device, inode, kind, content_id, size, mtime_ns, rdev, target"
+ONE_OBJECT = "device, inode, kind, content_kind, content_id, digest, size, mtime_ns, rdev, target"
 
 _PLAN_VARIABLE = {name: name for name in ("path", "fixity", "xattrs")}
 _ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target, fixity, xattrs, holes"
@@ -84,7 +65,7 @@ class RestorePlan:
         execute(
             f"""
             CREATE OR REPLACE TABLE wanted AS
-            SELECT * EXCLUDE (run, ctime_ns, clean, md5, sha1, sha256, sha512),
+            SELECT * EXCLUDE (ctime_ns, clean, md5, sha1, sha256, sha512),
                    {FIXITY} AS fixity, {NONSENSE} AS nonsense
             FROM objects WHERE run = ? AND {condition}
             """,
@@ -95,6 +76,8 @@ class RestorePlan:
             "CREATE OR REPLACE TABLE senseless AS SELECT row, path, nonsense FROM wanted WHERE nonsense IS NOT NULL"
         )
         execute("DELETE FROM wanted WHERE nonsense IS NOT NULL")
+        if find_doubles(catalog, "wanted"):
+            self._part_doubles()
         self._part_links()
 
     def locate(self) -> None:
@@ -102,6 +85,7 @@ class RestorePlan:
         another thread."""
         self._catalog.replace("unsound", pa.schema([("row", pa.uint64())]))
         self._catalog.use("extents", "chunks", "blocks", "packs", spare=True)
+        self._part_undigested()
         execute = self._catalog.execute
         execute(
             f"""
@@ -140,6 +124,34 @@ class RestorePlan:
             """,
             {"row_bytes": PLAN_DTYPE.itemsize, "crowd": CROWDED_BYTES},
         )
+
+    def _part_doubles(self) -> None:
+        """Rows tell objects apart from here on: leave one of equal ones, and none of those that differ, which get
+        numbers of their own."""
+        execute = self._catalog.execute
+        execute(
+            f"""
+            INSERT INTO senseless SELECT (1::UBIGINT << 63) + row_number() OVER (), path, '{CONTRADICTION}'
+            FROM wanted SEMI JOIN contradicted USING (row)
+            """
+        )
+        execute("DELETE FROM wanted WHERE row IN (SELECT row FROM contradicted)")
+        execute("DELETE FROM wanted WHERE rowid NOT IN (SELECT min(rowid) FROM wanted GROUP BY row)")
+
+    def _part_undigested(self) -> None:
+        """Nothing else tells whether a content without a digest is put together as it was: so its extents must be those
+        of its content id."""
+        condition = f"content_kind = {fmt.CONTENT_EXTENTS} AND {HAS_BYTES} AND fixity = ''::BLOB"
+        if not self._catalog.one(f"SELECT count(*) AS n FROM wanted WHERE {condition}")["n"]:
+            return
+        query = f"""
+            SELECT DISTINCT w.row, w.size, w.content_id, e."offset", e.length, e.chunk_id
+            FROM wanted w JOIN extents e ON e.content_id = w.content_id WHERE {condition} ORDER BY w.row, e."offset"
+        """
+        wrong = list(not_their_extents(self._catalog.tuples(query)))
+        some, execute = "row IN (SELECT unnest(?::UBIGINT[]))", self._catalog.connection.execute
+        execute(f"INSERT INTO senseless SELECT row, path, '{NOT_ITS_EXTENTS}' FROM wanted WHERE {some}", [wrong])
+        execute(f"DELETE FROM wanted WHERE {some}", [wrong])
 
     def _part_links(self) -> None:
         """Move all names but the first of each hardlinked object from `wanted` to `other_names`."""
@@ -291,7 +303,8 @@ class RestorePlan:
                    coalesce(mu.multi, -1) AS multi, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
                    CASE WHEN mu.multi IS NULL THEN w.fixity ELSE ''::BLOB END AS fixity,
                    CASE WHEN mu.multi IS NULL THEN w.xattrs END AS xattrs,
-                   {SOUND} AND pl.file_offset::HUGEINT + pl.length <= w.size AS sound
+                   {SOUND} AND pl.file_offset::HUGEINT + pl.length <= w.size
+                       AND (w.content_kind <> {fmt.CONTENT_CHUNK} OR pl.length = w.size) AS sound
             FROM places pl JOIN wanted w USING (row) {BLOCK_AND_PACK}
             LEFT JOIN multis mu USING (row)
             ORDER BY pl.pack_id, pl.block, pl.chunk_offset, pl.row, pl.file_offset

@@ -12,6 +12,8 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
+from blake3 import blake3
+
 from manifests import format as fmt
 from manifests.config import ECScheme
 from manifests.errors import Unreadable
@@ -85,11 +87,25 @@ class RangeReader:
 
     def read(self, info: ObjectInfo, offset: int, length: int) -> Iterator[bytes]:
         """The bytes of an object from `offset`, up to `length` of them, piece by piece. Raises
-        UsageError, NotFound, and Unreadable where bytes can't be given back."""
+        UsageError, NotFound, and Unreadable where bytes can't be given back; at the end, too, where all of them are not
+        what was recorded of the whole."""
         require_content(info)
         end = min(offset + length, info.size)
         if offset >= end:
             return
+        pieces = self._pieces(info, offset, end)
+        is_implied = info.content_kind == fmt.CONTENT_CHUNK and info.digest == info.content_id
+        if offset or end < info.size or info.digest is None or is_implied:
+            yield from pieces
+            return
+        hasher = blake3()
+        for piece in pieces:
+            hasher.update(piece)
+            yield piece
+        if hasher.digest() != info.digest:
+            raise Unreadable(f"{info.path!r}: its bytes are not those that were archived: their BLAKE3 is another")
+
+    def _pieces(self, info: ObjectInfo, offset: int, end: int) -> Iterator[bytes]:
         has_chunks = info.content_kind != fmt.CONTENT_NONE
         for place in self._places(info, offset, end - offset) if has_chunks else ():
             start = place.file_offset

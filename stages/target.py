@@ -30,6 +30,8 @@ _COPY_PIECE = 1 << 20
 _SEE = "see --overwrite"
 _FALLOC_PUNCH_HOLE = 0x02 | 0x01  # with FALLOC_FL_KEEP_SIZE
 _LIBC = ctypes.CDLL(None)
+#: Bytes that are looked at at a time before a hole is made of them.
+_LOOKED_AT = 1 << 20
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -231,12 +233,12 @@ class Target:
 
     def finish_parts(self, temp: str, path: bytes, attributes: Attributes, holes: bytes) -> str:
         """Give a file of which all parts are written its holes, its attributes and its name. `holes`: offset u64 and
-        length u64 of each. Returns what could not be set."""
+        length u64 of each; where there is data, none is made. Returns what could not be set."""
         fd = self.open_part(temp)
         try:
             os.ftruncate(fd, attributes.size)
             for offset, length in struct.iter_unpack("<QQ", holes[: len(holes) // 16 * 16]):
-                if offset + length <= attributes.size:
+                if offset + length <= attributes.size and _is_zero(fd, offset, offset + length):
                     _punch(fd, offset, length)
             trouble = self._set_attributes(fd, attributes)
         finally:
@@ -335,6 +337,22 @@ def _equal(info: os.stat_result, attributes: Attributes) -> bool:
         and info.st_mtime_ns == attributes.mtime_ns
         and (info.st_size == attributes.size or not stat.S_ISREG(info.st_mode))
     )
+
+
+def _is_zero(fd: int, start: int, end: int) -> bool:
+    """Whether a file holds nothing but zeros from `start` to `end`; what was never written is not read."""
+    while start < end:
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            return error.errno == errno.ENXIO  # there is no data behind it
+        stop = min(end, start + _LOOKED_AT)
+        if start < stop:
+            stop = min(stop, os.lseek(fd, start, os.SEEK_HOLE))
+            if os.pread(fd, stop - start, start).strip(b"\0"):
+                return False
+        start = max(start, stop)
+    return True
 
 
 def _punch(fd: int, offset: int, length: int) -> None:

@@ -20,15 +20,20 @@ from pipeline.filestore import FileStore
 Row = dict[str, Any]
 
 
-def forge_run(location: Path, cache: Path, change: Callable[[list[Row]], list[Row]]) -> uuid.UUID:
-    """Add a run to the store whose objects are those of its latest run as `change` makes them. Returns its id."""
+def forge_run(
+    location: Path, cache: Path, change: Callable[[list[Row]], list[Row]], renumber: bool = True
+) -> uuid.UUID:
+    """Add a run to the store whose objects are those of its latest run as `change` makes them, with numbers of their
+    own if they are to `renumber`. Returns its id."""
     with FileStore.open(location, cache=cache) as store:
         latest = store.run("latest")
         rows: list[Row] = []
         for path in store.replicas.paths(store.state.files("objects")):
             rows += [row for row in pq.read_table(path).to_pylist() if row["run"] == latest.run_id.bytes]
         run_id = new_id(store.state.newest)
-        forged = [{**row, "run": run_id.bytes, "row": number} for number, row in enumerate(change(rows))]
+        forged = [{**row, "run": run_id.bytes} for row in change(rows)]
+        if renumber:
+            forged = [{**row, "row": number} for number, row in enumerate(forged)]
         table = pa.Table.from_pylist(forged, schema=SCHEMAS["objects"])
         writer = TableWriter("objects")
         writer.append({name: table.column(name).combine_chunks() for name in table.column_names})

@@ -52,7 +52,7 @@ class Reading:
         self._catalog = catalog
         self._lock = lock
         self._window = WINDOW_CHUNKS * chunk_size
-        self._windows: OrderedDict[tuple[bytes | None, int], Window] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, bytes | None, int], Window] = OrderedDict()
         self._healing = HealingCounter(meters, source.figures)
         self._reader = RangeReader(self._places, source, BlockCache(CACHE_BYTES), partial(MeteredDecoder, meters))
 
@@ -98,7 +98,7 @@ class Reading:
     def _places_in(self, info: ObjectInfo, number: int) -> Window:
         if info.content_kind == fmt.CONTENT_CHUNK:
             number = 0
-        key = (info.content_id, number)
+        key = (info.content_kind, info.content_id, number)
         with self._lock:
             window = self._windows.get(key)
             if window is None:
