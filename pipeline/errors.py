@@ -1,6 +1,7 @@
 """Errors of the pipeline.
 
 DrystoneError
+├── OutputFailed          standard output could not be written to
 └── PipelineError         a run of workers ended badly
     ├── StageFailed       a stage raised: which, on what, with the worker's traceback as its cause
     ├── WorkerDied        a worker process died: which, by which signal, while reading what
@@ -14,6 +15,17 @@ from __future__ import annotations
 import signal
 
 from manifests.errors import DrystoneError
+
+
+class OutputFailed(DrystoneError):
+    """Standard output could not be written to. `unread`: because nobody reads it any more."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"writing the output failed: {error.strerror}")
+        self.unread = isinstance(error, BrokenPipeError)
+        # As of a tool that SIGPIPE killed. Not 0, to please `set -o pipefail`: the message that nobody read may have
+        # said that something is lost.
+        self.exit_code = 128 + signal.SIGPIPE if self.unread else 1
 
 
 class PipelineError(DrystoneError):

@@ -37,6 +37,7 @@ from pipeline.backend import Backend, describe
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.metrics.figures import StoreFigures
 from pipeline.objects.operations import ObjectOperations
+from pipeline.standing import standing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -398,18 +399,21 @@ class FileStore(ObjectOperations):
         >>> store.ingest(["data"], options=IngestOptions(inline=True)).tally.files
         1
         """
-        from pipeline.ingest.run import IngestOptions, ingest
+        from pipeline.ingest.run import IngestOptions, committed, ingest
         from pipeline.ingest.sources import gather
         from pipeline.topology import INGEST_COUNTERS
 
         tick = self.figures.watch(INGEST_COUNTERS, on_tick)
         self._require_writable_format()
         options = options or IngestOptions()
-        with self._alone():
+        with standing() as done, self._alone():
             self._release_known()  # it opens the indexes itself
-            with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
+            with gather(
+                paths, name, options.files_from, command=options.command, nul=options.nul, stream=options.stream
+            ) as inputs:
                 self._prepare_to_write()
                 result = ingest(self.members, self.state, self.replicas, inputs.sources, options, tick, inputs.listed)
+                done.append(committed(result.run_id))
             self._reload()
             if self.state.known_short():
                 result = replace(result, short=True, may_lose=min(result.may_lose, self._bears()))
@@ -442,7 +446,9 @@ class FileStore(ObjectOperations):
         from pipeline.ingest.survey import survey
 
         options = options or IngestOptions()
-        with gather(paths, name, options.files_from, command=options.command, nul=options.nul) as inputs:
+        with gather(
+            paths, name, options.files_from, command=options.command, nul=options.nul, stream=options.stream
+        ) as inputs:
             self.members.require_writable()
             own = backend_directories(self.members)
             require_outside(inputs.sources, own)

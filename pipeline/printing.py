@@ -11,9 +11,10 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO, TextIO
+from contextlib import AbstractContextManager
+from typing import TextIO
+
+from pipeline.streams import output
 
 _UNDECODED = re.compile("[\udc80-\udcff]")
 
@@ -70,12 +71,10 @@ def flush() -> None:
     sys.stdout.flush()
 
 
-@contextmanager
-def binary_output() -> Iterator[BinaryIO]:
+def binary_output() -> AbstractContextManager[io.FileIO]:
     """Standard output as a file that may be closed."""
     flush()
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
-        yield out
+    return output(os.dup(sys.stdout.fileno()))
 
 
 def drop_output() -> None:
@@ -90,10 +89,3 @@ def warn_of_fault(error: BaseException) -> None:
     for part in traceback.format_exception(error):
         for line in part.rstrip("\n").split("\n"):
             warn(line)
-
-
-def begin() -> None:
-    """Let what click prints itself, as the help, not fail for a character that the terminal's encoding lacks."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")

@@ -15,8 +15,22 @@ _WORKING, _IDLE = {"ingest", "restore", "verify"}, {"-h", "--help", "--dry-run"}
 
 def main() -> None:
     """Entry point of the console script."""
-    from pipeline.importpath import safe_path
+    try:
+        _begin()
+        from pipeline.cli.app import run
+    except KeyboardInterrupt:
+        from pipeline.printing import warn
 
+        warn("drystone: stopped; nothing was committed")
+        os._exit(130)
+    run()
+
+
+def _begin() -> None:
+    from pipeline.importpath import safe_path
+    from pipeline.streams import occupy
+
+    occupy()
     sys.path[:] = safe_path()
     if "OPENBLAS_NUM_THREADS" not in os.environ:
         # Threads that numpy's BLAS would start and nobody would use; they cost a tenth of a second. Not in os.environ,
@@ -28,6 +42,3 @@ def main() -> None:
         from pipeline.forkserver import begin
 
         begin()
-    from pipeline.cli.app import run
-
-    run()

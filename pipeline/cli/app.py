@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import signal
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -11,7 +11,9 @@ from typing import Any, NoReturn
 import click
 
 from manifests.errors import DrystoneError, UsageError
-from pipeline.printing import begin, drop_output, flush, warn, warn_of_fault
+from pipeline.errors import OutputFailed
+from pipeline.printing import drop_output, flush, warn, warn_of_fault
+from pipeline.streams import install
 
 #: Command → module that holds it; loaded when it is called, so that help and errors come fast.
 COMMANDS = {
@@ -45,11 +47,20 @@ SUMMARIES = {
     "backend": "List, add and remove backends.",
 }
 
-_UNREAD = 128 + signal.SIGPIPE
+
+class _Carried(Exception):
+    """Carries an error, as its cause, past click, which takes any pipe that broke for the output, and any end of a file
+    for Ctrl-C."""
 
 
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is used."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (OSError, EOFError) as error:
+            raise _Carried from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -88,7 +99,7 @@ def cli(context: click.Context, store: str | None) -> None:
 def run(arguments: list[str] | None = None) -> NoReturn:
     """Run a command line and exit: 0 done, 1 failed, 2 usage, 3 done but something was skipped or lost, 4 something
     wants repair, 130 and 143 on SIGINT and SIGTERM, 141 where nobody reads the output any more."""
-    begin()
+    install()
     code = _run(arguments)
     sys.stderr.flush()
     # All is closed and flushed. To take down an interpreter with DuckDB in it costs 20 ms, which nobody has a use for.
@@ -101,9 +112,7 @@ def exit_code_of(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, click.ClickException):
         return 2
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return 130
-    return _UNREAD if isinstance(error, BrokenPipeError) else 1
+    return 130 if isinstance(error, (KeyboardInterrupt, click.Abort)) else 1
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -111,30 +120,41 @@ def _run(arguments: list[str] | None) -> int:
         result: Any = cli.main(arguments, prog_name="drystone", standalone_mode=False)
         flush()
         return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as ending:
-        return exit_code_of(ending)
-    except click.ClickException as error:
+    except BaseException as raised:
+        error = raised
+        if isinstance(raised, _Carried | click.Abort) and raised.__cause__ is not None:
+            error = raised.__cause__
+        _tell(error)
+        return exit_code_of(error)
+
+
+def _tell(error: BaseException) -> None:
+    """Say in one line how the command ended, and what was done and stands; a fault of Drystone's own with its place."""
+    done = list(getattr(error, "__notes__", ()))
+    if isinstance(error, click.exceptions.Exit):
+        return
+    if isinstance(error, OutputFailed):
+        drop_output()
+        if error.unread and not done:
+            return  # whoever read our output has enough
+        reason = "nobody reads the output any more" if error.unread else str(error)
+    elif isinstance(error, click.ClickException):
         warn(_usage_line(error))
-        return exit_code_of(error)
-    except (KeyboardInterrupt, click.Abort) as error:
-        warn("drystone: stopped; nothing was committed")
-        return exit_code_of(error)
-    except DrystoneError as error:
-        warn(f"drystone: {error}")
-        return exit_code_of(error)
-    except (BrokenPipeError, SystemExit):  # the latter is what click makes of the former, and of nothing else
-        # Whoever read our output has enough: end quietly, with the code of a tool that SIGPIPE killed. Not with 0, to
-        # please `set -o pipefail`: what was left unsaid may be that something is lost.
-        drop_output()
-        return _UNREAD
-    except OSError as error:
-        # What commands write to themselves is reported by them; this is standard output, on a disk that is full, say.
-        warn(f"drystone: writing the output failed: {error.strerror}")
-        drop_output()
-        return exit_code_of(error)
-    except Exception as error:  # a fault of Drystone's own
+        return
+    elif isinstance(error, (KeyboardInterrupt, click.Abort)):
+        reason = "stopped" if done else "stopped; nothing was committed"
+    elif isinstance(error, DrystoneError):
+        reason = str(error)
+    elif isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+        reason = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        from tempfile import gettempdir
+
+        reason = f"{error.strerror}, it seems for temporary files, which go to {gettempdir()}: make room, or set TMPDIR"
+    else:
         warn_of_fault(error)
-        return exit_code_of(error)
+        reason = "that is a fault of Drystone's own; please report it"
+    warn("; ".join([f"drystone: {reason}", *done]))
 
 
 def _usage_line(error: click.ClickException) -> str:

@@ -10,7 +10,7 @@ import click
 
 from manifests.errors import UsageError
 from manifests.sizes import format_size
-from pipeline.cli.command import Command
+from pipeline.cli.command import Command, stands
 from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import Parsed, format_options, open_store, store_option
@@ -146,6 +146,8 @@ def add_command(
     with open_store(context, store) as opened:
         known = {each.id for each in opened.list_backends()}
         added = opened.add_backend(place, backend_id=backend_id, domain=domain, read_only=read_only, dry_run=dry_run)
+        if not dry_run:
+            stands(f"backend {added.id} is {'changed' if added.id in known else 'added'}")
         count = len(known | {added.id})
     if output != "table":
         emit_summary({"dry_run": dry_run, "backends": count, **backend_record(added)}, _ADDED_FIELDS, output)
@@ -190,6 +192,8 @@ def remove_command(
         raise UsageError("which backend? give its directory or its id")
     with open_store(context, store) as opened:
         removal = opened.remove_backend(name or backend_id, force=force, dry_run=dry_run)
+        if not dry_run:
+            stands(f"backend {removal.backend_id} is removed")
     if output != "table":
         record = {"dry_run": dry_run, **vars(removal), "backend_id": str(removal.backend_id)}
         emit_summary(record, _REMOVED_FIELDS, output)

@@ -1,14 +1,19 @@
-"""The class of all commands: nothing that is given on the command line is passed over without a word."""
+"""The class of all commands: nothing that is given on the command line, or was done, is passed over without a word."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
 from manifests.errors import UsageError
+from pipeline.printing import flush
+from pipeline.standing import standing
 
 #: Options of which the last counts, by their names in the code. They say where, how fast and in which form, never what
 #: is archived or written: scripts put such an option behind a default to have their way, as with other tools.
 LAST_COUNTS = frozenset({"store", "output", "tool", "memory", "workers", "metrics_dir", "metrics_port", "metrics_push"})
+_DONE = f"{__name__}.done"
 
 
 class Command(click.Command):
@@ -32,6 +37,19 @@ class Command(click.Command):
         for number, param in enumerate(once):
             if param in once[:number]:
                 raise UsageError(f"{_name(param)} is given twice, and only one can count: leave the other out")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """All output is written before the command counts as ended, so that `stands` covers it."""
+        with standing() as done:
+            ctx.meta[_DONE] = done
+            result = super().invoke(ctx)
+            flush()
+        return result
+
+
+def stands(what: str) -> None:
+    """Note what the running command has done and no error undoes: the message of one that follows says so."""
+    click.get_current_context().meta[_DONE].append(what)
 
 
 def _counts_once(option: click.Option) -> bool:

@@ -9,7 +9,7 @@ import click
 
 from manifests.config import INDEX_KINDS
 from manifests.sizes import format_size
-from pipeline.cli.command import Command
+from pipeline.cli.command import Command, stands
 from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import format_options, open_store, quiet_option, store_option
@@ -86,6 +86,8 @@ def rebuild_command(
     with open_store(context, store) as opened:
         before = opened.index_status()
         status = before if dry_run else opened.rebuild_index(kind)
+        if not dry_run:
+            stands("the index is built")
     wanted = kind or before.kind
     if output != "table":
         record = {"dry_run": dry_run, "wanted": wanted, **_record(status)}

@@ -8,6 +8,7 @@ import click
 
 from manifests.config import CodecSpec
 from manifests.errors import UsageError
+from pipeline.cli.command import stands
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
     Parsed,
@@ -152,7 +153,7 @@ def ingest_command(
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
     from pipeline.ingest.checksums import ChecksumFile
     from pipeline.ingest.parent import ParentOptions
-    from pipeline.ingest.run import IngestOptions
+    from pipeline.ingest.run import IngestOptions, committed
     from pipeline.topology import CHUNK, COMPRESS, INGEST_STAGES, READ, SCAN, UNCHANGED, WRITE
     from stages.parent import Comparison
 
@@ -185,6 +186,7 @@ def ingest_command(
         Progress.choose("ingest", read, quiet=quiet, output=output, verbose=verbose) as progress,
     ):
         result = opened.ingest(paths, name=name or "", options=options, on_tick=progress.tick)
+        stands(committed(result.run_id))
     tally = result.tally
     named = tally.named_errors if verbose else tally.named_errors[:NAMED_SHORT]
     for path, reason in named:

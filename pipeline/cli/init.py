@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from manifests.config import DEFAULT_INDEX, INDEX_KINDS, ChunkerSpec, CodecSpec, ECScheme
-from pipeline.cli.command import Command
+from pipeline.cli.command import Command, stands
 from pipeline.cli.fields import Kind
 from pipeline.cli.options import SIZE, Parsed, cache_directory, format_options
 from pipeline.cli.output import emit_summary
@@ -73,6 +73,7 @@ def init_command(
         cache=cache_directory(),
     ) as store:  # fmt: skip
         members = store.members
+        stands(f"store {store.config.store_id} is made")
         per_domain: dict[str, int] = {}
         domains = {seat.number: seat.domain for seat in members.seats}
         for number in likely_places(scheme, members.seats, store.config.store_id):

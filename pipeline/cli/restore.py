@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -244,6 +245,8 @@ def cat_command(context: click.Context, selection: str, store: str | None, range
     """
     if ":" not in selection and not is_object_id(selection):
         raise UsageError("which object? write RUN:PATH, as in latest:data/table.csv, or its id")
+    if sys.__stdout__ is None:
+        raise UsageError("standard output is closed, and cat writes there: redirect it, or use restore --to FILE")
     from pipeline.packreader import ReadFigures
 
     with open_store(context, store) as opened:

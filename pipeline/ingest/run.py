@@ -41,6 +41,7 @@ from pipeline.ingest.write import WriteOptions, write_station
 from pipeline.outcome import Counters, StageFigures, stage_figures
 from pipeline.packwriter import pack_options
 from pipeline.runner import run_stations
+from pipeline.standing import standing
 from pipeline.station import Context, Station
 from pipeline.supervisor import SignalWatch, WorkerSpec
 from pipeline.topology import HOME_MEMORY, INGEST_STAGES, LEFT_OUT, UNCHANGED, IngestShape, ingest_shape
@@ -237,7 +238,7 @@ def _ingest(
         shape.writers,
         checksums,
     )
-    with SignalWatch() as signals, ExitStack() as stack:
+    with standing() as done, SignalWatch() as signals, ExitStack() as stack:
         command = stack.enter_context(FeedingCommand(options.command)) if options.command else None
         if parent is not None:
             known_files = ParentFiles(state, replicas, parent, options.digests, lost)
@@ -310,9 +311,15 @@ def _ingest(
             if not collector.tally.packs and not collector.tally.adopted_packs:
                 inflight.end()
             raise
+        done.append(committed(run_id))
         inflight.end()
-    # A backend may have failed at the record itself.
-    return replace(result, lost_backends=_lost(members, collector), may_lose=_may_lose(members, collector.tally))
+        # A backend may have failed at the record itself.
+        return replace(result, lost_backends=_lost(members, collector), may_lose=_may_lose(members, collector.tally))
+
+
+def committed(run_id: uuid.UUID) -> str:
+    """What errors say that come after the commit."""
+    return f"run {run_id} is committed"
 
 
 def _new_rows(run_id: uuid.UUID, members: Members, options: IngestOptions) -> RunRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -173,10 +174,17 @@ class Inputs:
 
 @contextlib.contextmanager
 def gather(
-    paths: Sequence[str], name: str = "", files_from: str = "", *, command: Sequence[str] = (), nul: bool = False
+    paths: Sequence[str],
+    name: str = "",
+    files_from: str = "",
+    *,
+    command: Sequence[str] = (),
+    nul: bool = False,
+    stream: int = 0,
 ) -> Iterator[Inputs]:
     """The inputs that a user names: `paths`, those listed in the file `files_from` (`-` for standard input), or what
-    `command` writes. The list is closed at the end. Raises NotFound, UsageError."""
+    `command` writes. `stream`: the descriptor that a path `-` is read from. The list is closed at the end. Raises
+    NotFound, UsageError."""
     if nul and not files_from:
         raise UsageError("-0 says how the entries of --files-from end, and there is none")
     if command:
@@ -193,12 +201,27 @@ def gather(
         with listed:
             yield Inputs(sources[:needed], listed)
     else:
-        yield Inputs(make_sources(paths, name))
+        sources = make_sources(paths, name)
+        if any(source.stream for source in sources):
+            require_open(stream)
+        yield Inputs(sources)
+
+
+def require_open(stream: int) -> None:
+    """Raises UsageError if the descriptor that `-` stands for can't be read from: if it is closed, its number may have
+    become that of any other file."""
+    try:
+        open_for = fcntl.fcntl(stream, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError:
+        open_for = os.O_WRONLY
+    if open_for == os.O_WRONLY or (stream == 0 and sys.stdin is None):
+        raise UsageError("- stands for standard input, which is not open for reading: redirect it, or name a file")
 
 
 def open_list(name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
     """The file called `name`; `-` is standard input, which stays open. Raises UsageError."""
     if name == "-":
+        require_open(0)
         return contextlib.nullcontext(sys.stdin.buffer)
     try:
         return open(name, "rb")
