@@ -28,10 +28,11 @@ def main() -> None:
 
 def _begin() -> None:
     from pipeline.importpath import safe_path
+
+    sys.path[:] = safe_path()
     from pipeline.streams import occupy
 
     occupy()
-    sys.path[:] = safe_path()
     if "OPENBLAS_NUM_THREADS" not in os.environ:
         # Threads that numpy's BLAS would start and nobody would use; they cost a tenth of a second. Not in os.environ,
         # which is the user's and goes to commands that are archived.
