@@ -79,12 +79,13 @@ _PLACE: list[Any] = [
 ]
 
 #: `multi` is −1 for an object that one task writes whole (one chunk, or all in one block that is not crowded), else the
-#: number under which its parts are counted.
+#: number under which its parts are counted. `leads`: other names of the object are to be made.
 PLAN_DTYPE = np.dtype(
     [
         *_PLACE,
         ("row", "<u8"),
         ("multi", "<i8"),
+        ("leads", "u1"),
         ("size", "<u8"),
         ("mode", "<u4"),
         ("uid", "<u4"),
@@ -99,12 +100,14 @@ PLAN_DTYPE = np.dtype(
     ]
 )
 
-#: Objects that need no block, and finished objects of many blocks.
+#: Objects that need no block, and finished objects of many blocks. `group`: of the names of one object, the row of the
+#: first; −1 where no other name of it is to be made.
 ITEM_DTYPE = np.dtype(
     [
         ("kind", "u1"),
         ("row", "<u8"),
         ("multi", "<i8"),
+        ("group", "<i8"),
         ("size", "<u8"),
         ("mode", "<u4"),
         ("uid", "<u4"),

@@ -33,7 +33,7 @@ LINKED = "links > 1 AND kind <> 'directory' AND error IS NULL"
 ONE_OBJECT = "device, inode, kind, content_kind, content_id, digest, size, mtime_ns, rdev, target"
 
 _PLAN_VARIABLE = {name: name for name in ("path", "fixity", "xattrs")}
-_ITEM_COLUMNS = "row, size, mode, uid, gid, mtime_ns, rdev, path, target, fixity, xattrs, holes"
+_ITEM_COLUMNS = 'row, "group", size, mode, uid, gid, mtime_ns, rdev, path, target, fixity, xattrs, holes'
 _ITEM_VARIABLE = {name: name for name in ("path", "target", "fixity", "xattrs", "holes")}
 #: Objects that can be made, though something of them may be missing: what was read of a file, a link with its target.
 _MAKEABLE = """
@@ -66,7 +66,7 @@ class RestorePlan:
             f"""
             CREATE OR REPLACE TABLE wanted AS
             SELECT * EXCLUDE (ctime_ns, clean, md5, sha1, sha256, sha512),
-                   {FIXITY} AS fixity, {NONSENSE} AS nonsense
+                   {FIXITY} AS fixity, {NONSENSE} AS nonsense, (-1)::BIGINT AS "group"
             FROM objects WHERE run = ? AND {condition}
             """,
             [run.bytes, *parameters],
@@ -166,11 +166,26 @@ class RestorePlan:
         self._catalog.execute(
             """
             CREATE OR REPLACE TABLE other_names AS
-            SELECT l.row, w.kind, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path, f.path AS target, w.xattrs
+            SELECT l.row, l.first::BIGINT AS "group", w.kind, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
+                   f.path AS target, w.xattrs
             FROM links l JOIN wanted w ON w.row = l.row JOIN wanted f ON f.row = l.first
             """
         )
         self._catalog.execute("DELETE FROM wanted WHERE row IN (SELECT row FROM links)")
+        self._catalog.execute('UPDATE wanted SET "group" = row WHERE row IN (SELECT first FROM links)')
+
+    def leave_out(self, folders: list[tuple[bytes, str]]) -> None:
+        """Take directories (path, reason) that could not be made, and all below them, out of the plan: `missing` names
+        them with the reason. Between `locate` and `blocks`."""
+        for folder, reason in folders:
+            condition, parameters = path_filter(folder)
+            for table in ("wanted", "other_names"):
+                self._catalog.execute(
+                    f"INSERT INTO senseless SELECT row, path, ? FROM {table} WHERE {condition}", [reason, *parameters]
+                )
+                self._catalog.execute(f"DELETE FROM {table} WHERE {condition}", parameters)
+        if folders:
+            self._catalog.execute("DELETE FROM located WHERE row NOT IN (SELECT row FROM wanted)")
 
     def owners(self) -> Iterator[dict[str, Any]]:
         """The distinct owners of the wanted objects: what ('uid' or 'gid'), number and recorded name."""
@@ -300,7 +315,8 @@ class RestorePlan:
             WITH places AS (SELECT * FROM located WHERE pack_id BETWEEN ? AND ?)
             SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
                    b.raw, b.codec, pl.chunk_offset, pl.length, pl.chunk_id, pl.file_offset, pl.row,
-                   coalesce(mu.multi, -1) AS multi, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
+                   coalesce(mu.multi, -1) AS multi, (w."group" >= 0)::UTINYINT AS leads,
+                   w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
                    CASE WHEN mu.multi IS NULL THEN w.fixity ELSE ''::BLOB END AS fixity,
                    CASE WHEN mu.multi IS NULL THEN w.xattrs END AS xattrs,
                    {SOUND} AND pl.file_offset::HUGEINT + pl.length <= w.size

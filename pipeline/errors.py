@@ -2,6 +2,7 @@
 
 DrystoneError
 ├── OutputFailed          standard output could not be written to
+├── OutputKept            what is in the place of an output file was kept; `exit_code` is 3
 └── PipelineError         a run of workers ended badly
     ├── StageFailed       a stage raised: which, on what, with the worker's traceback as its cause
     ├── WorkerDied        a worker process died: which, by which signal, while reading what
@@ -26,6 +27,12 @@ class OutputFailed(DrystoneError):
         # As of a tool that SIGPIPE killed. Not 0, to please `set -o pipefail`: the message that nobody read may have
         # said that something is lost.
         self.exit_code = 128 + signal.SIGPIPE if self.unread else 1
+
+
+class OutputKept(DrystoneError):
+    """An output file was not written, for something is in its place that is not to be replaced."""
+
+    exit_code = 3
 
 
 class PipelineError(DrystoneError):

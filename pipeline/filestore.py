@@ -490,6 +490,20 @@ class FileStore(ObjectOperations):
         if not found and path:
             raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls -R")
 
+    def find(self, selection: str) -> ObjectInfo:
+        """One object: `RUN:PATH`, or its id. Raises NotFound.
+
+        >>> store.find("latest:data/todo.txt").kind
+        'file'
+        """
+        from manifests.objects import find_object
+
+        if is_object_id(selection):
+            return self._find(selection, "")[1]
+        chosen = Selection.parse(selection)
+        run = self.run(chosen.run)
+        return find_object(self.catalog, run.run_id, chosen.within(run))
+
     def digests(self, selection: str = "", name: str = "blake3") -> Iterator[tuple[bytes, bytes | None]]:
         """(path, digest) of the files at and below `RUN[:PATH]`, streamed; `name` as in fmt.DIGESTS. None where the run
         did not record it. Raises NotFound when there is no such path.
@@ -533,10 +547,10 @@ class FileStore(ObjectOperations):
         return restore(self.members, self.catalog, run.run_id, chosen.within(run), request, on_plan, tick)
 
     def open_range(
-        self, selection: str, byte_range: ByteRange | None = None, figures: ReadFigures | None = None
+        self, selection: str | ObjectInfo, byte_range: ByteRange | None = None, figures: ReadFigures | None = None
     ) -> Iterator[bytes]:
-        """The bytes of one object (`RUN:PATH`, or its id), or of a range of it, piece by piece; only the blocks that
-        hold them are read.
+        """The bytes of one object (as `find` takes or gives it), or of a range of it, piece by piece; only the blocks
+        that hold them are read.
         `figures`, when given, counts the reads. Raises NotFound, UsageError, Unreadable.
 
         >>> b"".join(store.open_range("latest:data/todo.txt", ByteRange.parse("0-4")))
@@ -544,19 +558,14 @@ class FileStore(ObjectOperations):
         """
         from functools import partial
 
-        from manifests.objects import find_object, places_of_range
+        from manifests.objects import places_of_range
         from pipeline.metrics.codec import MeteredDecoder
         from pipeline.metrics.healing import HealingCounter
         from pipeline.ranges import RangeReader
         from pipeline.shardfiles import ShardSource
         from stages.assemble import ByteRange
 
-        if is_object_id(selection):
-            info = self._find(selection, "")[1]
-        else:
-            chosen = Selection.parse(selection)
-            run = self.run(chosen.run)
-            info = find_object(self.catalog, run.run_id, chosen.within(run))
+        info = self.find(selection) if isinstance(selection, str) else selection
         offset, length = (byte_range or ByteRange(0, None)).resolve(info.size)
         storages = {member.number: member.storage for member in self.members.readable}
         source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))

@@ -1,7 +1,7 @@
-"""Writing restored objects below a target directory, by directory descriptors.
+"""Writing restored objects below a target directory.
 
-An object is built in the staging directory and gets its final name when it is complete. Nothing outside the target is
-touched: each part of a path is opened without following symlinks.
+An object is built in the staging directory and gets its final name when it is complete. Nothing is replaced but what
+stood there under its own name before the restore began, and may be replaced (stages/standing.py).
 """
 
 from __future__ import annotations
@@ -14,43 +14,30 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from manifests.xattrs import set_xattrs
+from stages.attributes import Attributes, set_attributes, set_attributes_by_name, set_time
+from stages.copying import copy_data
+from stages.durable import sync_file_system
 from stages.errors import StageError
+from stages.naming import NO_LINKS, Namer
+from stages.targetfolders import READ_FOLDER, SEE, Kept, TargetFolders
 
-STAGING_MARK = ".drystone-restore-"
-#: Directories on the way to the current one that are kept open: the first ones, and below them one of as many.
-_KEPT_OPEN = 64
 #: Name of an object in the making, in the staging directory of the process that makes it.
-_NEW = "new"
-#: A link that could not be made for one of these reasons becomes a copy.
-_NO_LINKS = (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.EOPNOTSUPP)
-_COPY_PIECE = 1 << 20
-_SEE = "see --overwrite"
+_NEW = b"new"
 _FALLOC_PUNCH_HOLE = 0x02 | 0x01  # with FALLOC_FL_KEEP_SIZE
 _LIBC = ctypes.CDLL(None)
 #: Bytes that are looked at at a time before a hole is made of them.
 _LOOKED_AT = 1 << 20
-_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Attributes(NamedTuple):
-    """What is set on an object besides its content. Times in ns, `xattrs` packed (manifests/xattrs.py). (A named tuple,
-    for one is made for each file.)"""
-
-    mode: int
-    uid: int
-    gid: int
-    mtime_ns: int
-    size: int = 0
-    xattrs: bytes = b""
+#: The group of an object without hardlinks.
+NO_GROUP = -1
+_KEPT = f"something else is in place and was kept; {SEE}"
 
 
 @dataclass(frozen=True)
 class TargetOptions:
     """`strip`: leading bytes of each object's path that fall away; `overwrite`: never, if-changed or always; `fresh`:
-    the target was empty, so nothing can be in the way."""
+    the target was empty, so nothing stood in it; `passes_on`: new directories may inherit something; `durable`: what
+    replaces something is on disk before it does."""
 
     root: str
     staging: str
@@ -58,26 +45,8 @@ class TargetOptions:
     overwrite: str
     owner: bool
     fresh: bool
-
-
-class Kept(StageError):
-    """An object that was in the way was left as it is, and differs from the archived one."""
-
-
-class UnsafePath(StageError):
-    """A path that leads out of the target."""
-
-    @classmethod
-    def of(cls, path: bytes) -> UnsafePath:
-        return cls(f"the path {os.fsdecode(path)!r} leads out of the target; it was not restored")
-
-
-def split_path(path: bytes) -> list[bytes]:
-    """Parts of an object's path. Raises UnsafePath on what no archived tree can hold."""
-    parts = path.split(b"/")
-    if not path or b"\0" in path or any(part in (b"", b".", b"..") for part in parts):
-        raise UnsafePath.of(path)
-    return parts
+    passes_on: bool
+    durable: bool
 
 
 class Target:
@@ -87,103 +56,78 @@ class Target:
         """`name`: of the process, for a staging directory of its own: in a common one they would wait for each other
         at every file."""
         self._options = options
-        self._root = os.open(options.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.folders = TargetFolders(
+            options.root, options.staging, options.strip, fresh=options.fresh, passes_on=options.passes_on
+        )
         self._staging = os.open(options.staging, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self._staging)
-        self._own = os.open(name, _FOLDER, dir_fd=self._staging)
-        # What a new file in the staging directory has by itself; setting it again would cost a third of a small file.
-        staging = os.fstat(self._staging)
-        self._uid = os.geteuid()
-        self._gid = staging.st_gid if staging.st_mode & stat.S_ISGID else os.getegid()
+        self._own = os.open(name, READ_FOLDER, dir_fd=self._staging)
+        # What a new file has by itself; setting it again would cost a third of a small file.
+        own = os.fstat(self._own)
+        self._uid, self._gid = own.st_uid, own.st_gid
         self._umask = _current_umask()
-        self._folder_path: bytes | None = None
-        self._open: list[tuple[list[bytes], int]] = []
+        self._namer = Namer()
+        #: Objects that are complete, and wait to be on disk before they replace something: the name in the own staging
+        #: directory, and the path.
+        self._held: list[tuple[bytes, bytes]] = []
 
     def close(self) -> None:
-        self._leave(0)
-        os.close(self._root)
+        self.folders.close()
         os.close(self._own)
         os.close(self._staging)
 
-    def _parent(self, path: bytes) -> tuple[int, bytes]:
-        """Descriptor of the directory that `path` goes into, and its name there."""
-        above, slash, name = path[self._options.strip :].rpartition(b"/")
-        if above != self._folder_path:
-            self._enter(split_path(above) if above else [])
-            self._folder_path = above
-        if name in (b"", b".", b"..") or b"\0" in name or (slash and not above):
-            raise UnsafePath.of(path)
-        return (self._open[-1][1] if self._open else self._root), name
-
-    def _enter(self, parts: list[bytes]) -> None:
-        """Open the directory `parts`, made where it is missing; what it shares with the last one is open already."""
-        deeper = range(_KEPT_OPEN, len(parts), _KEPT_OPEN)
-        steps = [[part] for part in parts[:_KEPT_OPEN]] + [parts[at : at + _KEPT_OPEN] for at in deeper]
-        shared = 0
-        for (step, _), wanted in zip(self._open, steps, strict=False):
-            if step != wanted:
-                break
-            shared += 1
-        self._leave(shared)
-        for step in steps[shared:]:
-            folder = os.dup(self._open[-1][1] if self._open else self._root)
-            for part in step:
-                try:
-                    inner = _open_folder(folder, part)
-                except NotADirectoryError as error:  # a link, too: none is followed
-                    raise Kept(f"{os.fsdecode(part)!r} on its way is no directory; {_SEE}") from error
-                finally:
-                    os.close(folder)
-                folder = inner
-            self._open.append((step, folder))
-
-    def _leave(self, depth: int) -> None:
-        """Close the open directories below the first `depth`."""
-        self._folder_path = None
-        while len(self._open) > depth:
-            os.close(self._open.pop()[1])
-
-    def make_folder(self, path: bytes) -> None:
-        """Make a directory, open for the owner only until its attributes are set. An existing one is used; of what else
-        is there, also a link to a directory, `always` makes one. Raises Kept, OSError."""
-        folder, name = self._parent(path)
+    def wanted(self, path: bytes, attributes: Attributes, group: int = NO_GROUP, link: bytes | None = None) -> bool:
+        """Whether an object is to be written; False where an equal one stands in its place, which then leads its
+        `group`. `link`: where a symlink points to, if that is known. Raises Kept, unless the object is needed for the
+        other names of its group."""
+        if self._options.fresh:
+            return True
+        folder, name = self.folders.parent(path)
+        if not self.folders.stood(name) or self._options.overwrite == "always":
+            return True
         try:
-            os.mkdir(name, 0o700, dir_fd=folder)
-        except FileExistsError:
-            if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                return
-            if self._options.overwrite != "always":
-                raise Kept(f"something that is no directory is in its place and was kept; {_SEE}") from None
-            os.unlink(name, dir_fd=folder)
-            os.mkdir(name, 0o700, dir_fd=folder)
+            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if link is not None and stat.S_ISLNK(info.st_mode):
+                equal = os.readlink(name, dir_fd=folder) == link
+            else:
+                equal = self._equal(info, attributes)
+        except FileNotFoundError:
+            return True
+        if equal:
+            if group != NO_GROUP:
+                self._lead_standing(folder, name, group, attributes)
+            return False
+        if self._options.overwrite == "if-changed" or group != NO_GROUP:
+            return True
+        raise Kept(_KEPT)
 
-    def finish_folder(self, path: bytes, attributes: Attributes) -> str:
-        """Set a directory's attributes, after all below it is written. Returns what could not be set."""
-        folder, name = self._parent(path)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    def _equal(self, info: os.stat_result, attributes: Attributes) -> bool:
+        """Whether what is in place passes for the archived object, by kind, size and modification time."""
+        return (
+            stat.S_IFMT(info.st_mode) == stat.S_IFMT(attributes.mode)
+            and (info.st_size == attributes.size or not stat.S_ISREG(info.st_mode))
+            and (info.st_mtime_ns == attributes.mtime_ns or info.st_mtime_ns == self._kept_time(attributes))
+        )
+
+    def _kept_time(self, attributes: Attributes) -> int | None:
+        """What the target's file system makes of an object's time; None where it takes none."""
+        fd = os.open(b"clock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._own)
         try:
-            return self._set_attributes(fd, attributes)
+            os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
+            return os.fstat(fd).st_mtime_ns
+        except OSError:
+            return None
         finally:
             os.close(fd)
 
-    def wanted(self, path: bytes, attributes: Attributes) -> bool:
-        """Whether an object is to be written; False where an equal one is in place. Raises Kept."""
-        if self._options.fresh or self._options.overwrite == "always":
-            return True
-        folder, name = self._parent(path)
-        try:
-            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            return True
-        if _equal(info, attributes):
-            return False
-        if self._options.overwrite == "if-changed":
-            return True
-        raise Kept(f"something else is in place and was kept; {_SEE}")
+    # --- files -------------------------------------------------------------------------------------------------------
 
-    def write_whole(self, path: bytes, pieces: Iterable[bytes | memoryview], attributes: Attributes) -> str:
-        """A file of which all bytes are at hand; what its end lacks is a hole. Returns what could not be set."""
+    def write_whole(
+        self, path: bytes, pieces: Iterable[bytes | memoryview], attributes: Attributes, group: int = NO_GROUP
+    ) -> str:
+        """A file of which all bytes are at hand; what its end lacks is a hole. `group`: of the names that follow, see
+        `make_link`. Returns what could not be set."""
         mode = attributes.mode & 0o777 & ~self._umask
         fd = self._create(mode)
         try:
@@ -200,13 +144,15 @@ class Target:
                 and not attributes.xattrs
                 and (not self._options.owner or (attributes.uid, attributes.gid) == (self._uid, self._gid))
             ):
-                trouble = ""
-                os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
+                trouble = set_time(fd, attributes)
             else:
-                trouble = self._set_attributes(fd, attributes)
+                trouble = set_attributes(fd, attributes, self._options.owner)
         finally:
             os.close(fd)
-        self._place(self._own, _NEW, path)
+        if group == NO_GROUP:
+            self._place(self._own, _NEW, path)
+        else:
+            self._finish(self._own, _NEW, path, attributes, group)
         return trouble
 
     def _create(self, mode: int) -> int:
@@ -217,12 +163,12 @@ class Target:
             os.unlink(_NEW, dir_fd=self._own)
             return os.open(_NEW, flags, mode, dir_fd=self._own)
 
-    def open_part(self, temp: str) -> int:
+    def open_part(self, temp: bytes) -> int:
         """Descriptor of a file that several workers write, and read back; the caller closes it."""
         return os.open(temp, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._staging)
 
     @contextmanager
-    def staged(self, temp: str, size: int) -> Iterator[int]:
+    def staged(self, temp: bytes, size: int) -> Iterator[int]:
         """Descriptor to read a file back of which all parts are written, once it has its `size`."""
         fd = os.open(temp, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._staging)
         try:
@@ -231,7 +177,9 @@ class Target:
         finally:
             os.close(fd)
 
-    def finish_parts(self, temp: str, path: bytes, attributes: Attributes, holes: bytes) -> str:
+    def finish_parts(
+        self, temp: bytes, path: bytes, attributes: Attributes, holes: bytes, group: int = NO_GROUP
+    ) -> str:
         """Give a file of which all parts are written its holes, its attributes and its name. `holes`: offset u64 and
         length u64 of each; where there is data, none is made. Returns what could not be set."""
         fd = self.open_part(temp)
@@ -240,103 +188,159 @@ class Target:
             for offset, length in struct.iter_unpack("<QQ", holes[: len(holes) // 16 * 16]):
                 if offset + length <= attributes.size and _is_zero(fd, offset, offset + length):
                     _punch(fd, offset, length)
-            trouble = self._set_attributes(fd, attributes)
+            trouble = set_attributes(fd, attributes, self._options.owner)
         finally:
             os.close(fd)
-        self._place(self._staging, temp, path)
+        try:
+            self._finish(self._staging, temp, path, attributes, group)
+        except BaseException:
+            self.drop_parts(temp)
+            raise
         return trouble
 
-    def drop_parts(self, temp: str) -> None:
+    def drop_parts(self, temp: bytes) -> None:
         """Remove a file that can't be completed."""
         with suppress(FileNotFoundError):
             os.unlink(temp, dir_fd=self._staging)
 
-    def make_symlink(self, path: bytes, target: bytes, attributes: Attributes) -> str:
+    # --- links and nodes ---------------------------------------------------------------------------------------------
+
+    def make_symlink(self, path: bytes, target: bytes, attributes: Attributes, group: int = NO_GROUP) -> str:
         """A symlink. Returns what could not be set. Raises OSError."""
         self._drop_new()
-        os.symlink(target, os.fsencode(_NEW), dir_fd=self._own)
-        return self._name_new(path, attributes, mode=False)
+        os.symlink(target, _NEW, dir_fd=self._own)
+        return self._finish_new(path, attributes, group)
+
+    def make_node(self, path: bytes, attributes: Attributes, device: int, group: int = NO_GROUP) -> str:
+        """A FIFO or a device node, as `attributes.mode` says. Returns what could not be set. Raises OSError; not
+        everybody may make devices."""
+        self._drop_new()
+        os.mknod(_NEW, stat.S_IFMT(attributes.mode) | 0o600, device, dir_fd=self._own)
+        return self._finish_new(path, attributes, group)
+
+    def _finish_new(self, path: bytes, attributes: Attributes, group: int) -> str:
+        trouble = set_attributes_by_name(self._own, _NEW, attributes, self._options.owner)
+        self._finish(self._own, _NEW, path, attributes, group)
+        return trouble
+
+    def make_link(self, path: bytes, group: int, attributes: Attributes) -> str:
+        """Another name of the object that came first in its `group` of hardlinks; a copy of it where the file system
+        takes no more names. Returns what could not be set. Raises Kept, StageError where there is no first one, and
+        OSError."""
+        try:
+            trouble = self._another(group, attributes)
+        except FileNotFoundError:
+            raise StageError("the first name of this hardlinked object could not be restored") from None
+        self._place(self._own, _NEW, path)
+        self._drop_new()  # renaming to another name of the same object does nothing
+        return trouble
+
+    def _lead_standing(self, folder: int, name: bytes, group: int, attributes: Attributes) -> None:
+        """Let an object that stands in its place be the first of a group of hardlinks. Raises Kept, OSError."""
+        master = _master(group)
+        try:
+            os.link(name, master, src_dir_fd=folder, dst_dir_fd=self._staging, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            self._copy(folder, name, self._staging, master, attributes)
+        if not self._equal(os.stat(master, dir_fd=self._staging, follow_symlinks=False), attributes):
+            os.unlink(master, dir_fd=self._staging)
+            raise Kept(f"it was changed while it was looked at, and was kept; {SEE}")
+
+    def _another(self, group: int, attributes: Attributes) -> str:
+        """Make the new object another name of the first of its group, or a copy. Returns what could not be set."""
+        self._drop_new()
+        master = _master(group)
+        try:
+            os.link(master, _NEW, src_dir_fd=self._staging, dst_dir_fd=self._own, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return self._copy(self._staging, master, self._own, _NEW, attributes)
+        return ""
+
+    def _copy(self, source: int, name: bytes, folder: int, copy: bytes, attributes: Attributes) -> str:
+        """Copy an object of any kind but a directory, by names in directories. Returns what could not be set."""
+        found = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode):
+            if stat.S_ISLNK(found.st_mode):
+                os.symlink(os.readlink(name, dir_fd=source), copy, dir_fd=folder)
+            else:
+                os.mknod(copy, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev, dir_fd=folder)
+            return set_attributes_by_name(folder, copy, attributes, self._options.owner)
+        if source == self._staging and not found.st_mode & stat.S_IRUSR:
+            os.chmod(name, 0o600, dir_fd=source)  # of our own, and nobody else sees it
+        original = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
+        try:
+            fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+            try:
+                copy_data(original, fd)
+                return set_attributes(fd, attributes, self._options.owner)
+            finally:
+                os.close(fd)
+        finally:
+            os.close(original)
 
     def _drop_new(self) -> None:
         with suppress(FileNotFoundError):
             os.unlink(_NEW, dir_fd=self._own)
 
-    def make_node(self, path: bytes, attributes: Attributes, device: int) -> str:
-        """A FIFO or a device node, as `attributes.mode` says. Returns what could not be set. Raises OSError, as for who
-        may not make devices."""
-        self._drop_new()
-        os.mknod(_NEW, stat.S_IFMT(attributes.mode) | 0o600, device, dir_fd=self._own)
-        return self._name_new(path, attributes, mode=True)
+    # --- names -------------------------------------------------------------------------------------------------------
 
-    def _name_new(self, path: bytes, attributes: Attributes, mode: bool) -> str:
-        """Give the object in the making its attributes and its name; for what can't be opened to do so."""
-        trouble = ""
-        if self._options.owner:
-            try:
-                os.chown(_NEW, attributes.uid, attributes.gid, dir_fd=self._own, follow_symlinks=False)
-            except OSError as error:
-                trouble = f"its owner could not be set: {error.strerror}"
-        if mode:
-            os.chmod(_NEW, stat.S_IMODE(attributes.mode), dir_fd=self._own)
-        if attributes.xattrs:
-            name = b"/proc/self/fd/%d/%s" % (self._own, os.fsencode(_NEW))
-            trouble = trouble or set_xattrs(name, attributes.xattrs, self._options.owner)
-        times = (attributes.mtime_ns, attributes.mtime_ns)
-        os.utime(_NEW, ns=times, dir_fd=self._own, follow_symlinks=False)
-        self._place(self._own, _NEW, path)
-        return trouble
+    def _finish(self, staging: int, temp: bytes, path: bytes, attributes: Attributes, group: int) -> None:
+        """Give a complete object its name. The first of a group of hardlinks stays in the staging directory, too, where
+        no other name can pass for it; where the file system takes no second name, the first one is a copy."""
+        if group != NO_GROUP:
+            os.rename(temp, _master(group), src_dir_fd=staging, dst_dir_fd=self._staging)
+            self._another(group, attributes)
+            staging, temp = self._own, _NEW
+        self._place(staging, temp, path)
 
-    def make_link(self, path: bytes, first: bytes, attributes: Attributes) -> str:
-        """Another name of the object that was restored as `first`; a copy where the file system takes no more names.
-        Returns what could not be set. Raises Kept where `first` is not that object, and OSError."""
-        folder, name = self._parent(first)
-        there = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    def _place(self, staging: int, temp: bytes, path: bytes) -> None:
+        folder, name = self.folders.parent(path)
+        if self._options.overwrite != "never" and self.folders.stood(name):
+            if self._options.durable:
+                held = b"held-%d" % len(self._held)
+                os.rename(temp, held, src_dir_fd=staging, dst_dir_fd=self._own)
+                self._held.append((held, path))
+            else:
+                os.rename(temp, name, src_dir_fd=staging, dst_dir_fd=folder)
+            return
         try:
-            if not _equal(os.fstat(there), attributes):
-                raise Kept(f"its other name {os.fsdecode(first)!r} is not the archived object")
-            self._drop_new()
+            self._namer.name(staging, temp, folder, name)
+        except FileExistsError:
+            if self.folders.stood(name):
+                raise Kept(_KEPT) from None
+            raise self.folders.taken(folder, name) from None
+
+    def settle(self) -> Iterator[tuple[bytes, str]]:
+        """Let what is to replace something do so, once all of it is on disk: one sync for many costs less than one for
+        each. Yields (path, reason) of what could not be placed; what it was to replace is still there."""
+        held, self._held = self._held, []
+        trouble = ""
+        if held:
             try:
-                os.link(name, _NEW, src_dir_fd=folder, dst_dir_fd=self._own, follow_symlinks=False)
+                sync_file_system(self._own)
             except OSError as error:
-                if error.errno not in _NO_LINKS or not stat.S_ISREG(attributes.mode):
-                    raise
-                with open(f"/proc/self/fd/{there}", "rb") as source:
-                    return self.write_whole(path, iter(lambda: source.read(_COPY_PIECE), b""), attributes)
-        finally:
-            os.close(there)
-        self._place(self._own, _NEW, path)
-        self._drop_new()  # renaming to another name of the same object does nothing
-        return ""
-
-    def _set_attributes(self, fd: int, attributes: Attributes) -> str:
-        """Set all attributes of an open file or directory. Returns what could not be set."""
-        mode, trouble = stat.S_IMODE(attributes.mode), ""
-        if self._options.owner:
+                trouble = f"bringing it to disk failed: {error.strerror}"
+        for temp, path in held:
             try:
-                os.fchown(fd, attributes.uid, attributes.gid)
+                if not trouble:
+                    folder, name = self.folders.parent(path)
+                    os.rename(temp, name, src_dir_fd=self._own, dst_dir_fd=folder)
             except OSError as error:
-                # Nobody else's file may become one that runs as whoever owns it now.
-                mode &= ~(stat.S_ISUID | stat.S_ISGID)
-                trouble = f"its owner could not be set: {error.strerror}"
-        # chown clears setuid and capabilities, and chmod changes an ACL's mask, so they come in this order.
-        os.fchmod(fd, mode)
-        if attributes.xattrs:
-            trouble = trouble or set_xattrs(fd, attributes.xattrs, self._options.owner)
-        os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
-        return trouble
-
-    def _place(self, staging: int, temp: str, path: bytes) -> None:
-        folder, name = self._parent(path)
-        os.rename(temp, name, src_dir_fd=staging, dst_dir_fd=folder)
+                yield path, f"writing it failed: {error.strerror}"
+            except StageError as error:
+                yield path, str(error)
+            else:
+                if trouble:
+                    yield path, trouble
 
 
-def _equal(info: os.stat_result, attributes: Attributes) -> bool:
-    """Whether what is in place passes for the archived object, by kind, size and modification time."""
-    return (
-        stat.S_IFMT(info.st_mode) == stat.S_IFMT(attributes.mode)
-        and info.st_mtime_ns == attributes.mtime_ns
-        and (info.st_size == attributes.size or not stat.S_ISREG(info.st_mode))
-    )
+def _master(group: int) -> bytes:
+    """Name of the first of a group of hardlinks, in the staging directory."""
+    return b"first-%d" % group
 
 
 def _is_zero(fd: int, start: int, end: int) -> bool:
@@ -358,16 +362,6 @@ def _is_zero(fd: int, start: int, end: int) -> bool:
 def _punch(fd: int, offset: int, length: int) -> None:
     """Make a hole where zeros are; a file system that knows none keeps the zeros."""
     _LIBC.fallocate(fd, _FALLOC_PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length))
-
-
-def _open_folder(folder: int, name: bytes) -> int:
-    """Descriptor of the directory `name` in `folder`, made where it is missing."""
-    try:
-        return os.open(name, _FOLDER, dir_fd=folder)
-    except FileNotFoundError:
-        with suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=folder)
-        return os.open(name, _FOLDER, dir_fd=folder)
 
 
 def _current_umask() -> int:

@@ -239,7 +239,7 @@ def test_a_killed_restore_leaves_no_unfinished_names(store: Path, tmp_path: Path
         opened.ingest([str(big)], options=INLINE)
     process = subprocess.Popen([COMMAND, "-s", store, "restore", "-q", "--to", tmp_path / "out"])
     limit = time.monotonic() + DEADLINE
-    while not list(tmp_path.glob("out/.drystone-restore-*/part-*")) and time.monotonic() < limit:
+    while not list(tmp_path.glob("out/.drystone-restore-*/objects/part-*")) and time.monotonic() < limit:
         time.sleep(0.005)
     below = descendants(process.pid)
     process.kill()

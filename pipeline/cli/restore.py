@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
-from manifests.errors import BackendError, UsageError
+from manifests.errors import UsageError
 from manifests.ids import is_object_id
 from manifests.sizes import format_size
 from pipeline.cli.command import Command
@@ -28,6 +27,7 @@ from pipeline.printing import flush, say, shown, warn, write_bytes
 from stages.assemble import ByteRange
 
 if TYPE_CHECKING:
+    from manifests.objects import ObjectInfo
     from pipeline.filestore import FileStore
     from pipeline.packreader import ReadFigures
     from pipeline.restore.run import RestoreRequest
@@ -36,6 +36,7 @@ RANGE = Parsed("A-B", ByteRange.parse)
 
 _FIELDS = {
     "files": Kind.INTEGER,
+    "in_place": Kind.INTEGER,
     "bytes": Kind.INTEGER,
     "failed": Kind.INTEGER,
     "healed_cells": Kind.INTEGER,
@@ -65,7 +66,7 @@ _BYTES_FIELDS = {
     type=click.Choice(["never", "if-changed", "always"]),
     default="never",
     show_default=True,
-    help="What happens to what is in the way.",
+    help="What is in the way is kept, replaced where it differs, or replaced.",
 )
 @click.option(
     "--range",
@@ -76,6 +77,12 @@ _BYTES_FIELDS = {
 )
 @click.option(
     "--numeric-ids", is_flag=True, help="Owners by number, though their names have other numbers on this machine."
+)
+@click.option(
+    "--fsync/--no-fsync",
+    default=True,
+    show_default=True,
+    help="End when all is on disk, and replace a file only by one that is.",
 )
 @resource_options
 @format_options
@@ -90,6 +97,7 @@ def restore_command(
     overwrite: str,
     ranges: tuple[ByteRange, ...],
     numeric_ids: bool,
+    fsync: bool,
     workers: int | None,
     memory: int,
     output: str,
@@ -116,15 +124,14 @@ def restore_command(
 
     with open_store(context, store) as opened:
         if bytes_alone:
-            return _restore_bytes(opened, selection, ranges, to, output)
-        request = RestoreRequest(to, overwrite, workers, memory, numeric_ids=numeric_ids)
+            return _restore_bytes(opened, selection, ranges, RestoreRequest(to, overwrite, fsync=fsync), output)
+        request = RestoreRequest(to, overwrite, workers, memory, numeric_ids=numeric_ids, fsync=fsync)
         return _restore(opened, selection, request, output, quiet)
 
 
 def _restore(opened: FileStore, selection: str, request: RestoreRequest, output: str, quiet: bool) -> int:
     from manifests.plan import PlanTotals
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
-    from pipeline.restore.run import leftovers
     from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, RESTORE_STAGES, VERIFY
 
     totals: list[PlanTotals] = []
@@ -136,8 +143,12 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
 
     with Progress.choose("restore", read, quiet=quiet, output=output) as progress:
         result = opened.restore(selection, request.to, request=request, on_plan=totals.append, on_tick=progress.tick)
-    for name in leftovers(request.to):
-        warn(f"left behind by a restore that was killed, unless one still runs: {request.to}/{name}")
+    for name in result.leftovers.removed:
+        warn(f"removed what a killed restore had left behind: {request.to}/{name}")
+    for name, reason in result.leftovers.left:
+        warn(f"perhaps left behind by a killed restore, not removed as {reason}: {request.to}/{name}")
+    for name in result.leftovers.at_work:
+        warn(f"another restore was at work in the same directory: {request.to}/{name}")
     for reason in result.lost_manifests:
         warn(f"lost: {reason}")
     for path, reason in result.failures:
@@ -152,6 +163,7 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
         emit_summary(
             {
                 "files": result.files,
+                "in_place": result.in_place,
                 "bytes": result.bytes,
                 "failed": result.failed,
                 "healed_cells": result.healed_cells,
@@ -167,11 +179,13 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
         return result.exit_code
     rate = result.bytes / max(result.seconds, 1e-9)
     if not quiet:
-        verified = ", every chunk verified" if result.bytes else ""
+        verified = ", every chunk verified" if result.bytes and result.in_place < result.files else ""
         say(
             f"restored {result.files:,} files, {format_size(result.bytes)} in {result.seconds:.1f} s, "
             f"{format_size(rate)}/s{verified}"
         )
+        if result.in_place:
+            say(f"in place already, by size and time: {result.in_place:,} of them; their bytes were not compared")
         for line in healed_lines(result.healed_cells, result.healed_records):
             say(line)
         if result.failed:
@@ -179,47 +193,46 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
     return result.exit_code
 
 
-def _restore_bytes(opened: FileStore, selection: str, ranges: tuple[ByteRange, ...], to: str, output: str) -> int:
-    """Write an object, or ranges of it, to the file `to`, which gets its name when it is complete."""
+def _restore_bytes(
+    opened: FileStore, selection: str, ranges: tuple[ByteRange, ...], request: RestoreRequest, output: str
+) -> int:
+    """Write an object, or ranges of it, to the file `request.to`."""
+    from pipeline.outfile import OutputOptions, output_file
     from pipeline.packreader import ReadFigures
 
-    figures = ReadFigures()
-    parts = _parts(opened, selection, ranges, figures)
-    folder = os.path.dirname(os.path.abspath(to))
-    if os.path.isdir(to):
-        raise UsageError(f"{to} is a directory; with --range or an id, --to names a file")
-    written, temp = [0] * len(parts), os.path.join(folder, f".drystone-range-{os.getpid()}")
-    try:
-        with open(temp, "xb") as out:
-            for number, pieces in enumerate(parts):
-                for piece in pieces:
-                    written[number] += out.write(piece)
-        os.replace(temp, to)
-    except OSError as error:
-        raise BackendError(f"writing {to} failed: {error.strerror}") from error
-    finally:
-        if os.path.exists(temp):
-            os.unlink(temp)
-    if output == "table":
-        say(f"wrote {sum(written):,} bytes to {to}")
+    figures, to = ReadFigures(), request.to
+    info, parts = _parts(opened, selection, ranges, figures)
+    # Nobody shall read the copy who may not read the object.
+    mode = 0o666 if info.kind == "stream" else 0o600 | info.mode & 0o666
+    written = [0] * len(parts)
+    with output_file(to, OutputOptions(overwrite=request.overwrite, mode=mode, durable=request.fsync)) as out:
+        for number, pieces in enumerate(parts):
+            before = out.written
+            for piece in pieces:
+                out.write(piece)
+            written[number] = out.written - before
+    report = warn if out.is_stdout else say
+    if output == "table" or out.is_stdout:
+        report(f"{to} holds these bytes already" if out.in_place else f"wrote {out.written:,} bytes to {to}")
         for line in healed_lines(figures.healed_cells, figures.healed_records + opened.healed_records):
-            say(line)
+            report(line)
     else:
         healed = {
             "healed_cells": figures.healed_cells,
             "healed_records": figures.healed_records + opened.healed_records,
         }
         each = [{"range": str(part), "bytes": count} for part, count in zip(ranges, written, strict=False)]
-        emit_summary({"bytes": sum(written), "ranges": each, "path": to, **healed}, _BYTES_FIELDS, output)
+        emit_summary({"bytes": out.written, "ranges": each, "path": to, **healed}, _BYTES_FIELDS, output)
     return 0
 
 
 def _parts(
     opened: FileStore, selection: str, ranges: tuple[ByteRange, ...], figures: ReadFigures
-) -> list[Iterator[bytes]]:
-    """The bytes of each range, in the order given, or of the whole object. All are looked up before the first is read.
-    Raises NotFound, UsageError."""
-    return [opened.open_range(selection, part, figures) for part in ranges or (None,)]
+) -> tuple[ObjectInfo, list[Iterator[bytes]]]:
+    """An object, and the bytes of each range of it, in the order given, or of all of it. All are looked up before the
+    first is read. Raises NotFound, UsageError."""
+    info = opened.find(selection)
+    return info, [opened.open_range(info, part, figures) for part in ranges or (None,)]
 
 
 @click.command("cat", cls=Command)
@@ -251,7 +264,7 @@ def cat_command(context: click.Context, selection: str, store: str | None, range
 
     with open_store(context, store) as opened:
         figures = ReadFigures()
-        for pieces in _parts(opened, selection, ranges, figures):
+        for pieces in _parts(opened, selection, ranges, figures)[1]:
             for piece in pieces:
                 write_bytes(piece)
         flush()

@@ -9,18 +9,22 @@ import http.client
 import os
 import re
 import socket
+import stat
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway, start_http_server
 
+from manifests.errors import DrystoneError
 from pipeline.metrics.collector import LAST_SUCCESS, CommandFigures, registry_of
 from pipeline.metrics.figures import StoreFigures
 from pipeline.metrics.publication import Address, Publication, host_of
+from pipeline.outfile import OutputOptions, output_file
 
 JOB = "drystone"
+#: For others to read, whom the directory may admit by a default ACL; a command ends whether somebody reads it or not.
+_REPLACED = OutputOptions(overwrite="always", inherit=True, durable=False, wait=False)
 #: A push takes no longer, whatever the gateway does.
 PUSH_SECONDS = 10.0
 
@@ -72,6 +76,8 @@ class Publisher:
     def _earlier_success(self) -> float | None:
         """When an earlier run of this command had its last success, by the file that is there."""
         try:
+            if not stat.S_ISREG(os.stat(self._file).st_mode):
+                return None  # it may be a FIFO, which tells nothing of earlier
             with open(self._file, encoding="utf-8", errors="replace") as file:
                 found = re.search(rf"^{LAST_SUCCESS}\{{.*\}} (\S+)$", file.read(), re.MULTILINE)
             return None if found is None else float(found[1])
@@ -83,18 +89,11 @@ class Publisher:
 
     def _write(self) -> None:
         """Write the file: whole, or what was there stays. Its name is not .prom before it is complete."""
-        temp = f"{self._file}.{os.getpid()}.tmp"
         try:
-            try:
-                with open(temp, "wb") as file:
-                    file.write(generate_latest(self._named))
-                os.replace(temp, self._file)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    os.unlink(temp)
-                raise
-        except OSError as error:
-            self._say(f"metrics are not written: {self._file}: {error.strerror or error}")
+            with output_file(self._file, _REPLACED) as file:
+                file.write(generate_latest(self._named))
+        except (DrystoneError, OSError) as error:
+            self._say(f"metrics are not written: {error}")
 
     def _push(self, url: str) -> None:
         # Added to what the gateway has of this command: so an earlier success stays where this run had none.

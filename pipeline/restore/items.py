@@ -15,9 +15,10 @@ from pipeline import messages
 from pipeline.restore.outcomes import Outcomes
 from pipeline.station import Context
 from pipeline.topology import ASSEMBLE, VERIFY
+from stages.attributes import Attributes
 from stages.digest import PIECE, Digester, FixityCheck, read_pieces
 from stages.scan import KIND
-from stages.target import Attributes, Target
+from stages.target import Target
 
 _NODES = (KIND["fifo"], KIND["chardev"], KIND["blockdev"])
 _ZEROS = memoryview(bytes(1 << 20))
@@ -25,11 +26,12 @@ OPEN_PARTS = 64
 
 
 class Item(NamedTuple):
-    """A row of ITEM_DTYPE. `target`: of a symlink, or the first name of a hardlinked object."""
+    """A row of ITEM_DTYPE. `target`: of a symlink, or the first name of a hardlinked object; `group`: see there."""
 
     kind: int
     row: int
     multi: int
+    group: int
     device: int
     attributes: Attributes
     path: bytes
@@ -82,9 +84,9 @@ class PartFiles:
             os.close(fd)
 
 
-def _part_name(row: int) -> str:
+def _part_name(row: int) -> bytes:
     """Name of an object's staged file."""
-    return f"part-{row}"
+    return b"part-%d" % row
 
 
 class ItemMaker:
@@ -107,9 +109,11 @@ class ItemMaker:
         of which `begun` may know the digest of the beginning; LINKS: other names of objects that are there."""
         self._context.clock.switch(ASSEMBLE)
         for item in _items(batch):
+            is_file = item.kind in (KIND["file"], KIND["stream"])
             try:
                 trouble = self._make_link(item) if kind == messages.LINKS else self._make(item, begun(item))
-                outcomes.files += item.kind in (KIND["file"], KIND["stream"])
+                outcomes.files += is_file
+                outcomes.in_place += is_file and trouble is None
             except OSError as error:
                 trouble = f"writing it failed: {error.strerror}"
             except DrystoneError as error:
@@ -117,27 +121,28 @@ class ItemMaker:
             if trouble:
                 outcomes.failed(item.row, item.multi, trouble)
 
-    def _make_link(self, item: Item) -> str:
+    def _make_link(self, item: Item) -> str | None:
         if not self._target.wanted(item.path, item.attributes):
-            return ""
-        return self._target.make_link(item.path, item.target, item.attributes)
+            return None
+        return self._target.make_link(item.path, item.group, item.attributes)
 
-    def _make(self, item: Item, begun: Begun | None) -> str:
-        """Make an object; returns what of it could not be set."""
+    def _make(self, item: Item, begun: Begun | None) -> str | None:
+        """Make an object; returns what of it could not be set, or None if it is in place."""
         target, path, attributes = self._target, item.path, item.attributes
         if item.multi >= 0:
             self._parts.close(item.row)
-        if not target.wanted(path, attributes):
+        link = item.target if item.kind == KIND["symlink"] else None
+        if not target.wanted(path, attributes, item.group, link):
             target.drop_parts(_part_name(item.row))
-            return ""
+            return None
         if item.multi >= 0:
             return self._finish_parts(item, begun)
         if item.kind == KIND["symlink"]:
-            return target.make_symlink(path, item.target, attributes)
+            return target.make_symlink(path, item.target, attributes, item.group)
         if item.kind in _NODES:
-            return target.make_node(path, attributes, item.device)
+            return target.make_node(path, attributes, item.device, item.group)
         require_fixity(item.fixity, _zeros(attributes.size))
-        return target.write_whole(path, (), attributes)
+        return target.write_whole(path, (), attributes, item.group)
 
     def _finish_parts(self, item: Item, begun: Begun | None) -> str:
         """Name a staged file, once what of it was not hashed yet is read back and it is what was archived. Returns what
@@ -159,18 +164,18 @@ class ItemMaker:
         except Unreadable:
             self._target.drop_parts(name)
             raise
-        return self._target.finish_parts(name, item.path, item.attributes, item.holes)
+        return self._target.finish_parts(name, item.path, item.attributes, item.holes, item.group)
 
 
 def _items(batch: Batch) -> Iterator[Item]:
-    names = ("kind", "row", "multi", "rdev", "mode", "uid", "gid", "mtime_ns", "size")
+    names = ("kind", "row", "multi", "group", "rdev", "mode", "uid", "gid", "mtime_ns", "size")
     numbers = zip(*(batch.rows[name].tolist() for name in names), strict=True)
     texts = zip(*(batch.all_bytes(name) for name in ("path", "target", "fixity", "holes", "xattrs")), strict=True)
-    for (kind, row, multi, device, mode, uid, gid, mtime, size), (path, target, fixity, holes, xattrs) in zip(
+    for (kind, row, multi, group, device, mode, uid, gid, mtime, size), (path, target, fixity, holes, xattrs) in zip(
         numbers, texts, strict=True
     ):
         attributes = Attributes(mode, uid, gid, mtime, size, xattrs)
-        yield Item(kind, row, multi, device, attributes, path, target, fixity, holes)
+        yield Item(kind, row, multi, group, device, attributes, path, target, fixity, holes)
 
 
 def _zeros(count: int) -> Iterator[memoryview]:

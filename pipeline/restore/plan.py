@@ -34,6 +34,7 @@ class RestoreTally:
     """Sums over a restore. `failures`: (row, reason) of objects that are not restored whole, the first of them."""
 
     files: int = 0
+    in_place: int = 0
     bytes: int = 0
     failed: int = 0
     healed_cells: dict[int, int] = field(default_factory=dict)
@@ -134,6 +135,7 @@ class RestoreHome:
         self.tally.healed_records[worker] = message.amount
         rows = report.rows
         self.tally.files += int(rows["files"].sum())
+        self.tally.in_place += int(rows["in_place"].sum())
         self.tally.bytes += int(rows["bytes"].sum())
         written = rows[rows["length"] > 0]
         for number, offset, length in zip(

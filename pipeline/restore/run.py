@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -30,8 +28,13 @@ from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
 from pipeline.runner import run_stations
 from pipeline.supervisor import SignalWatch
 from pipeline.topology import RESTORE_STAGES, FanShape, fan_shape
+from stages.attributes import Attributes
+from stages.durable import sync_file_system
 from stages.errors import StageError
-from stages.target import STAGING_MARK, Attributes, Target, TargetOptions
+from stages.inheritance import passes_on
+from stages.staging import Leftovers, Staging, remove_leftovers
+from stages.target import Target, TargetOptions
+from stages.targetfolders import Taken
 
 #: Fetched blocks, a decoder's buffer and pieces of rows under decoding.
 RESTORE_WORKER_MEMORY = 40 << 20
@@ -41,7 +44,8 @@ OVERWRITE = ("never", "if-changed", "always")
 @dataclass(frozen=True)
 class RestoreRequest:
     """What to restore and how. `workers`: None for one a core; `memory`: bytes of all processes together;
-    `numeric_ids`: owners by number, where the names of owners would have other numbers on this machine."""
+    `numeric_ids`: owners by number, where the names of owners would have other numbers on this machine; `fsync`: all is
+    on disk when the restore has ended, and what replaces something before it does."""
 
     to: str
     overwrite: str = "never"
@@ -49,16 +53,20 @@ class RestoreRequest:
     memory: int = DEFAULT_MEMORY
     inline: bool = False
     numeric_ids: bool = False
+    fsync: bool = True
 
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """What a restore did. `failures`: (path, reason) of objects that are not restored whole, the first of them;
+    """What a restore did. `in_place`: of the `files`, those that stood there already, by size and time, and were not
+    read; `failures`: (path, reason) of objects that are not restored whole, the first of them;
     `healed_records`: records, tables of checksums and manifests that armour or another copy gave back;
     `lost_manifests`: manifest files of which no copy nor mixture of copies is whole;
-    `left_to_root`: objects whose owner, or attributes that only root may set, were passed over."""
+    `left_to_root`: objects whose owner, or attributes that only root may set, were passed over; `leftovers`: of killed
+    restores, that were found in the target."""
 
     files: int
+    in_place: int
     bytes: int
     failed: int
     failures: list[NamedError]
@@ -66,6 +74,7 @@ class RestoreResult:
     healed_records: int
     lost_manifests: list[str]
     left_to_root: int
+    leftovers: Leftovers
     seconds: float
     stages: list[StageFigures]
 
@@ -108,13 +117,9 @@ def restore(
     )
     catalog.limit_memory(DUCKDB_MEMORY + request.memory - shape.memory)  # what is left of it
     with SignalWatch() as signals:
-        staging, fresh = _make_places(request.to)
+        staging, leftovers = _make_places(request.to)
         try:
-            folder, slash, _ = path.rpartition(b"/")
-            options = TargetOptions(
-                request.to, str(staging), len(folder + slash), request.overwrite, os.geteuid() == 0, fresh
-            )
-            target = Target(options, "home")
+            target = Target(options := _target_options(path, request, staging, leftovers), "home")
             try:
                 # DuckDB plans in a thread while the fork server starts the workers, which is waiting for the most part.
                 with ThreadPoolExecutor(1, "plan") as planner:
@@ -127,7 +132,7 @@ def restore(
                         {"plan": home.plan_station, "reports": home.reports_station},
                         inline=request.inline,
                         signals=signals,
-                        cleanup=(str(staging), str(catalog.temp_directory)),
+                        cleanup=(*staging.cleanup, str(catalog.temp_directory)),
                         on_tick=on_tick,
                     )
                 plan = home.plan
@@ -139,12 +144,15 @@ def restore(
             finally:
                 target.close()
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            staging.close()
+        if request.fsync:
+            _sync(request.to)
     names = plan.paths(list(home.tally.failures))
     failures = [(names.get(row, b"?"), reason) for row, reason in sorted(home.tally.failures.items())]
     seconds = time.monotonic() - started
     return RestoreResult(
         home.tally.files,
+        home.tally.in_place,
         home.tally.bytes,
         home.tally.failed,
         failures,
@@ -152,6 +160,7 @@ def restore(
         sum(home.tally.healed_records.values()) + members.healed + catalog.replicas.healed,
         list(catalog.lost),
         left_to_root,
+        leftovers,
         seconds,
         stage_figures(counters, RESTORE_STAGES, seconds),
     )
@@ -175,28 +184,63 @@ def _planned(
         plan.renumber(elsewhere)
     with ThreadPoolExecutor(1, "locate") as beside:
         located = beside.submit(plan.locate)
-        problems = _make_folders(plan, target)
+        problems, taken = _make_folders(plan, target, request.overwrite == "always")
         located.result()
+    plan.leave_out(taken)
     if on_plan is not None:
         on_plan(plan.totals())
     return plan, problems
 
 
-def _make_places(to: str) -> tuple[Path, bool]:
-    """The target directory, and in it a staging directory of this restore's own; whether the target was empty."""
-    staging = Path(to) / f"{STAGING_MARK}{secrets.token_hex(6)}"
+def _make_places(to: str) -> tuple[Staging, Leftovers]:
+    """The target directory, rid of what killed restores left in it, and a staging directory of this restore's own."""
     try:
         Path(to).mkdir(parents=True, exist_ok=True)
-        fresh = not os.listdir(to)
-        staging.mkdir(mode=0o700)
+        leftovers = remove_leftovers(to)
+        return Staging(to), leftovers
     except OSError as error:
-        raise BackendError(f"making {error.filename}: {error.strerror}") from error
-    return staging, fresh
+        raise BackendError(f"making {error.filename or to}: {error.strerror}") from error
 
 
-def leftovers(to: str | Path) -> list[str]:
-    """Staging directories in `to` of restores that were killed, or still run."""
-    return sorted(name for name in os.listdir(to) if name.startswith(STAGING_MARK))
+def _target_options(path: bytes, request: RestoreRequest, staging: Staging, leftovers: Leftovers) -> TargetOptions:
+    """Options that follow from what the target is like before anything is restored."""
+    folder, slash, _ = path.rpartition(b"/")
+    known = {staging.name, *leftovers.at_work}
+    try:
+        with os.scandir(request.to) as entries:
+            fresh = all(entry.name in known for entry in entries)
+        fd = os.open(request.to, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            inherited = not fresh or passes_on(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise BackendError(f"looking at {request.to}: {error.strerror}") from error
+    return TargetOptions(
+        request.to,
+        staging.objects,
+        len(folder + slash),
+        request.overwrite,
+        owner=os.geteuid() == 0,
+        fresh=fresh,
+        passes_on=inherited,
+        durable=request.fsync,
+    )
+
+
+def _sync(to: str) -> None:
+    """Have all that was restored on disk."""
+    try:
+        fd = os.open(to, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync_file_system(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise BackendError(
+            f"bringing what was restored in {to} to disk failed: {error.strerror}; look after that file system, and "
+            "restore again"
+        ) from error
 
 
 def _each_folder(plan: RestorePlan, backwards: bool) -> Any:
@@ -212,16 +256,28 @@ def _rows(batch: Batch) -> Any:
         yield row, path, Attributes(mode, uid, gid, mtime, size, xattrs)
 
 
-def _make_folders(plan: RestorePlan, target: Target) -> list[tuple[int, str]]:
-    problems = []
+def _make_folders(
+    plan: RestorePlan, target: Target, replace: bool
+) -> tuple[list[tuple[int, str]], list[tuple[bytes, str]]]:
+    """Make the plan's directories. Returns (row, reason) of those that could not be made, and (path, reason) of those
+    whose names are taken: what lies below them must not go into what has their names."""
+    problems, taken = [], list[tuple[bytes, str]]()
+    target.folders.note_standing()
+    closed = set[bytes]()
     for row, path, _ in _each_folder(plan, backwards=False):
+        if closed and path.rpartition(b"/")[0] in closed:
+            closed.add(path)
+            continue
         try:
-            target.make_folder(path)
+            target.folders.make(path, replace=replace)
+        except Taken as error:
+            closed.add(path)
+            taken.append((path, str(error)))
         except OSError as error:
             problems.append((row, f"making it failed: {error.strerror}"))
         except StageError as error:
             problems.append((row, str(error)))
-    return problems
+    return problems, taken
 
 
 def _finish_folders(plan: RestorePlan, target: Target) -> list[tuple[int, str]]:
@@ -229,7 +285,7 @@ def _finish_folders(plan: RestorePlan, target: Target) -> list[tuple[int, str]]:
     problems = []
     for row, path, attributes in _each_folder(plan, backwards=True):
         try:
-            trouble = target.finish_folder(path, attributes)
+            trouble = target.folders.finish(path, attributes, os.geteuid() == 0)
         except OSError as error:
             trouble = f"setting its attributes failed: {error.strerror}"
         except DrystoneError as error:

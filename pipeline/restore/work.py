@@ -35,7 +35,8 @@ from pipeline.station import Context, Station
 from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, VERIFY
 from pipeline.trial import block_judge, search
 from stages.assemble import chunk_is_good
-from stages.target import Attributes, Target, TargetOptions
+from stages.attributes import Attributes
+from stages.target import NO_GROUP, Target, TargetOptions
 
 FETCH_AT_ONCE = 8 << 20
 #: Path, fixity and extended attributes of a planned chunk's object.
@@ -84,6 +85,13 @@ class Restorer:
     def make_items(self, kind: int, batch: Batch, outcomes: Outcomes) -> None:
         """Make the objects of an ITEM_DTYPE batch."""
         self._maker.make_all(kind, batch, outcomes, lambda item: self._hashed.pop(item.row, None))
+
+    def settle(self, task: Batch, outcomes: Outcomes) -> None:
+        """Let what a task made take the place of what it replaces."""
+        rows: dict[bytes, int] = {}
+        for path, reason in self._target.settle():
+            rows = rows or dict(zip(task.all_bytes("path"), task.rows["row"].tolist(), strict=True))
+            outcomes.failed(rows[path], -1, reason)
 
     def hash(self, batch: Batch) -> None:
         """Hash large files (HASH_DTYPE) as far as they are written, while others of their parts are on their way."""
@@ -230,12 +238,23 @@ class Restorer:
         gathered: dict[int, list[int]] = {}
         columns = [
             rows[name].tolist()
-            for name in ("row", "size", "chunk_offset", "length", "file_offset", "mode", "uid", "gid", "mtime_ns")
+            for name in (
+                "row",
+                "size",
+                "chunk_offset",
+                "length",
+                "file_offset",
+                "leads",
+                "mode",
+                "uid",
+                "gid",
+                "mtime_ns",
+            )
         ]
-        for number, (row, size, at, length, _, mode, uid, gid, mtime) in enumerate(zip(*columns, strict=True)):
+        for number, (row, size, at, length, _, leads, mode, uid, gid, mtime) in enumerate(zip(*columns, strict=True)):
             if length == size:
                 attributes = Attributes(mode, uid, gid, mtime, size)
-                self._write_file(row, texts[number], [raw[at : at + length]], attributes, outcomes)
+                self._write_file(row, leads, texts[number], [raw[at : at + length]], attributes, outcomes)
             else:
                 gathered.setdefault(row, []).append(number)
         _, sizes, starts, lengths, offsets, *rest = columns
@@ -243,26 +262,29 @@ class Restorer:
             numbers.sort(key=offsets.__getitem__)
             first = numbers[0]
             pieces = [raw[starts[number] : starts[number] + lengths[number]] for number in numbers]
-            mode, uid, gid, mtime = (column[first] for column in rest)
+            leads, mode, uid, gid, mtime = (column[first] for column in rest)
             if [offsets[number] for number in numbers] != list(accumulate(map(len, pieces[:-1]), initial=0)):
                 outcomes.failed(row, -1, "the manifests do not place its chunks side by side")
             if not outcomes.is_failed(row):
                 attributes = Attributes(mode, uid, gid, mtime, sizes[first])
-                self._write_file(row, texts[first], pieces, attributes, outcomes)
+                self._write_file(row, leads, texts[first], pieces, attributes, outcomes)
 
     def _write_file(
-        self, row: int, texts: Texts, pieces: list[Any], attributes: Attributes, outcomes: Outcomes
+        self, row: int, leads: bool, texts: Texts, pieces: list[Any], attributes: Attributes, outcomes: Outcomes
     ) -> None:
         path, fixity, xattrs = texts
+        group = row if leads else NO_GROUP
         attributes = attributes._replace(xattrs=xattrs) if xattrs else attributes
         try:
             if sum(map(len, pieces)) != attributes.size:
                 raise Unreadable("its chunks do not add up to its size")
-            if self._target.wanted(path, attributes):
+            if self._target.wanted(path, attributes, group):
                 require_fixity(fixity, pieces)
-                trouble = self._target.write_whole(path, pieces, attributes)
+                trouble = self._target.write_whole(path, pieces, attributes, group)
                 if trouble:
                     outcomes.failed(row, -1, trouble)
+            else:
+                outcomes.in_place += 1
             outcomes.files += 1
             outcomes.bytes += attributes.size
         except OSError as error:
@@ -306,6 +328,8 @@ def restore_station(context: Context, options: RestoreOptions) -> Station:
             restorer.hash(task)
         else:
             restorer.make_items(kind, task, outcomes)
+        if kind != messages.HASH:
+            restorer.settle(task, outcomes)
         context.clock.count(ASSEMBLE, outcomes.files, outcomes.bytes)
         yield from outcomes.batches(size)
 
