@@ -114,7 +114,8 @@ class Pattern:
 
 class Presence:
     """What the listings of a store's backends come to. Owned by one process, its tables live in `catalog`.
-    `lost_notes`: why it is not known what verifications found."""
+    `lost_notes`: why it is not known what verifications found; `unnamed`: packs that lie somewhere, whole or in part,
+    and that no manifest names."""
 
     def __init__(self, catalog: Catalog, state: State) -> None:
         self._catalog = catalog
@@ -127,6 +128,7 @@ class Presence:
                 "absent; see also: drystone verify"
             )
         self.lost_notes: list[str] = []
+        self.unnamed = 0
         catalog.replace("listed", _LISTED)
         self._names: list[str] = []
         self._sizes: list[int] = []
@@ -165,6 +167,13 @@ class Presence:
             WHERE shard < k + m AND size = {_FILE_SIZE}
             """
         )
+        self.unnamed = self._catalog.one(
+            f"""
+            SELECT count(DISTINCT left(name, 36)) AS n FROM listed
+            WHERE regexp_full_match(name, '{_SHARD_NAME}')
+              AND unhex(replace(left(name, 36), '-', '')) NOT IN (SELECT pack_id FROM known_packs)
+            """
+        )["n"]
         execute("DROP TABLE listed")
         execute(
             """

@@ -6,7 +6,6 @@ By the manifests and one listing of each backend: no data is read. What an earli
 from __future__ import annotations
 
 import datetime
-import uuid
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 
 from manifests.catalog import Catalog
 from manifests.errors import BackendError
-from manifests.inflight import unfinished
+from manifests.inflight import Unfinished, unfinished
 from manifests.log import FOLDER as LOG_FOLDER
 from manifests.log import Log, Run, State, Verification
 from manifests.presence import Presence
@@ -49,7 +48,8 @@ class StoreStatus:
     now on, whichever they are, with nothing lost: −1 where something can't be given back by what answers;
     `should_bear`: backends, were all in order; `short_packs`: packs that lack shards, `missing_shards` in all;
     `lost_packs`: those that can't be read whole; `spare_packs`: more of these, which nobody lacks, as all that lives in
-    them was stored again; `unfinished`: runs with traces → packs that they stored and no other run took over;
+    them was stored again; `unnamed_packs`: those that no manifest names, of runs that are under way or did not finish;
+    `unfinished`: runs with traces that are not committed, and packs that they noted and no other run took over;
     `advice`: what to do next, the most urgent first. `presence` tells of single packs while the store is open."""
 
     bears_backends: int
@@ -65,7 +65,8 @@ class StoreStatus:
     last_verification: Verification | None
     last_data_verification: Verification | None
     backends: list[BackendShare]
-    unfinished: dict[uuid.UUID, int]
+    unnamed_packs: int
+    unfinished: list[tuple[Unfinished, int]]
     troubles: list[str]
     advice: list[str]
     presence: Presence = field(repr=False)
@@ -131,7 +132,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         BackendShare(describe(members, info), *stored.get(info.number, (0, 0)), lacking[info.number])
         for info in members.all
     ]
-    runs, trouble = _unfinished(members, presence)
+    runs, trouble = _unfinished(members, log, presence)
     unlisted.update(trouble)
     found = StoreStatus(
         bears_backends=bears_backends,
@@ -147,6 +148,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         last_verification=state.verifications[-1] if state.verifications else None,
         last_data_verification=next((each for each in reversed(state.verifications) if each.data), None),
         backends=shares,
+        unnamed_packs=presence.unnamed,
         unfinished=runs,
         troubles=[],
         advice=[],
@@ -187,11 +189,13 @@ def _copies(
     return list(sets), lacking, sorted(key for key, numbers in held.items() if not numbers), trouble
 
 
-def _unfinished(members: Members, presence: Presence) -> tuple[dict[uuid.UUID, int], dict[int, str]]:
-    try:
-        return {run: len(set(packs) - presence.named(packs)) for run, packs in unfinished(members).items()}, {}
-    except BackendError as error:
-        return {}, {-1: str(error)}
+def _unfinished(members: Members, log: Log, presence: Presence) -> tuple[list[tuple[Unfinished, int]], dict[int, str]]:
+    """Runs with traces and without a record, and backends whose traces can't be seen."""
+    runs, troubles = unfinished(members)
+    committed = {record.record_id for record in log.records.values()}
+    return [
+        (run, len(set(run.packs) - presence.named(run.packs))) for run in runs if run.run_id not in committed
+    ], troubles
 
 
 def _troubles(found: StoreStatus, members: Members, unlisted: dict[int, str]) -> list[str]:
@@ -231,7 +235,8 @@ def _advice(found: StoreStatus) -> list[str]:
         advice.append("name what is damaged: drystone verify -v")
     if found.last_run is None:
         advice.append("archive something: drystone ingest SOURCE")
-    if any(found.unfinished.values()):
+    left = [(run, packs) for run, packs in found.unfinished if run.state != "running"]
+    if any(packs for _, packs in left) or (found.unnamed_packs and left):
         advice.append("let the next ingest take over what unfinished runs stored: drystone ingest SOURCE")
     if found.packs and (_is_due(found.last_data_verification) or found.presence.lost_notes):
         advice.append("read everything once: drystone verify --data")

@@ -19,6 +19,7 @@ from pipeline.cli.output import Column, emit, emit_summary, emit_table
 from pipeline.printing import say
 
 if TYPE_CHECKING:
+    from manifests.inflight import Unfinished
     from manifests.log import Verification
     from manifests.presence import Pattern
     from pipeline.status import StoreStatus
@@ -145,8 +146,23 @@ def _history(found: StoreStatus) -> Iterator[str]:
     yield _verified("last verification", found.last_verification)
     if found.last_data_verification is not found.last_verification:
         yield _verified("last verification of all data", found.last_data_verification)
-    for unfinished, packs in found.unfinished.items():
-        yield f"unfinished run {unfinished}: under way, or died; {packs:,} packs stored that are no other run's"
+    for unfinished, packs in found.unfinished:
+        yield f"unfinished run {unfinished.run_id}: {_fate(unfinished)}; {packs:,} packs noted that are no other run's"
+    if found.unnamed_packs:
+        yield f"packs that no manifest names: {found.unnamed_packs:,}, of runs under way or unfinished"
+
+
+def _fate(run: Unfinished) -> str:
+    process = run.process
+    if process is None:
+        return "stopped" if run.ended else "under way, or died; its marker can't be read"
+    where = f"process {process.pid} on {process.host}"
+    return {
+        "stopped": f"stopped: {where}",
+        "died": f"died: {where} is gone",
+        "running": f"under way: {where}",
+        "unknown": f"under way, or died: {where}, which can't be looked at from here",
+    }[run.state]
 
 
 def _verified(name: str, last: Verification | None) -> str:
@@ -195,7 +211,18 @@ def _record(found: StoreStatus) -> dict[str, Any]:
             }
             for share in found.backends
         ],
-        "unfinished": [{"run": str(run_id), "packs": packs} for run_id, packs in found.unfinished.items()],
+        "unnamed_packs": found.unnamed_packs,
+        "unfinished": [
+            {
+                "run": str(run.run_id),
+                "state": run.state,
+                "host": None if run.process is None else run.process.host,
+                "pid": None if run.process is None else run.process.pid,
+                "time": run.time or None,
+                "packs": packs,
+            }
+            for run, packs in found.unfinished
+        ],
         "troubles": found.troubles,
         "advice": found.advice,
         "exit_code": found.exit_code,

@@ -1,4 +1,4 @@
-"""Adopting what unfinished runs made durable: their journalled packs become packs of this run.
+"""Adopting what unfinished runs made durable: their packs become packs of this run.
 
 Adopting is sharing: the pack stays where it is, rows with equal keys do no harm, and whether the other run is dead or
 only slow need not be known. A pack is adopted when enough of its shards are there to survive the loss of one more
@@ -16,11 +16,12 @@ from typing import Any
 from manifests import format as fmt
 from manifests.config import survives_another_loss
 from manifests.errors import BackendError, DrystoneError
-from manifests.inflight import unfinished
+from manifests.inflight import Unfinished, remove_traces, unfinished
 from manifests.known import pack_ids
 from manifests.log import State
 from manifests.replicas import Replicas
 from manifests.store import Members
+from pipeline.ingest.strays import stray_packs
 from pipeline.packreader import PackPlace, PackReaders, ShardSource
 from stages.compress import Decoder
 from stages.errors import DamagedShard
@@ -74,28 +75,47 @@ class AdoptedPack:
         ]
 
 
-def adoptable(members: Members, state: State, replicas: Replicas, lost: list[str]) -> Iterator[AdoptedPack]:
-    """Packs that unfinished runs journalled and no manifest names. What is damaged or short of shards is passed over:
-    its chunks are stored again. `lost` gets why manifest files could not be read."""
-    wanted = {pack_id for packs in unfinished(members).values() for pack_id in packs}
-    if wanted:
-        wanted -= pack_ids(state, replicas, wanted, lost)
-    storages = {member.number: member.storage for member in members.present.values()}
-    source = ShardSource(members.config.store_id, storages, tuple(info.seat for info in members.all))
-    readers, decoder = PackReaders(source), Decoder()
-    for pack_id in sorted(wanted):
-        found = _find(members, pack_id)
-        if found is None:
-            continue
-        record, backends = found
-        place = PackPlace(pack_id, record.scheme, record.payload, record.shard_length)
-        try:
-            stored = readers.get(place).read(record.directory_offset, record.directory_stored)
-            raw = bytes(decoder.decode(record.directory_codec, stored, record.directory_raw))
-            blocks, chunks = parse_directory(raw)
-        except DrystoneError:
-            continue
-        yield AdoptedPack(pack_id, record, blocks.copy(), chunks.copy(), backends)
+class Adoption:
+    """What a run takes over. `over`: the runs that are surely over, once the packs were given."""
+
+    def __init__(self, members: Members, state: State, replicas: Replicas, lost: list[str]) -> None:
+        """`lost` gets why manifest files could not be read."""
+        self._members, self._state, self._replicas, self._lost = members, state, replicas, lost
+        self.over: list[Unfinished] = []
+
+    def packs(self) -> Iterator[AdoptedPack]:
+        """Packs of unfinished runs that no manifest names: those that they journalled, and of runs that are over what
+        they had stored besides. What is damaged or short of shards is passed over: its chunks are stored again."""
+        members = self._members
+        runs, _ = unfinished(members)
+        wanted = {pack_id for run in runs for pack_id in run.packs}
+        self.over = [run for run in runs if run.over]
+        if self.over:
+            wanted |= stray_packs(members, self.over[0].run_id)
+        if wanted:
+            wanted -= pack_ids(self._state, self._replicas, wanted, self._lost)
+        storages = {member.number: member.storage for member in members.present.values()}
+        source = ShardSource(members.config.store_id, storages, tuple(info.seat for info in members.all))
+        readers, decoder = PackReaders(source), Decoder()
+        for pack_id in sorted(wanted):
+            found = _find(members, pack_id)
+            if found is None:
+                continue
+            record, backends = found
+            place = PackPlace(pack_id, record.scheme, record.payload, record.shard_length)
+            try:
+                stored = readers.get(place).read(record.directory_offset, record.directory_stored)
+                raw = bytes(decoder.decode(record.directory_codec, stored, record.directory_raw))
+                blocks, chunks = parse_directory(raw)
+            except DrystoneError:
+                continue
+            yield AdoptedPack(pack_id, record, blocks.copy(), chunks.copy(), backends)
+
+    def clear(self) -> None:
+        """Remove the traces of runs that are over, whose packs are this run's now, which is committed. They stay while
+        a backend is absent: packs may be whole with what lies on it."""
+        for run in () if self._members.absent() else self.over:
+            remove_traces(self._members, run.run_id)
 
 
 def _find(members: Members, pack_id: uuid.UUID) -> tuple[ShardRecord, dict[int, int]] | None:

@@ -47,8 +47,8 @@ OTHER_REASONS = "for other reasons"
 class Tally:
     """Sums over a run, in objects and bytes. `new`: chunks stored for the first time; `stored`: payload of the packs;
     `parity`: what is in the shard files beyond the payload; `most_missing`: shards that the worst pack lacks;
-    `adopted`: what unfinished runs left behind and this one needs not store again; `reasons`: of errors → objects;
-    `unchanged`: files that were not read, being as an earlier run has them."""
+    `adopted`: what unfinished runs left behind and this one needs not store again, with the shards that it lacks;
+    `reasons`: of errors → objects; `unchanged`: files that were not read, being as an earlier run has them."""
 
     files: int = 0
     directories: int = 0
@@ -64,6 +64,7 @@ class Tally:
     most_missing: int = 0
     adopted_packs: int = 0
     adopted_bytes: int = 0
+    adopted_missing: int = 0
     unchanged: int = 0
     unchanged_bytes: int = 0
     named_errors: list[NamedError] = field(default_factory=list)
@@ -125,6 +126,9 @@ class Collector:
             self.inflight.note_pack(pack.pack_id)
             self.tally.adopted_packs += 1
             self.tally.adopted_bytes += int(pack.chunks["length"].sum())
+            missing = pack.record.scheme.total_shards - len(pack.backends)
+            self.tally.adopted_missing += missing
+            self._count_missing(missing)
             for start in range(0, len(pack.chunks), KNOWN_BATCH):
                 part = pack.chunks[start : start + KNOWN_BATCH]
                 yield known_rows(part["id"], part["length"])
@@ -216,12 +220,15 @@ class Collector:
         present = int(shards["present"].sum())
         self.lacking.update(shards["backend"][shards["present"] == 0].tolist())
         self.tally.packs += 1
-        self.tally.missing_shards += len(shards) - present
-        self.tally.most_missing = max(self.tally.most_missing, len(shards) - present)
+        self._count_missing(len(shards) - present)
         self.tally.new_chunks += len(chunks)
         self.tally.new_bytes += int(chunks["length"].sum())
         self.tally.stored += int(row["payload"])
         self.tally.parity += present * size - int(row["payload"])
+
+    def _count_missing(self, shards: int) -> None:
+        self.tally.missing_shards += shards
+        self.tally.most_missing = max(self.tally.most_missing, shards)
 
 
 def pack_rows(row: Any, shards: Any, blocks: int, scheme: ECScheme) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -24,7 +24,7 @@ from manifests.store import Members
 from manifests.tombstones import require_no_new_deletions
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.handles import FdHandle
-from pipeline.ingest.adopt import adoptable
+from pipeline.ingest.adopt import Adoption
 from pipeline.ingest.carry import CarryOptions
 from pipeline.ingest.checksums import ChecksumFile, ChecksumResult, Checksums
 from pipeline.ingest.collect import Collector, Tally
@@ -44,7 +44,7 @@ from pipeline.runner import run_stations
 from pipeline.standing import standing
 from pipeline.station import Context, Station
 from pipeline.supervisor import SignalWatch, WorkerSpec
-from pipeline.topology import HOME_MEMORY, INGEST_STAGES, LEFT_OUT, UNCHANGED, IngestShape, ingest_shape
+from pipeline.topology import ENCODE, HOME_MEMORY, INGEST_STAGES, LEFT_OUT, UNCHANGED, IngestShape, ingest_shape
 from stages.scan import Source
 from stages.select import EVERYTHING, REASONS, Identity, Selection, SelectOptions
 
@@ -230,6 +230,8 @@ def _ingest(
     run_id = new_id(state.newest)
     inflight = Inflight(members, run_id)
     parent, lost = choose_parent(state, options.parent, host, sources, listed is not None), list[str]()
+    progress = _Progress(on_tick)
+    adoption = Adoption(members, state, replicas, lost)
     collector = Collector(
         lambda: _new_rows(run_id, members, options),
         inflight,
@@ -244,13 +246,13 @@ def _ingest(
             known_files = ParentFiles(state, replicas, parent, options.digests, lost)
             collector.parent = stack.enter_context(ParentBuilder.opened(known_files, shape.readers))
         stream = command.fd if command is not None else options.stream
-        inflight.begin()
         try:
+            inflight.begin()
             indexes = stack.enter_context(RunIndexes.opened(state, replicas, signals.check, lost))
             home: dict[str, Callable[[Context], Station]] = {
                 "known": lambda context: collector.known_station(
                     context,
-                    chain(indexes.known_chunks(), collector.adopt(adoptable(members, state, replicas, lost))),
+                    chain(indexes.known_chunks(), collector.adopt(adoption.packs())),
                     indexes.known_contents(),
                 ),
                 "rows": collector.rows_station,
@@ -271,7 +273,7 @@ def _ingest(
                 inline=options.inline,
                 signals=signals,
                 cleanup=() if checksums is None else (checksums.temp_directory,),
-                on_tick=on_tick,
+                on_tick=progress,
             )
             signals.check()
             if command is not None:
@@ -307,12 +309,15 @@ def _ingest(
             write_record(members, record)
         except BaseException:
             collector.close()
-            # What was journalled stays for the next ingest; a run that stored nothing leaves no trace.
-            if not collector.tally.packs and not collector.tally.adopted_packs:
+            # What was stored stays for the next ingest; a run that stored nothing leaves no trace.
+            if progress.packs or collector.tally.packs or collector.tally.adopted_packs:
+                inflight.give_up()
+            else:
                 inflight.end()
             raise
         done.append(committed(run_id))
         inflight.end()
+        adoption.clear()
         # A backend may have failed at the record itself.
         return replace(result, lost_backends=_lost(members, collector), may_lose=_may_lose(members, collector.tally))
 
@@ -320,6 +325,19 @@ def _ingest(
 def committed(run_id: uuid.UUID) -> str:
     """What errors say that come after the commit."""
     return f"run {run_id} is committed"
+
+
+@dataclass
+class _Progress:
+    """Passes the counters on, and notes how many packs the writers have begun: on its way home a pack may be lost."""
+
+    on_tick: Callable[[Counters], None] | None
+    packs: int = 0
+
+    def __call__(self, counters: Counters) -> None:
+        self.packs = int(counters[:, ENCODE, 0].sum())
+        if self.on_tick is not None:
+            self.on_tick(counters)
 
 
 def _new_rows(run_id: uuid.UUID, members: Members, options: IngestOptions) -> RunRows:
@@ -354,6 +372,8 @@ def _lost(members: Members, collector: Collector) -> list[str]:
         where = "" if location in reason else f"{location}: "
         shards = f"; it lacks {lacking:,} shard{'s' * (lacking != 1)} of this run" if lacking else ""
         found.append(f"{where}{reason}{shards}")
+    if missing := collector.tally.adopted_missing:
+        found.append(f"packs that an unfinished run left behind lack {missing:,} shard{'s' * (missing != 1)}")
     return found
 
 

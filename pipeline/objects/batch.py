@@ -196,10 +196,9 @@ class WriteBatch:
             summary = {**vars(self.sums), "seconds": round(time.monotonic() - self._began, 3)}
             record = make_record(self.run_id, self._kind, {self._kind: summary}, files)
             write_record(self._members, record)
+            # So its trouble is seen, and it is tried again with the next write.
             for number, reason in self._intake.writer.failed.items():
-                self._members.drop(
-                    number, reason
-                )  # its trouble is seen then, and it is tried again with the next write
+                self._members.drop(number, reason)
         except BaseException:
             self.abort()
             raise
@@ -210,11 +209,13 @@ class WriteBatch:
         return record
 
     def abort(self) -> None:
-        """Give all of it up. What was journalled stays for the next run; what stored nothing leaves no trace."""
+        """Give all of it up. What was stored stays for the next run; what stored nothing leaves no trace."""
         self._over = True
         self._intake.close()
         self._rows.close()
-        if not self.sums.packs:
+        if self.sums.packs:
+            self._inflight.give_up()
+        else:
             self._inflight.end()
 
 

@@ -1,0 +1,92 @@
+"""Which process a trace in a store belongs to, and whether it is surely gone.
+
+Only a process of this machine can be looked at, and a host's name alone does not make a machine: containers and clones
+share names. What can't be told for sure counts as alive.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from blake3 import blake3
+
+from manifests.config import text, whole_number
+
+
+@dataclass(frozen=True)
+class ProcessMark:
+    """A process. `machine` and `boot`: ids of the machine and of its start; `namespace`: in which `pid` counts;
+    `started`: in clock ticks since the start of the machine. Empty or 0 where the system does not tell."""
+
+    host: str
+    pid: int
+    machine: str = ""
+    boot: str = ""
+    namespace: str = ""
+    started: int = 0
+
+    @classmethod
+    def here(cls) -> ProcessMark:
+        """This process."""
+        # A machine id is not for everybody's eyes, its digest is.
+        machine = _first_line("/etc/machine-id")
+        digest = blake3(b"drystone machine\0" + machine.encode()).hexdigest()[:16] if machine else ""
+        namespace = ""
+        with suppress(OSError):
+            namespace = os.readlink("/proc/self/ns/pid")
+        pid = os.getpid()
+        _, started = _look(pid)
+        boot = _first_line("/proc/sys/kernel/random/boot_id")
+        return cls(socket.gethostname(), pid, digest, boot, namespace, started)
+
+    def to_record(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> ProcessMark:
+        """Raises KeyError, TypeError on nonsense."""
+        machine, boot, namespace = (str(record.get(name, "")) for name in ("machine", "boot", "namespace"))
+        started = whole_number(record.get("started", 0))
+        return cls(text(record["host"]), whole_number(record["pid"]), machine, boot, namespace, started)
+
+    def is_gone(self) -> bool | None:
+        """Whether it is gone: its machine, which is this one, was started anew since; or on this machine there is no
+        such process, or another one that has its number now. None where that can't be told from here."""
+        me = ProcessMark.here()
+        if (self.host, self.machine) != (me.host, me.machine) or not (self.boot and me.boot):
+            return None
+        if self.boot != me.boot:
+            return True if self.machine else None
+        if self.namespace != me.namespace or not (self.namespace and self.started and 0 < self.pid < 1 << 31):
+            return None
+        alive, started = _look(self.pid)
+        return not alive or started not in (0, self.started)
+
+
+def _first_line(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.readline().strip()
+    except OSError:
+        return ""
+
+
+def _look(pid: int) -> tuple[bool, int]:
+    """Whether a process lives, and when it was started, 0 where that can't be seen."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, *fields = file.read().rpartition(b")")[2].split()
+        return state not in (b"Z", b"X"), int(fields[18])
+    except (OSError, ValueError, IndexError):
+        pass  # hidden, perhaps: others' processes may be
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False, 0
+    except OSError:
+        return True, 0
+    return True, 0
