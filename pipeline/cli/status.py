@@ -41,6 +41,7 @@ _FIELDS = {
     "last_verification": Kind.NESTED,
     "last_data_verification": Kind.NESTED,
     "backends": Kind.NESTED,
+    "unnamed_packs": Kind.INTEGER,
     "unfinished": Kind.NESTED,
     "troubles": Kind.TEXTS,
     "advice": Kind.TEXTS,

@@ -32,6 +32,14 @@ def write_station(context: Context, options: WriteOptions) -> Station:
     """Takes BLOCKS on blocks/<compressor>/<index>, sends PACK_CHUNKS, PACK and TROUBLES on packs/<index>."""
     context.clock.switch(ENCODE)
     writer = PackWriter(options.packs, context.clock, context.at, context.meters)
+    try:
+        yield from _write(context, options, writer)
+    finally:
+        writer.close()
+    context.send(f"packs/{options.index}", Message(messages.END))
+
+
+def _write(context: Context, options: WriteOptions, writer: PackWriter) -> Steps:
     rings = tuple(f"blocks/{compressor}/{options.index}" for compressor in range(options.compressors))
     left, told = len(rings), 0
     while left:
@@ -52,7 +60,6 @@ def write_station(context: Context, options: WriteOptions) -> Station:
     yield from _send_packs(context, options.index, writer.finish())
     if len(writer.failed) > told:
         yield from _send_troubles(context, options.index, writer.failed)
-    context.send(f"packs/{options.index}", Message(messages.END))
 
 
 def _send_packs(context: Context, index: int, packs: Iterable[DurablePack]) -> Steps:
