@@ -16,6 +16,12 @@ def time_ms(identity: uuid.UUID) -> int:
     return identity.int >> 80
 
 
+def short_id(identity: uuid.UUID, *, whole: bool = False) -> str:
+    """How people see an id, unless they want it `whole`: by its last 8 hex digits. They are random; the first ones tell
+    the time."""
+    return str(identity) if whole else identity.hex[-8:]
+
+
 def object_id(run: uuid.UUID, row: int) -> str:
     """The id of an object, as programs write it."""
     return f"{run}-{row}"

@@ -21,8 +21,8 @@ from manifests import format as fmt
 from manifests.armour import mend_json, open_json, seal_json
 from manifests.backends import BACKEND_TYPES, BackendStorage
 from manifests.config import DEFAULT_INDEX, INDEX_KINDS, StoreConfig, text, whole_number
-from manifests.errors import BackendError, CorruptRecord, NotFound, UnsupportedFormat
-from manifests.ids import NIL, new_id
+from manifests.errors import BackendError, CorruptRecord, UnsupportedFormat
+from manifests.ids import NIL, new_id, short_id
 from manifests.jsontext import as_text
 from manifests.store import (
     STORE_KEY,
@@ -130,7 +130,8 @@ def make_record(record_id: uuid.UUID, kind: str, content: dict[str, Any], adds: 
 
 @dataclass(frozen=True)
 class Run:
-    """One committed ingest, as its log record tells. Sizes in bytes."""
+    """One committed ingest, as its log record tells. Somebody else may have written that: the properties have the types
+    that they should, values of `summary` may not. Sizes in bytes."""
 
     run_id: uuid.UUID
     time: str
@@ -138,7 +139,39 @@ class Run:
 
     @property
     def short(self) -> str:
-        return str(self.run_id)
+        """Its id as people see it."""
+        return short_id(self.run_id)
+
+    @property
+    def host(self) -> str:
+        host = self.summary.get("host")
+        return host if isinstance(host, str) else ""
+
+    @property
+    def sources(self) -> list[str]:
+        """Where each source was, as text; of streams what they came from."""
+        return self._texts("sources")
+
+    @property
+    def names(self) -> list[str]:
+        """What the sources are called in the archive."""
+        return self._texts("names")
+
+    @property
+    def tags(self) -> dict[str, str]:
+        tags = self.summary.get("tags")
+        return {str(key): str(value) for key, value in tags.items()} if isinstance(tags, dict) else {}
+
+    @property
+    def about(self) -> str:
+        """What the run is of, and when it was, for people."""
+        streams = any(not source.startswith("/") for source in self.sources)
+        of = " ".join(self.names if streams else self.sources)
+        return f"{of} on {self.host}, {self.time}"
+
+    def _texts(self, name: str) -> list[str]:
+        values = self.summary.get(name)
+        return list(map(str, values)) if isinstance(values, list) else []
 
 
 @dataclass(frozen=True)
@@ -195,19 +228,6 @@ class State:
             run.summary for run in self.runs if last is None or run.time > last.time or run.run_id > last.record_id
         ]
         return any(summary.get("missing_shards") for summary in [*since, *self.batches])
-
-    def find_run(self, name: str) -> Run:
-        """The run called by its id, a unique prefix of it, or `latest`. Raises NotFound."""
-        if not self.runs:
-            raise NotFound("the store holds no run yet; make one with: drystone ingest SOURCE")
-        if name in ("", "latest"):
-            return self.runs[-1]
-        found = [run for run in self.runs if str(run.run_id).startswith(name.lower())]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise NotFound(f"{name!r} names {len(found)} runs; write more of the id (see: drystone runs)")
-        raise NotFound(f"no run {name!r}; see: drystone runs (a path is written RUN:PATH, as in latest:{name})")
 
 
 def fold(records: Iterable[LogRecord]) -> State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
 from manifests.errors import NotFound, Unreadable, UsageError
 from manifests.fixity import digest_column
+from manifests.ids import short_id
 from manifests.places import BLOCK_AND_PACK, CONTENT_KINDS, SOUND, places_of
 
 OBJECT_COLUMNS = (
@@ -81,7 +82,26 @@ def find_object(catalog: Catalog, run: uuid.UUID, path: bytes) -> ObjectInfo:
         return ObjectInfo(run, **row)
     if catalog.lost:
         raise Unreadable("; ".join(catalog.lost))
-    raise NotFound(f"the run holds no object {path.decode(errors='replace')!r}; see: drystone ls -R")
+    raise no_such_object(run, path)
+
+
+def held_paths(catalog: Catalog, wanted: Sequence[tuple[uuid.UUID, bytes]]) -> set[tuple[uuid.UUID, bytes]]:
+    """Which of some paths their runs hold."""
+    if not wanted:
+        return set()
+    catalog.use("objects")
+    query = """
+        SELECT DISTINCT run, path FROM objects
+        SEMI JOIN (SELECT unnest(?::BLOB[]) AS run, unnest(?::BLOB[]) AS path) USING (run, path)
+    """
+    lists = [[run.bytes for run, _ in wanted], [path for _, path in wanted]]
+    return {(uuid.UUID(bytes=run), path) for run, path in catalog.tuples(query, lists)}
+
+
+def no_such_object(run: uuid.UUID, path: bytes) -> NotFound:
+    """The error for a path that a run does not hold."""
+    short = short_id(run)
+    return NotFound(f"run {short} holds no object {path.decode(errors='replace')!r}; see: drystone ls -R {short}")
 
 
 def require_content(info: ObjectInfo) -> None:

@@ -24,7 +24,7 @@ from manifests.columns import Batch, with_fields
 from manifests.compare import SideBySide
 from manifests.errors import CorruptRecord, NotFound
 from manifests.log import Run
-from manifests.objects import list_objects
+from manifests.objects import list_objects, no_such_object
 from manifests.recorded import log_text
 from manifests.xattrs import FOR_EVERYBODY, read_xattrs, unpack_xattrs
 from pipeline.budget import available_cores
@@ -134,7 +134,7 @@ def compare(catalog: Catalog, run: Run, path: bytes, directory: str, *, data: bo
     here = place.path
     side = SideBySide(catalog, run.run_id, path)
     if not side.count:
-        raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls -R")
+        raise no_such_object(run.run_id, path)
     sources = [Source(here, path)] if path else _sources(catalog, run, here)
     compared = path or (sources[0].name if len(sources) == 1 and sources[0].path == here else b"")
     if not compared:

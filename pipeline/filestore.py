@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from manifests import log as storelog
 from manifests import store as membership
 from manifests.backends import BackendStorage
+from manifests.choice import RunFilter, find_run
 from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, StoreConfig, require_index_kind
 from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat, UsageError
 from manifests.ids import is_object_id
@@ -66,20 +67,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """What `RUN[:PATH]` names. `path` as it is written, empty for everything; `within` says what it is in a run."""
+    """What `RUN[:PATH]` names, as `str` writes it. `path` as it is written, empty for everything; `within` says what it
+    is in a run."""
 
     run: str = "latest"
     path: bytes = b""
 
     @classmethod
     def parse(cls, text: str) -> Selection:
-        """`RUN`, `RUN:PATH` or `:PATH`; RUN is an id, a unique prefix, or `latest`.
+        """`RUN`, `RUN:PATH` or `:PATH`; RUN is what `FileStore.run` takes.
 
         >>> Selection.parse(":data/notes")
         Selection(run='latest', path=b'data/notes')
         """
         run, _, path = text.partition(":")
         return cls(run or "latest", os.fsencode(path))
+
+    def __str__(self) -> str:
+        return f"{self.run}:{os.fsdecode(self.path)}"
 
     def within(self, run: Run) -> bytes:
         """The path in the archive, empty for everything: an absolute one is what was archived from there."""
@@ -462,13 +467,27 @@ class FileStore(ObjectOperations):
         """
         return list(self.state.runs)
 
-    def run(self, name: str = "latest") -> Run:
-        """The run of an id, a unique prefix, or `latest`. Raises NotFound.
+    def run(self, name: str = "latest", which: RunFilter | None = None, *, path: bytes = b"") -> Run:
+        """The run of an id, a short id, a unique beginning or end of an id, or `latest`; among those that `which` fits.
+        The latest of a `path` is the latest with a source that it lies in. Raises NotFound.
 
-        >>> store.run("latest") == store.runs()[-1]
+        >>> store.run("latest") == store.runs()[-1] == store.run(which=RunFilter(sources=("data",)))
         True
         """
-        return self.state.find_run(name)
+        return find_run(self.state.runs, name, which, path)
+
+    def run_of(self, directory: str | Path, which: RunFilter | None = None) -> Selection:
+        """What `directory` is to be compared with, unless told: the latest run that holds it, and its path in that run.
+        Where none does, as none holds what was restored, the latest run whose sources lie in the directory, or else the
+        latest; and all of it. Runs of this host come first, and such as took whole sources. Raises NotFound.
+
+        >>> store.run_of("data").path
+        b'data'
+        """
+        from pipeline.origin import run_of
+
+        run, path = run_of(self.catalog, self.state.runs, os.fspath(directory), which)
+        return Selection(str(run.run_id), path)
 
     def list(self, selection: str = "", *, recursive: bool = False) -> Iterator[ObjectInfo]:
         """Objects at and below `RUN[:PATH]`, streamed, or that of an id. Raises NotFound when there is none.
@@ -476,19 +495,19 @@ class FileStore(ObjectOperations):
         >>> [info.path for info in store.list("latest:data")]
         [b'data', b'data/todo.txt']
         """
-        from manifests.objects import list_objects
+        from manifests.objects import list_objects, no_such_object
 
         if is_object_id(selection):
             yield self._find(selection, "")[1]
             return
         chosen = Selection.parse(selection)
-        run = self.run(chosen.run)
+        run = self.run(chosen.run, path=chosen.path)
         path, found = chosen.within(run), False
         for info in list_objects(self.catalog, run.run_id, path, recursive):
             found = True
             yield info
         if not found and path:
-            raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls -R")
+            raise no_such_object(run.run_id, path)
 
     def find(self, selection: str) -> ObjectInfo:
         """One object: `RUN:PATH`, or its id. Raises NotFound.
@@ -501,7 +520,7 @@ class FileStore(ObjectOperations):
         if is_object_id(selection):
             return self._find(selection, "")[1]
         chosen = Selection.parse(selection)
-        run = self.run(chosen.run)
+        run = self.run(chosen.run, path=chosen.path)
         return find_object(self.catalog, run.run_id, chosen.within(run))
 
     def digests(self, selection: str = "", name: str = "blake3") -> Iterator[tuple[bytes, bytes | None]]:
@@ -514,7 +533,7 @@ class FileStore(ObjectOperations):
         from manifests.objects import find_object, object_digests
 
         chosen = Selection.parse(selection)
-        run = self.run(chosen.run)
+        run = self.run(chosen.run, path=chosen.path)
         path = chosen.within(run)
         if path:
             find_object(self.catalog, run.run_id, path)
@@ -542,7 +561,7 @@ class FileStore(ObjectOperations):
 
         chosen = Selection.parse(selection)
         request = replace(request or RestoreRequest(""), to=absolute_path(to))
-        run = self.run(chosen.run)
+        run = self.run(chosen.run, path=chosen.path)
         tick = self.figures.watch(RESTORE_COUNTERS, on_tick)
         return restore(self.members, self.catalog, run.run_id, chosen.within(run), request, on_plan, tick)
 
@@ -585,7 +604,7 @@ class FileStore(ObjectOperations):
         from pipeline.compare import compare
 
         chosen = Selection.parse(selection)
-        run = self.run(chosen.run)
+        run = self.run(chosen.run, path=chosen.path)
         return compare(self.catalog, run, chosen.within(run), os.fspath(directory), data=data)
 
     @property

@@ -102,6 +102,9 @@ def as_shown(text: str, work: Path) -> str:
     text = text.replace(str(work), PLACE).replace(f" {user} ", f" {USER} ")
     text = text.replace(f"Z  {socket.gethostname():<4}  ", f"Z  {HOST}  ")
     text = re.sub(rf"^(  of .*) on {re.escape(socket.gethostname())}$", rf"\1 on {HOST}", text, flags=re.MULTILINE)
+    text = re.sub(
+        rf"^(taking run .*) on {re.escape(socket.gethostname())},", rf"\1 on {HOST},", text, flags=re.MULTILINE
+    )
     return re.sub(r'"(uid|gid)": \d+', r'"\1": 1000', text)
 
 
@@ -117,6 +120,8 @@ SIZE = r"[\d.]+ (?:[KMGT]i)?B"
 VARYING = [
     (r"[\d.]+ KiB on disk", "SIZE on disk"),  # pages of an index, by the order of its keys
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "ID"),
+    (r"^(run |taking run |last run |unfinished run |drystone: run )?[0-9a-f]{8}(?=[ ,:]|$)", r"\1ID"),
+    (r"(as in run|ls -R) [0-9a-f]{8}$", r"\1 ID"),
     (r"packs/[0-9a-f]{2}/", "packs/XX/"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", "TIME"),
     (rf"{SIZE}/s", "RATE"),

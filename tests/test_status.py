@@ -275,7 +275,7 @@ def test_the_command_ends_with_4_and_names_what_to_do(store: FileStore, tmp_path
 
     shown = drystone("status")
     assert shown.returncode == 4 and shown.stdout.startswith("safe: any 1 more of 6 backends")
-    assert "unfinished run 01890000" in shown.stdout and "backend remove" in shown.stdout
+    assert "unfinished run 00000001" in shown.stdout and "backend remove" in shown.stdout
     record = json.loads(drystone("status", "--json").stdout)
     assert (record["exit_code"], record["backends_that_may_be_lost"], record["lost_packs"]) == (4, 1, 0)
     (left,) = record["unfinished"]

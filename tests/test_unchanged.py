@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from manifests.errors import UsageError
+from manifests.ids import short_id
 from pipeline.filestore import FileStore
 from pipeline.ingest.checksums import ChecksumFile
 from pipeline.ingest.parent import ParentOptions
@@ -306,7 +307,7 @@ def test_the_command_says_what_was_not_read(make_store: MakeStore, tmp_path: Pat
     shown = ingest()
     assert shown.returncode == 0, shown.stderr
     assert f"unchanged     {files:>12}  not read" in shown.stdout
-    assert f"as in run {first.run_id}" in shown.stdout
+    assert f"as in run {short_id(first.run_id)}" in shown.stdout
     told = json.loads(ingest("--json", "--parent", str(first.run_id)).stdout)
     assert (told["parent"], told["unchanged"], told["unchanged_bytes"]) == (str(first.run_id), files, told["bytes"])
     told = json.loads(ingest("--json", "--force").stdout)

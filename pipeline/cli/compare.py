@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manifests.sizes import format_size
+from pipeline.cli.choosing import choose, run_options, tell_which
 from pipeline.cli.command import Command
 from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
@@ -16,6 +17,7 @@ from pipeline.cli.output import Column, emit, emit_json, emit_table, path_fields
 from pipeline.printing import say, shown
 
 if TYPE_CHECKING:
+    from manifests.choice import RunFilter
     from pipeline.compare import Comparison, Difference
 
 _COLUMNS = [Column("verdict", ""), Column("path", ""), Column("what", "", "; ".join)]
@@ -25,15 +27,25 @@ _FIELDS = {"path": Kind.PATH, "verdict": Kind.TEXT, "what": Kind.TEXTS}
 @click.command("compare", cls=Command)
 @click.argument("arguments", nargs=-1, required=True, metavar="[RUN[:PATH]] DIR")
 @store_option
+@run_options
 @click.option("--data", is_flag=True, help="Read the files, and compare their bytes by BLAKE3.")
 @format_options
 @quiet_option
 @metrics_options
 @click.pass_context
 def compare_command(
-    context: click.Context, arguments: tuple[str, ...], store: str | None, data: bool, output: str, quiet: bool
+    context: click.Context,
+    arguments: tuple[str, ...],
+    store: str | None,
+    which: RunFilter,
+    data: bool,
+    output: str,
+    quiet: bool,
 ) -> int:
-    """Compare a run (the latest, if none is named), or a part of it, with a directory: may DIR be deleted?
+    """Compare a run, or a part of it, with a directory: may DIR be deleted?
+
+    If no RUN is named, it is the latest that holds DIR; where none does, as none holds what was restored, the latest
+    whose sources lie in DIR.
 
     RUN:PATH compares the object PATH with DIR itself. RUN alone compares DIR with the run's only source where DIR is
     the place that it was archived from; else with what restore --to DIR would make, where DIR holds that; else with
@@ -51,13 +63,20 @@ def compare_command(
     """
     if len(arguments) > 2:
         raise click.UsageError("give a run, or RUN:PATH, and one directory")
-    selection, directory = ("latest", arguments[0]) if len(arguments) == 1 else arguments
+    *named, directory = arguments
     with open_store(context, store) as opened:
+        if named:
+            selection = choose(opened, named[0], which, quiet=quiet)
+        else:
+            found = opened.run_of(directory, which)
+            selection = str(found)
+            if not quiet and not found.path:
+                tell_which(opened, opened.run(found.run), which, found.path)
         comparison = opened.compare(selection, directory, data=data)
         if output != "table":
             emit(map(_record, comparison), _FIELDS, output)
             if output == "jsonl":
-                emit_json("summary", _summary(comparison))
+                emit_json("summary", {"run": selection[:36], **_summary(comparison)})
         else:
             emit_table(({**vars(each), "path": shown(each.path)} for each in comparison), _COLUMNS)
             if not quiet:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
+from pipeline.cli.choosing import choose, run_options
 from pipeline.cli.command import Command
 from pipeline.cli.options import open_store, store_option
 from pipeline.printing import flush, shown, warn, write_bytes
 from stages.checklist import format_line
+
+if TYPE_CHECKING:
+    from manifests.choice import RunFilter
 
 #: Tool → the digest that it prints and checks.
 TOOLS = {"b3sum": "blake3", "sha256sum": "sha256", "md5sum": "md5", "sha1sum": "sha1", "sha512sum": "sha512"}
 
 
 @click.command("digests", cls=Command)
-@click.argument("selection", default="", metavar="[RUN[:PATH]]")
+@click.argument("selection", default="latest", metavar="[RUN[:PATH]]")
 @store_option
+@run_options
 @click.option(
     "--format",
     "tool",
@@ -25,7 +32,7 @@ TOOLS = {"b3sum": "blake3", "sha256sum": "sha256", "md5sum": "md5", "sha1sum": "
     help="The tool that is to check the list.",
 )
 @click.pass_context
-def digests_command(context: click.Context, selection: str, store: str | None, tool: str) -> int:
+def digests_command(context: click.Context, selection: str, store: str | None, which: RunFilter, tool: str) -> int:
     """Print the digests of a run's files (of the latest, if none is named), as a list that b3sum or sha256sum checks.
 
     Paths are those of the archive, so the list is checked where the run was restored to. BLAKE3 is always there, the
@@ -40,7 +47,7 @@ def digests_command(context: click.Context, selection: str, store: str | None, t
     """
     without = 0
     with open_store(context, store) as opened:
-        for path, digest in opened.digests(selection, TOOLS[tool]):
+        for path, digest in opened.digests(choose(opened, selection, which), TOOLS[tool]):
             if digest is None:
                 without += 1
                 warn(f"no {TOOLS[tool]} was recorded: {shown(path)}")

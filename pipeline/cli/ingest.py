@@ -8,6 +8,7 @@ import click
 
 from manifests.config import CodecSpec
 from manifests.errors import UsageError
+from manifests.ids import short_id
 from pipeline.cli.command import stands
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
@@ -192,7 +193,7 @@ def ingest_command(
     for path, reason in named:
         warn(f"skipped or incomplete: {shown(path)}: {reason}")
     if tally.errors > len(named):
-        warn(f"… and {tally.errors - len(named):,} more; see: drystone ls -R {result.run_id}")
+        warn(f"… and {tally.errors - len(named):,} more; see: drystone ls -R {short_id(result.run_id)}")
     listed = result.checksums
     if listed is not None:
         for path in listed.named_missing if verbose else listed.named_missing[:NAMED_SHORT]:
@@ -211,7 +212,7 @@ def ingest_command(
     if result.index_trouble:
         warn(f"done without the index on disk, out of the manifests: {result.index_trouble}")
     if output == "table":
-        show_result(result, quiet)
+        show_result(result, quiet=quiet, verbose=verbose)
     else:
         for path, reason in tally.named_errors if output == "jsonl" else ():
             emit_json("item", {**path_fields(path), "error": reason})

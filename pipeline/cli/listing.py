@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manifests.sizes import format_size
+from pipeline.cli.choosing import choose, run_options
 from pipeline.cli.command import Command
 from pipeline.cli.fields import Kind, rfc3339, typed
 from pipeline.cli.options import format_options, open_store, store_option
@@ -16,6 +17,7 @@ from pipeline.cli.output import Column, emit, emit_summary, emit_table, path_fie
 from pipeline.printing import say, shown
 
 if TYPE_CHECKING:
+    from manifests.choice import RunFilter
     from manifests.inspect import StoreStats
     from manifests.log import Run
     from manifests.objects import ObjectInfo
@@ -83,33 +85,56 @@ _STATS_FIELDS = {
 
 @click.command("runs", cls=Command)
 @store_option
+@run_options
 @format_options
+@click.option("-v", "--verbose", is_flag=True, help="Whole ids.")
 @click.pass_context
-def runs_command(context: click.Context, store: str | None, output: str) -> None:
-    """List the runs, the oldest first.
+def runs_command(context: click.Context, store: str | None, which: RunFilter, output: str, verbose: bool) -> None:
+    """List the runs, the oldest first. An id is shown by its last 8 digits.
 
     \b
     drystone -s /mnt/archive runs
-    drystone -s /mnt/archive runs --json
+    drystone -s /mnt/archive runs --source ~/data --tag project=x --json
 
     Like `restic snapshots` and `borg list`.
     """
+    from manifests.choice import short_ids
+
     with open_store(context, store) as opened:
-        rows = [typed(_run_record(run), _RUN_FIELDS) for run in opened.runs()]
+        every = opened.runs()
+    runs = which.of(every)
+    rows = [typed(_run_record(run), _RUN_FIELDS) for run in runs]
     if output != "table":
         emit(rows, _RUN_FIELDS, output)
         return
+    ids = {} if verbose else {str(run_id): short for run_id, short in short_ids(every).items()}
     columns = [
-        Column("run", "run"),
+        Column("run", "run", lambda run_id: ids.get(run_id, run_id)),
         Column("time", "time"),
         Column("host", "host"),
         Column("files", "files", lambda value: f"{value:,}", right=True),
         Column("bytes", "bytes", format_size, right=True),
         Column("stored_bytes", "stored", format_size, right=True),
         Column("skipped", "skipped", right=True),
-        Column("sources", "sources", " ".join),
+        Column("tags", "tags", _tags_text),
+        Column("shown", "sources"),
     ]
-    emit_table(rows, columns)
+    if not any(run.tags for run in runs):
+        columns = [column for column in columns if column.key != "tags"]
+    emit_table(({**row, "shown": _sources_text(run)} for run, row in zip(runs, rows, strict=True)), columns)
+
+
+def _tags_text(tags: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in tags.items())
+
+
+def _sources_text(run: Run) -> str:
+    """The sources of a run; of a stream, where it came from and what it is called."""
+    sources = dict(zip(run.sources, run.names, strict=False)) if len(run.sources) == len(run.names) else {}
+    return " ".join(
+        source if source.startswith("/") or source not in sources else f"{sources[source]} (from {source})"
+        for source in run.sources
+    )
 
 
 def _run_record(run: Run) -> dict[str, Any]:
@@ -120,14 +145,21 @@ def _run_record(run: Run) -> dict[str, Any]:
 
 
 @click.command("ls", cls=Command)
-@click.argument("selection", default="", metavar="[RUN[:PATH] | ID]")
+@click.argument("selection", default="latest", metavar="[RUN[:PATH] | ID]")
 @store_option
+@run_options
 @click.option("-l", "--long", is_flag=True, help="Mode, owner, size and time, too.")
 @click.option("-R", "--recursive", is_flag=True, help="All below.")
 @format_options
 @click.pass_context
 def ls_command(
-    context: click.Context, selection: str, store: str | None, long: bool, recursive: bool, output: str
+    context: click.Context,
+    selection: str,
+    store: str | None,
+    which: RunFilter,
+    long: bool,
+    recursive: bool,
+    output: str,
 ) -> None:
     """List the objects of a run (of the latest, if none is named), or the object of an id.
 
@@ -145,7 +177,7 @@ def ls_command(
             Column("mtime", "", lambda ns: rfc3339(ns // 10**9 * 10**9)),
             Column("shown", ""),
         ]
-        objects = opened.list(selection, recursive=recursive)
+        objects = opened.list(choose(opened, selection, which), recursive=recursive)
         if output == "table":
             emit_table(map(_object_for_people, objects), columns if long else columns[-1:])
         else:

@@ -11,6 +11,7 @@ import click
 from manifests.errors import UsageError
 from manifests.ids import is_object_id
 from manifests.sizes import format_size
+from pipeline.cli.choosing import choose, run_options
 from pipeline.cli.command import Command
 from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
@@ -27,6 +28,7 @@ from pipeline.printing import flush, say, shown, warn, write_bytes
 from stages.assemble import ByteRange
 
 if TYPE_CHECKING:
+    from manifests.choice import RunFilter
     from manifests.objects import ObjectInfo
     from pipeline.filestore import FileStore
     from pipeline.packreader import ReadFigures
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 RANGE = Parsed("A-B", ByteRange.parse)
 
 _FIELDS = {
+    "run": Kind.TEXT,
     "files": Kind.INTEGER,
     "in_place": Kind.INTEGER,
     "bytes": Kind.INTEGER,
@@ -47,6 +50,7 @@ _FIELDS = {
     "exit_code": Kind.INTEGER,
 }
 _BYTES_FIELDS = {
+    "run": Kind.TEXT,
     "bytes": Kind.INTEGER,
     "ranges": Kind.NESTED,
     "path": Kind.PATH,
@@ -58,6 +62,7 @@ _BYTES_FIELDS = {
 @click.command("restore", cls=Command)
 @click.argument("selection", default="latest", metavar="[RUN[:PATH] | ID]")
 @store_option
+@run_options
 @click.option(
     "--to", required=True, metavar="DIR", help="Directory to restore into; with --range or an ID, the file to write."
 )
@@ -93,6 +98,7 @@ def restore_command(
     context: click.Context,
     selection: str,
     store: str | None,
+    which: RunFilter,
     to: str,
     overwrite: str,
     ranges: tuple[ByteRange, ...],
@@ -123,6 +129,7 @@ def restore_command(
     from pipeline.restore.run import RestoreRequest
 
     with open_store(context, store) as opened:
+        selection = choose(opened, selection, which, quiet=quiet)
         if bytes_alone:
             return _restore_bytes(opened, selection, ranges, RestoreRequest(to, overwrite, fsync=fsync), output)
         request = RestoreRequest(to, overwrite, workers, memory, numeric_ids=numeric_ids, fsync=fsync)
@@ -162,6 +169,7 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
             emit_json("item", {**path_fields(path), "error": reason})
         emit_summary(
             {
+                "run": selection[:36],
                 "files": result.files,
                 "in_place": result.in_place,
                 "bytes": result.bytes,
@@ -222,7 +230,8 @@ def _restore_bytes(
             "healed_records": figures.healed_records + opened.healed_records,
         }
         each = [{"range": str(part), "bytes": count} for part, count in zip(ranges, written, strict=False)]
-        emit_summary({"bytes": out.written, "ranges": each, "path": to, **healed}, _BYTES_FIELDS, output)
+        record = {"run": selection[:36], "bytes": out.written, "ranges": each, "path": to, **healed}
+        emit_summary(record, _BYTES_FIELDS, output)
     return 0
 
 
@@ -238,6 +247,7 @@ def _parts(
 @click.command("cat", cls=Command)
 @click.argument("selection", metavar="RUN:PATH | ID")
 @store_option
+@run_options
 @click.option(
     "--range",
     "ranges",
@@ -247,7 +257,9 @@ def _parts(
 )
 @metrics_options
 @click.pass_context
-def cat_command(context: click.Context, selection: str, store: str | None, ranges: tuple[ByteRange, ...]) -> None:
+def cat_command(
+    context: click.Context, selection: str, store: str | None, which: RunFilter, ranges: tuple[ByteRange, ...]
+) -> None:
     """Write an object, or ranges of it, to standard output. Only the blocks that hold it are read.
 
     \b
@@ -264,6 +276,7 @@ def cat_command(context: click.Context, selection: str, store: str | None, range
 
     with open_store(context, store) as opened:
         figures = ReadFigures()
+        selection = choose(opened, selection, which)
         for pieces in _parts(opened, selection, ranges, figures)[1]:
             for piece in pieces:
                 write_bytes(piece)

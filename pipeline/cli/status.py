@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from manifests.ids import short_id
 from manifests.sizes import format_size
 from pipeline.cli.backend import backend_record
 from pipeline.cli.command import Command
@@ -65,9 +66,10 @@ _RISK_FIELDS = {
 @store_option
 @click.option("--risk", is_flag=True, help="Which packs would not survive losing which backends.")
 @format_options
+@click.option("-v", "--verbose", is_flag=True, help="Whole ids.")
 @metrics_options
 @click.pass_context
-def status_command(context: click.Context, store: str | None, risk: bool, output: str) -> int:
+def status_command(context: click.Context, store: str | None, risk: bool, output: str, verbose: bool) -> int:
     """Say whether the store is safe: how many backends may be lost, what is amiss, what to do next. Reads no data; for
     that there is verify. Exit 4: something wants mending; exit 3: something can't be given back.
 
@@ -86,20 +88,20 @@ def status_command(context: click.Context, store: str | None, risk: bool, output
             else:
                 emit((_risk_record(each, locations) for each in found.presence.packs()), _RISK_FIELDS, output)
         elif output == "table":
-            _show(found)
+            _show(found, verbose)
         else:
             emit_summary(_record(found), _FIELDS, output)
     return found.exit_code
 
 
-def _show(found: StoreStatus) -> None:
+def _show(found: StoreStatus, verbose: bool) -> None:
     say(f"safe: {_safety(found)}")
     packs = f"{found.packs:,} packs" if found.packs != 1 else "1 pack"
     lack = f"{found.short_packs:,} short of shards" if found.short_packs else "all whole"
     if found.spare_packs:
         lack += f", {found.spare_packs:,} lost of which all was stored again"
     say(f"{packs}, {lack}, by listing and the last verification")
-    for line in _history(found):
+    for line in _history(found, verbose):
         say(line)
     columns = [
         Column("failure_domain", "domain"),
@@ -138,17 +140,18 @@ def _safety(found: StoreStatus) -> str:
     )
 
 
-def _history(found: StoreStatus) -> Iterator[str]:
+def _history(found: StoreStatus, verbose: bool) -> Iterator[str]:
     run = found.last_run
     if run is None:
         yield "no run yet"
     else:
-        yield f"last run {run.short} of {run.time}, {_ago(run.time)}"
+        yield f"last run {short_id(run.run_id, whole=verbose)} of {run.time}, {_ago(run.time)}"
     yield _verified("last verification", found.last_verification)
     if found.last_data_verification is not found.last_verification:
         yield _verified("last verification of all data", found.last_data_verification)
     for unfinished, packs in found.unfinished:
-        yield f"unfinished run {unfinished.run_id}: {_fate(unfinished)}; {packs:,} packs noted that are no other run's"
+        run_id = short_id(unfinished.run_id, whole=verbose)
+        yield f"unfinished run {run_id}: {_fate(unfinished)}; {packs:,} packs noted that are no other run's"
     if found.unnamed_packs:
         yield f"packs that no manifest names: {found.unnamed_packs:,}, of runs under way or unfinished"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from manifests.ids import short_id
 from manifests.sizes import format_size
 from pipeline.cli.fields import Kind
 from pipeline.printing import say
@@ -83,10 +84,10 @@ def _line(name: str, value: str, more: str = "") -> None:
     say(f"  {name:<13} {value:>12}  {more}".rstrip())
 
 
-def show_result(result: IngestResult, quiet: bool) -> None:
-    """The summary for people; the run's id alone where `quiet`."""
+def show_result(result: IngestResult, *, quiet: bool, verbose: bool) -> None:
+    """The summary for people, with whole ids where `verbose`; the run's id alone where `quiet`."""
     tally = result.tally
-    say(f"run {result.run_id}")
+    say(f"run {short_id(result.run_id, whole=verbose)}")
     if quiet:
         return
     rate = tally.bytes / max(result.seconds, 1e-9)
@@ -95,7 +96,8 @@ def show_result(result: IngestResult, quiet: bool) -> None:
     _line("files", f"{tally.files:,}", f"and {tally.directories:,} directories, {tally.others:,} others")
     _line("bytes", format_size(tally.bytes), f"{format_size(rate)}/s")
     if result.parent is not None:
-        more = f"not read, {format_size(tally.unchanged_bytes)}, as in run {result.parent}"
+        parent = short_id(result.parent, whole=verbose)
+        more = f"not read, {format_size(tally.unchanged_bytes)}, as in run {parent}"
         _line("unchanged", f"{tally.unchanged:,}", more)
     _line("new bytes", format_size(tally.new_bytes), f"dedupe ratio {_ratio(tally.bytes, tally.new_bytes)}")
     _line("stored bytes", format_size(tally.stored), f"compression ratio {_ratio(tally.new_bytes, tally.stored)}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from manifests.ids import short_id
 from manifests.sizes import format_size
 from pipeline.cli.command import Command
 from pipeline.cli.fields import Kind
@@ -100,8 +101,10 @@ def verify_command(
     lines += [f"{copy.backend}/{copy.key}: {copy.reason}" for copy in result.bad_copies]
     lines += result.damaged_shards
     lines += [f"lost: {reason}" for reason in result.lost_manifests]
-    lost = [f"lost: {run}:{shown(path)}" for run, path in result.lost_objects]
-    lost += [f"not what was recorded: {run}:{shown(path)}" for run, path in result.wrong_objects]
+    lost = [f"lost: {short_id(run, whole=verbose)}:{shown(path)}" for run, path in result.lost_objects]
+    lost += [
+        f"not what was recorded: {short_id(run, whole=verbose)}:{shown(path)}" for run, path in result.wrong_objects
+    ]
     for line in [*(lines if verbose else lines[:NAMED_SHORT]), *lost]:
         warn(line)
     if len(lines) > NAMED_SHORT and not verbose:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests import format as fmt
+from manifests.choice import find_run
 from manifests.columns import Batch
 from manifests.errors import UsageError
 from manifests.log import Run, State
@@ -54,11 +55,11 @@ def choose_parent(
         return None
     ignored = set(options.comparison.ignored)
     if options.run:
-        run = state.find_run(options.run)
+        run = find_run(state.runs, options.run)
         more = set(run.summary.get("ignored", ())) - ignored
         if more:
             flags = " and ".join(f"--ignore-{name}" for name in sorted(more))
-            raise UsageError(f"run {run.run_id} was made with {flags}: give that, too, or choose another parent")
+            raise UsageError(f"run {run.short} was made with {flags}: give that, too, or choose another parent")
         return run
     if all(source.stream for source in sources):
         return None

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from manifests.catalog import Catalog
 from manifests.columns import Batch
-from manifests.errors import BackendError, DrystoneError, NotFound, Unreadable, UsageError
+from manifests.errors import BackendError, DrystoneError, Unreadable, UsageError
+from manifests.objects import no_such_object
 from manifests.owners import renumbered
 from manifests.plan import PlanTotals, RestorePlan
 from manifests.store import Members
@@ -179,7 +180,7 @@ def _planned(
     if not plan.count and catalog.lost:
         raise Unreadable("; ".join(catalog.lost))
     if not plan.count:
-        raise NotFound(f"the run holds no object {os.fsdecode(path)!r}; see: drystone ls")
+        raise no_such_object(run, path)
     if os.geteuid() == 0 and not request.numeric_ids and (elsewhere := renumbered(plan.owners())):
         plan.renumber(elsewhere)
     with ThreadPoolExecutor(1, "locate") as beside:
