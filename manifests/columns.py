@@ -20,7 +20,8 @@ _HEAD = np.dtype([("rows", "<u4"), ("heap", "<u4")])
 
 #: An object on its way from the scanner over the reader to the manifest. `content_kind` as in format.py; `digests` are
 #: those that the run was asked for, one after the other; `xattrs` and `holes` as in the manifest; `unchanged`: it
-#: was not read, its content is what an earlier run has of it.
+#: was not read, its content is what an earlier run has of it; `misfit`: its error is that a number of its stat is
+#: beyond the field (fitting.py), so its content goes in all the same.
 OBJECT_DTYPE = np.dtype(
     [
         ("row", "<u8"),
@@ -29,6 +30,7 @@ OBJECT_DTYPE = np.dtype(
         ("clean", "u1"),
         ("has_digest", "u1"),
         ("unchanged", "u1"),
+        ("misfit", "u1"),
         ("size", "<u8"),
         ("content_id", "u1", (32,)),
         ("digest", "u1", (32,)),

@@ -15,10 +15,17 @@ import numpy as np
 
 from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, Batch, HeapBuilder
+from manifests.fitting import put
 
+#: Rows of a batch, and bytes of their paths, and of their other variable fields. With an error of MISFIT_MOST bytes for
+#: each row besides, a batch fits into a slot.
 BATCH_ROWS = 2048
 BATCH_HEAP = 256 << 10
-_FILE = fmt.KINDS.index("file")
+#: Longest path of an object. What lies deeper in a tree is not archived, and is said to be too deep.
+PATH_MOST = BATCH_HEAP
+#: No name is longer on any file system.
+_NAME_MOST = 4096
+_FILE, _UNKNOWN = fmt.KINDS.index("file"), fmt.KINDS.index("unknown")
 #: Where a stat_result has what goes into a column: by position where it can be, which is the faster way.
 _STAT_COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [
     ("mode", itemgetter(stat.ST_MODE)),
@@ -52,12 +59,17 @@ class ObjectRows:
         self._extras: dict[str, dict[int, bytes]] = {"target": {}, "error": {}, "xattrs": {}}
 
     def add(self, path: bytes, source: int, kind: int, info: os.stat_result | None = None, **extras: bytes) -> None:
-        """One object, with its variable fields."""
+        """One object, with its variable fields. Of one whose path is too long, the beginning of the path is recorded,
+        and that as its error."""
+        if len(path) > PATH_MOST:
+            extras = {"error": b"its path of %d bytes is cut here; at most %d are archived" % (len(path), PATH_MOST)}
+            path, kind, info = path[:PATH_MOST], _UNKNOWN, None
         number = len(self._paths)
         for name, value in extras.items():
             if value:
                 self._extras[name][number] = value
                 self._heap += len(value)
+        self._heap += len(path)
         self._paths.append(path)
         self._sources.append(source)
         self._kinds.append(kind)
@@ -65,6 +77,12 @@ class ObjectRows:
 
     def add_files(self, paths: list[bytes], source: int, infos: list[os.stat_result]) -> None:
         """Regular files of one directory."""
+        if paths and len(paths[0]) > PATH_MOST - _NAME_MOST:
+            for path, info in zip(paths, infos, strict=True):
+                self.add(path, source, _FILE, info)
+            return
+        if paths:
+            self._heap += len(paths[0]) * len(paths)  # about
         self._paths += paths
         self._infos += infos
         self._sources += [source] * len(paths)
@@ -103,15 +121,22 @@ class ObjectRows:
         for name, column in extras.items():
             self._extras[name] = {number - start: value for number, value in column.items() if number >= start}
         self._heap = sum(len(value) for column in self._extras.values() for value in column.values())
+        self._heap += sum(map(len, self._paths))
 
     def _batch(self, start: int, end: int) -> Batch:
         count = end - start
         rows = np.zeros(count, OBJECT_DTYPE)
         rows["row"] = np.arange(self._first + start, self._first + end)
         rows["kind"], rows["source"] = self._kinds[start:end], self._sources[start:end]
-        infos = self._infos[start:end]
+        infos, errors = self._infos[start:end], self._extras["error"]
         for column, get in _STAT_COLUMNS:
-            rows[column] = np.fromiter(map(get, infos), OBJECT_DTYPE[column], count)
+            try:
+                rows[column] = np.fromiter(map(get, infos), OBJECT_DTYPE[column], count)
+            except OverflowError:
+                for number, text in put(rows, column, range(count), list(map(get, infos))).items():
+                    if start + number not in errors:
+                        errors[start + number] = text.encode()
+                        rows["misfit"][number] = 1
         rows["size"][rows["kind"] != _FILE] = 0
         heap = HeapBuilder()
         rows["path_at"], rows["path_len"] = heap.add_all(self._paths[start:end])

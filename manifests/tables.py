@@ -24,6 +24,8 @@ from manifests.schema import DICTIONARY_COLUMNS, SCHEMAS
 from manifests.store import Members
 
 ROW_GROUP = 64 << 10
+#: Bytes of rows that are kept for a row group; fewer rows make one where paths are very long.
+GROUP_BYTES = 64 << 20
 
 
 class TableWriter:
@@ -34,7 +36,7 @@ class TableWriter:
         self.rows = 0
         self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by publish or close
         self._pending: list[Any] = []
-        self._pending_rows = 0
+        self._pending_rows = self._pending_bytes = 0
         sorting = None
         if sorted_by is not None:
             sorting = [pq.SortingColumn(SCHEMAS[table].get_field_index(sorted_by))]
@@ -55,16 +57,18 @@ class TableWriter:
             _as_arrow(columns[field.name], field.type) if field.name in columns else pa.nulls(length, field.type)
             for field in SCHEMAS[self.table]
         ]
-        self._pending.append(pa.record_batch(arrays, schema=SCHEMAS[self.table]))
+        rows = pa.record_batch(arrays, schema=SCHEMAS[self.table])
+        self._pending.append(rows)
         self._pending_rows += length
+        self._pending_bytes += rows.nbytes
         self.rows += length
-        if self._pending_rows >= ROW_GROUP:
+        if self._pending_rows >= ROW_GROUP or self._pending_bytes >= GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if self._pending:
             self._writer.write_table(pa.Table.from_batches(self._pending), row_group_size=ROW_GROUP)
-            self._pending, self._pending_rows = [], 0
+            self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
     def publish(self, members: Members, name: str) -> ManifestFile:
         """Finish the file and put it on every backend as `name`. Raises TooFewBackends."""

@@ -43,6 +43,8 @@ class Until:
     met: Callable[[], bool]
 
 
+#: What a counter stops at.
+_MOST = 2**64 - 1
 Want = Take | Acquire | Until
 Station = Generator[Want, Any, None]
 Steps = Generator[Want, Any, None]
@@ -66,7 +68,7 @@ class StageClock:
 
     def count(self, stage: int, items: int, size: int) -> None:
         self._rows[stage, 0] += np.uint64(items)
-        self._rows[stage, 1] += np.uint64(size)
+        self._rows[stage, 1] = min(int(self._rows[stage, 1]) + size, _MOST)
 
     def begin_wait(self) -> None:
         if self._stage is not None:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 from manifests import format as fmt
 from manifests.columns import Batch
-from manifests.objectrows import ObjectRows
+from manifests.objectrows import PATH_MOST, ObjectRows
 from manifests.xattrs import read_xattrs
 
 LISTING = 64 << 10
@@ -28,6 +28,7 @@ NO_LIMIT = 1 << 64
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOPS = b"it loops: it is a directory above it, mounted again"
 
+_TOO_DEEP = b"a directory above it has a longer path than is archived"
 _MOVED = b"a directory below it moved while it was walked; what else lies in there was not found again"
 _ENCODING = sys.getfilesystemencoding()
 _FORM = 0o170000
@@ -145,9 +146,10 @@ class _Folder:
     """A directory that is being walked. `fd` is −1 while it is closed to save descriptors."""
 
     def __init__(self, path: bytes, fd: int, identity: tuple[int, int]) -> None:
-        self.path = path
+        self.path = path  # empty while the walk is below: together they would take memory by the square of the depth
         self.fd = fd
         self.identity = identity
+        self.above = 0  # length of the path of the directory above
         self.folders: list[tuple[bytes, os.stat_result]] = []
         self._listing: Iterator[os.DirEntry[str]] | None = None
         self._ended = False
@@ -232,6 +234,10 @@ class _Walk:
         """Add a directory and open it for a walk; None where nothing in it goes in, and then `refusal` is why, or
         empty where that was wanted."""
         self.refusal = b""
+        if len(path) > PATH_MOST:
+            self.refusal = _TOO_DEEP
+            self.rows.add(path, self.source, KIND["directory"], info)
+            return None
         try:
             fd = os.open(name, _OPEN_FOLDER, dir_fd=folder)
         except OSError as error:
@@ -281,6 +287,8 @@ class _Walk:
                     name, info = here.folders.pop()
                     child = self.enter(here.path + b"/" + name, info, name, here.fd)
                     if child is not None:
+                        child.above = len(here.path)
+                        here.path = b""
                         stack.append(child)
                         if len(stack) > OPEN_FOLDERS:
                             stack[-1 - OPEN_FOLDERS].suspend()
@@ -294,6 +302,8 @@ class _Walk:
     def _leave(self, stack: list[_Folder]) -> None:
         here = stack.pop()
         self.above.pop()
+        if stack:
+            stack[-1].path = here.path[: here.above]
         if stack and stack[-1].fd < 0:
             try:
                 moved = not stack[-1].resume(here.fd)

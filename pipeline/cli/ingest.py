@@ -241,7 +241,7 @@ def _dry_run(
     with open_store(context, store) as opened:
         found = opened.survey(paths, name=name, options=options, on_left_out=on_left_out)
     for path, reason in found.tally.named_errors:
-        warn(f"would be skipped: {shown(path)}: {reason}")
+        warn(f"would be skipped or incomplete: {shown(path)}: {reason}")
     if output != "table":
         emit_summary(survey_record(found), SURVEY_FIELDS, output)
     elif not quiet:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, ROW_EXTENT_DTYPE, Batch
 from manifests.config import ECScheme
+from manifests.fitting import total
 from manifests.index import KNOWN, Entries, known_rows
 from manifests.inflight import Inflight
 from pipeline import messages
@@ -76,10 +77,10 @@ class Tally:
         self.files += int(files.sum())
         self.directories += int((kinds == KIND["directory"]).sum())
         self.others += int((~files & (kinds != KIND["directory"])).sum())
-        self.bytes += int(sizes[files].sum())
+        self.bytes += total(sizes[files])
         unchanged = batch.rows["unchanged"] != 0
         self.unchanged += int(unchanged.sum())
-        self.unchanged_bytes += int(sizes[unchanged].sum())
+        self.unchanged_bytes += total(sizes[unchanged])
         for row in np.flatnonzero(batch.rows["error_len"]):
             bad = batch.rows[row]
             self._add_error((batch.bytes_of(bad, "path"), batch.bytes_of(bad, "error").decode(errors="replace")))

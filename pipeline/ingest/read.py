@@ -14,9 +14,10 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from blake3 import blake3
 from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, Batch, cut_batch, with_fields
 from manifests.config import ChunkerSpec
+from manifests.fitting import put
 from manifests.xattrs import read_xattrs
 from pipeline import messages
 from pipeline.arena import Message
@@ -50,6 +52,14 @@ from stages.read import (
 )
 from stages.scan import KIND, NO_LIMIT, Source
 
+#: Columns that say which file it is, and where a stat has them.
+_IDENTITY_COLUMNS: list[tuple[str, Callable[[os.stat_result], int]]] = [
+    ("uid", attrgetter("st_uid")),
+    ("gid", attrgetter("st_gid")),
+    ("links", attrgetter("st_nlink")),
+    ("device", attrgetter("st_dev")),
+    ("inode", attrgetter("st_ino")),
+]
 NOT_REGULAR = "it is no regular file any more"
 #: Extended attributes and holes of the rows in one message, about, in bytes.
 EXTRA_BYTES = 512 << 10
@@ -154,7 +164,8 @@ class Reader:
         self._began_ns = time.time_ns()
         self._context.clock.switch(READ)
         carried = {} if self._carrier is None else self._carrier.carry(batch, paths)
-        wanted = np.isin(batch.rows["kind"], (KIND["file"], KIND["stream"])) & (batch.rows["error_len"] == 0)
+        wanted = np.isin(batch.rows["kind"], (KIND["file"], KIND["stream"]))
+        wanted &= (batch.rows["error_len"] == 0) | (batch.rows["misfit"] != 0)
         wanted &= batch.rows["unchanged"] == 0
         wanted[list(carried)] = True
         names = ("source", "kind", "size", "mtime_ns", "mode", "ctime_ns")
@@ -238,18 +249,19 @@ class Reader:
         rows = self._rows
         rows["size"][numbers] = [self._sizes.get(number, info.st_size) for number, info in self._stats.items()]
         rows["mode"][numbers] = [info.st_mode for info in infos]
-        rows["mtime_ns"][numbers] = [info.st_mtime_ns for info in infos]
-        rows["ctime_ns"][numbers] = [info.st_ctime_ns for info in infos]
+        misfits = put(rows, "ctime_ns", numbers, [info.st_ctime_ns for info in infos])
+        misfits |= put(rows, "mtime_ns", numbers, [info.st_mtime_ns for info in infos])
         newest = np.maximum(rows["mtime_ns"][numbers], rows["ctime_ns"][numbers])
         rows["clean"][numbers] = newest < self._began_ns - QUIET_NS
-        for number, size in self._sizes.items():  # those that went the long way
-            info, row = self._stats[number], rows[number]
-            # The name may stand for another file than when it was scanned: then all is this one's.
-            row["uid"], row["gid"], row["links"] = info.st_uid, info.st_gid, info.st_nlink
-            row["device"], row["inode"] = info.st_dev, info.st_ino
+        # The name may stand for another file than when it was scanned: then all is this one's.
+        long_way = [(number, self._stats[number]) for number in self._sizes]
+        for name, get in _IDENTITY_COLUMNS:
+            misfits |= put(rows, name, list(self._sizes), [get(info) for _, info in long_way])
+        for number, info in long_way:
             # What the kernel makes up (stages/read.py) has another length than stat says, and may change unseen.
-            if size != info.st_size:
-                row["clean"] = 0
+            if self._sizes[number] != info.st_size:
+                rows[number]["clean"] = 0
+        self._errors = misfits | self._errors
         if self._errors:
             rows["clean"][list(self._errors)] = 0
 
@@ -317,7 +329,8 @@ class Reader:
         try:
             size = yield from self._content(fd, number, 0, b"standard input", NO_LIMIT)
             row = self._rows[number]
-            row["size"], row["mode"], row["mtime_ns"] = size, stat.S_IFREG | 0o600, time.time_ns()
+            row["size"], row["mode"] = size, stat.S_IFREG | 0o600
+            self._errors |= put(self._rows, "mtime_ns", [number], [time.time_ns()])
             row["uid"], row["gid"] = os.getuid(), os.getgid()
         except OSError as error:
             self._errors[number] = f"reading it failed: {error.strerror}"

@@ -9,6 +9,7 @@ from itertools import chain, pairwise
 import numpy as np
 
 from manifests.columns import Batch, cut_batch
+from manifests.fitting import total
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.handles import FdHandle
@@ -55,7 +56,7 @@ def scan_station(context: Context, options: ScanOptions) -> Station:
         with context.slot(pool, slot) as view:
             batch.store(view)
         context.seal(pool, slot)
-        context.clock.count(SCAN, len(batch.rows), int(batch.rows["size"].sum()))
+        context.clock.count(SCAN, len(batch.rows), total(batch.rows["size"]))
         context.send(pool, Message(messages.ENTRIES, slot))
         turn = (turn + 1) % options.readers
     if selection is not None:
