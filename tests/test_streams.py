@@ -67,7 +67,7 @@ def test_commands_with_workers_do_their_work_whatever_is_closed(place: Path, clo
     [
         "runs", "ls -R", "ls --format parquet", "stats --json", "digests", "status", "index status", "verify", "--help",
         "backend list", "compare latest data", "init new", "backend add new",
-        "restore latest:data/words --range 0-9 --to f", "ingest data --dry-run",
+        "restore latest:data/words --range 0-9 --to f --overwrite always", "ingest data --dry-run",
         "ingest data --format jsonl", "--version",
     ],
 )  # fmt: skip
