@@ -174,7 +174,8 @@ def whole_number(value: Any) -> int:
     return value
 
 
-def _truth(value: Any) -> bool:
+def truth(value: Any) -> bool:
+    """A JSON truth value. Raises TypeError."""
     if not isinstance(value, bool):
         raise TypeError(f"{value!r} is neither true nor false")
     return value
@@ -191,7 +192,8 @@ def text(value: Any) -> str:
 class StoreConfig:
     """Immutable settings of a store. `pack_size` is the payload after which a pack is sealed, in bytes; `seed` turns
     the chunker's table, so that chunk lengths tell nothing across stores; `etags`: objects that are put get an MD5,
-    which runs at 780 MB/s, unless the put says otherwise.
+    which runs at 780 MB/s, unless the put says otherwise; `origins`: the stores that this one is a copy of, which its
+    older shards name.
 
     >>> config = StoreConfig(uuid.UUID(int=1), seed=7, scheme=ECScheme(2, 1))
     >>> config.scheme.overhead, str(config.codec), config.pack_size >> 20
@@ -205,6 +207,7 @@ class StoreConfig:
     codec: CodecSpec = CodecSpec()
     pack_size: int = 32 << 20
     etags: bool = True
+    origins: tuple[uuid.UUID, ...] = ()
     incompat: int = 0
     ro_compat: int = 0
     compat: int = 0
@@ -214,6 +217,16 @@ class StoreConfig:
             raise UsageError(f"seed {self.seed}: 0 to {SEEDS - 1}")
         if not 64 << 10 <= self.pack_size <= 1 << 30:
             raise UsageError(f"pack size {self.pack_size}: 64 KiB to 1 GiB")
+
+    @property
+    def shard_stores(self) -> frozenset[uuid.UUID]:
+        """The ids that its shards may name as their store."""
+        return frozenset({self.store_id, *self.origins})
+
+    def copied_as(self, store_id: uuid.UUID) -> StoreConfig:
+        """The settings of a copy that gets an id of its own."""
+        origins = (*self.origins, self.store_id)
+        return replace(self, store_id=store_id, origins=origins, incompat=self.incompat | fmt.INCOMPAT_ORIGINS)
 
     @property
     def read_only(self) -> bool:
@@ -235,6 +248,7 @@ class StoreConfig:
             "codec": str(self.codec),
             "pack_size": self.pack_size,
             **({} if self.etags else {"etags": False}),
+            **({"origins": [str(each) for each in self.origins]} if self.origins else {}),
         }
 
     @classmethod
@@ -257,7 +271,8 @@ class StoreConfig:
                 chunker=ChunkerSpec.parse(text(record["chunker"])),
                 codec=CodecSpec.parse(text(record["codec"])),
                 pack_size=whole_number(record["pack_size"]),
-                etags=_truth(record.get("etags", True)),
+                etags=truth(record.get("etags", True)),
+                origins=tuple(uuid.UUID(text(each)) for each in record.get("origins", ())),
                 incompat=whole_number(flags["incompat"]),
                 ro_compat=whole_number(flags["ro_compat"]),
                 compat=whole_number(flags["compat"]),

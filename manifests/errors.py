@@ -6,6 +6,7 @@
     │   └── ObjectDeleted     the object was deleted
     ├── StoreExists           the place is a store already, or not empty
     ├── UnsupportedFormat     a flag that this version does not know
+    ├── CopiedStore           the store is a copy of one that still answers; nothing was written
     ├── TooFewBackends        not enough backends answer for what was asked
     ├── CorruptRecord         a record whose armour can't heal it
     ├── WouldLose             what was asked would make data unrecoverable
@@ -51,6 +52,10 @@ class StoreExists(DrystoneError):
 
 class UnsupportedFormat(DrystoneError):
     """The store uses a feature that this version does not know."""
+
+
+class CopiedStore(DrystoneError):
+    """The store is a copy whose original still answers, so nothing is written to it until it has ids of its own."""
 
 
 class TooFewBackends(DrystoneError):

@@ -19,7 +19,11 @@ if typing.TYPE_CHECKING:
 FORMAT_NAME = "drystone"
 
 # Three flag words instead of a version: unknown incompat → refuse, ro_compat → read only, compat → ignore.
-INCOMPAT_KNOWN = 0x0
+#: Shards may name one of the stores that this one is a copy of.
+INCOMPAT_ORIGINS = 0x1
+INCOMPAT_KNOWN = INCOMPAT_ORIGINS
+#: Of shard records and pack directories.
+PACK_INCOMPAT_KNOWN = 0x0
 RO_COMPAT_KNOWN = 0x0
 COMPAT_KNOWN = 0x0
 

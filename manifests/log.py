@@ -12,29 +12,18 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from manifests import format as fmt
 from manifests.armour import mend_json, open_json, seal_json
-from manifests.backends import BACKEND_TYPES, BackendStorage
-from manifests.config import DEFAULT_INDEX, INDEX_KINDS, StoreConfig, text, whole_number
+from manifests.backends import BackendStorage
+from manifests.config import DEFAULT_INDEX, INDEX_KINDS, text, whole_number
 from manifests.errors import BackendError, CorruptRecord, UnsupportedFormat
 from manifests.ids import NIL, new_id, short_id
 from manifests.jsontext import as_text
-from manifests.store import (
-    STORE_KEY,
-    BackendInfo,
-    FoundBackend,
-    Members,
-    assign,
-    family,
-    find_backends,
-    hinted_places,
-    probe,
-)
+from manifests.store import BackendInfo, Members
 
 FOLDER = "log"
 #: Keys of records; other files in the folder are nobody's.
@@ -109,9 +98,12 @@ class LogRecord:
         ]
 
 
-def make_record(record_id: uuid.UUID, kind: str, content: dict[str, Any], adds: Iterable[ManifestFile]) -> LogRecord:
-    """A record ready to be written; `content` must be JSON. What is no text in it (bytes of names that are not UTF-8,
-    as Python decodes them) is escaped, for no other program could read the record."""
+def make_record(
+    record_id: uuid.UUID, kind: str, content: dict[str, Any], adds: Iterable[ManifestFile], incompat: int = 0
+) -> LogRecord:
+    """A record ready to be written; `incompat`: flags of what a reader must know. `content` must be JSON. What is no
+    text in it (bytes of names that are not UTF-8, as Python decodes them) is escaped, for no other program could read
+    the record."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for file in adds:
         tables.setdefault(file.table, []).append(file.to_record())
@@ -120,7 +112,7 @@ def make_record(record_id: uuid.UUID, kind: str, content: dict[str, Any], adds: 
         "type": "log",
         "kind": kind,
         "id": str(record_id),
-        "flags": {"incompat": 0, "ro_compat": 0, "compat": 0},
+        "flags": {"incompat": incompat, "ro_compat": 0, "compat": 0},
         "time": utc_now(),
         **as_text(content),
         "adds": tables,
@@ -191,7 +183,8 @@ class Verification:
 class State:
     """The fold of the log. `index`: the kind of dedupe index that ingests use; `next_number`: for the next backend that
     joins; numbers and ids of `removed` ones are not used again; `deleted`: id of a deleted object → when, RFC 3339;
-    `deletions`: the records that deleted something; `deleted_bytes`: of the chunks that they deleted; `batches`: what
+    `deletions`: the records that deleted something; `deleted_bytes`: of the chunks that they deleted; `renamed`: of a
+    copy, ids that its backends had → the record by which they got others; `batches`: what
     was put or received, as the records tell."""
 
     backends: list[BackendInfo] = field(default_factory=list)
@@ -205,6 +198,7 @@ class State:
     deleted: dict[str, str] = field(default_factory=dict)
     deletions: set[uuid.UUID] = field(default_factory=set)
     deleted_bytes: int = 0
+    renamed: dict[uuid.UUID, uuid.UUID] = field(default_factory=dict)
     batches: list[dict[str, Any]] = field(default_factory=list)
 
     def files(self, table: str) -> list[ManifestFile]:
@@ -239,6 +233,11 @@ def fold(records: Iterable[LogRecord]) -> State:
         state.newest = max(state.newest, record.record_id, key=lambda identity: identity.int)
         for info in record.body.get("backends", ()):
             _join(backends, BackendInfo.from_record(info))
+        for info in record.body.get("identities", ()):
+            old = uuid.UUID(text(info["from"]))
+            backends.pop(old, None)
+            state.renamed[old] = record.record_id
+            backends[uuid.UUID(text(info["id"]))] = BackendInfo.from_record(info)
         state.removed.update(uuid.UUID(text(identity)) for identity in record.body.get("removes", ()))
         for file in record.adds():
             state.manifests.setdefault(file.table, {})[file.key] = file
@@ -257,6 +256,7 @@ def fold(records: Iterable[LogRecord]) -> State:
         if record.kind == "scrub":
             state.verifications.append(_verification(record))
     state.next_number = 1 + max((info.number for info in backends.values()), default=-1)
+    state.removed.update(state.renamed)
     state.backends = sorted(
         (info for identity, info in backends.items() if identity not in state.removed), key=lambda info: info.number
     )
@@ -442,67 +442,3 @@ def initialise(members: Members, index: str = DEFAULT_INDEX) -> None:
 def choose_index(members: Members, state: State, kind: str) -> None:
     """Record that ingests use a dedupe index of `kind` from now on."""
     write_record(members, make_record(new_id(state.newest), "index", {"index": kind}, []))
-
-
-def _read_config(found: Iterable[FoundBackend], store_id: uuid.UUID) -> tuple[StoreConfig, bool]:
-    """The store's settings from the first store.json that is whole or heals, or out of all together; and whether one
-    had to be passed over or healed."""
-    copies: list[bytes] = []
-    reasons: list[str] = []
-    for backend in found:
-        where = f"{backend.storage.location}/{STORE_KEY}"
-        try:
-            sealed = backend.storage.read(STORE_KEY)
-            try:
-                record, healed = open_json(sealed)
-            except CorruptRecord:
-                copies.append(sealed)
-                raise
-            config = StoreConfig.from_record(record, where)
-            if config.store_id == store_id:
-                return config, healed or bool(reasons)
-            reasons.append(f"{where} is that of another store")
-        except (BackendError, CorruptRecord) as error:
-            reasons.append(f"{where}: {error}")
-    try:
-        config = StoreConfig.from_record(mend_json(copies), STORE_KEY)
-        if config.store_id != store_id:
-            raise CorruptRecord("what its copies make together is that of another store")
-        return config, True
-    except CorruptRecord as error:
-        raise CorruptRecord(f"no backend that answers has a readable {STORE_KEY}: {'; '.join(reasons)}") from error
-
-
-def open_store(location: str | Path) -> tuple[Members, Log, State]:
-    """Find a store from its parent directory or any one backend: its members, its log and the log's fold.
-    Raises NotFound, UsageError, UnsupportedFormat, CorruptRecord."""
-    found = find_backends(location)
-    store_id = found[0].store_id
-    tried = {(family(backend.storage.type), backend.storage.location) for backend in found}
-    while True:
-        log = Log.gather((number, backend.storage) for number, backend in enumerate(found))
-        infos = fold(log.records.values()).backends
-        present, unsure = assign(infos, found)
-        here = [(member.info, member.storage.location) for member in present.values()]
-        missing = [info for info in infos if info.number not in present or info.number in unsure]
-        places = {
-            (info.family, place)
-            for info in missing
-            if info.type in BACKEND_TYPES
-            for place in hinted_places(info, here)
-        } - tried
-        tried |= places
-        fresh = [backend for place in sorted(places) if (backend := probe(*place)) and backend.store_id == store_id]
-        if not fresh:
-            break
-        found += fresh
-    config, healed = _read_config(found, store_id)
-    if not infos:
-        trouble = "; ".join([*log.lost.values(), *log.unlisted.values()]) or "there is none"
-        raise CorruptRecord(f"{location}: no log record names the store's backends: {trouble}")
-    log = Log.read((number, member.storage) for number, member in present.items())
-    for number, reason in log.unlisted.items():
-        unsure.setdefault(number, reason)
-    count = healed + log.healed + len(unsure) + sum(backend.healed for backend in found)
-    members = Members(config, infos, present, unsure=unsure, healed=count)
-    return members, log, fold(log.records.values())

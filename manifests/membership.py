@@ -15,11 +15,12 @@ from pathlib import Path
 from manifests.armour import seal_json
 from manifests.backends import BackendStorage, open_backend, parse_place
 from manifests.errors import BackendError, NotFound, StoreExists, TooFewBackends, Unreadable, UsageError
+from manifests.finding import probe
 from manifests.ids import NIL, new_id
 from manifests.log import Log, ManifestFile, State, make_record, write_record
 from manifests.paths import absolute_path
 from manifests.replicas import Replicas
-from manifests.store import BackendInfo, Member, Members, probe, write_identity
+from manifests.store import BackendInfo, Member, Members, write_identity
 
 
 @dataclass(frozen=True)

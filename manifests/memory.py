@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from manifests.errors import BackendError, KeyNotFound, StoreExists
-from manifests.storage import Buffer, Space, check_range, checked_key, storage_error
+from manifests.storage import PRIVATE, Access, Buffer, Space, check_range, checked_key, storage_error
 
 
 @dataclass
@@ -39,8 +39,9 @@ PLACES: dict[str, MemoryPlace] = {}
 class MemoryBackend:
     """A place of PLACES as a backend."""
 
-    def __init__(self, location: str) -> None:
-        self._location = os.path.abspath(location)
+    def __init__(self, location: str, identity: str = "") -> None:
+        """`identity`: what the place must be, which its location says already."""
+        self._location = location
 
     @property
     def type(self) -> str:
@@ -136,8 +137,25 @@ class MemoryBackend:
         if self._location in PLACES and PLACES[self._location].files:
             raise StoreExists(f"{self._location} is not empty; a backend wants an empty or a new place")
 
-    def make(self) -> None:
+    def identity(self) -> str:
+        return self._location
+
+    def require_in_place(self) -> None:
+        self._place("opening", "")
+
+    def make(self, access: Access = PRIVATE) -> None:
         PLACES.setdefault(self._location, MemoryPlace())
+
+    def unmake(self) -> None:
+        if self._location in PLACES:
+            self.require_empty()
+            del PLACES[self._location]
+
+    def access(self) -> Access:
+        return PRIVATE
+
+    def shortcomings(self) -> Sequence[str]:
+        return []
 
     def folders(self) -> Sequence[str]:
         above = self._location.rstrip("/") + "/"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,6 +23,26 @@ class Space(NamedTuple):
     @property
     def known(self) -> bool:
         return self.total > 0
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may use a backend besides its owner. `mode`: of its directories; of its files likewise, without x; `group`:
+    number of the group that they belong to, None for the one that the system gives them. They hold also for what other
+    users write later, whatever their umask: the backend's own directory says so."""
+
+    mode: int = 0o700
+    group: int | None = None
+
+    @property
+    def too_open(self) -> bool:
+        """Whether others may read it without being meant to: all of them, or a group that nobody chose for it. A chosen
+        group is handed on to all that is made in it."""
+        return bool(self.mode & 0o007 or (self.mode & 0o070 and not self.mode & stat.S_ISGID))
+
+
+#: What a backend is unless it is shared.
+PRIVATE = Access()
 
 
 class BackendStorage(Protocol):
@@ -81,13 +103,32 @@ class BackendStorage(Protocol):
         """Failure domain that the backend lies in unless it was told another."""
 
     def local_path(self, key: str) -> Path | None:
-        """Where a file system of this machine has `key`, for libraries that read files; None where none has."""
+        """Where a file system of this machine has `key`, for libraries that read files; None where none has, or the
+        location leads elsewhere by now."""
+
+    def identity(self) -> str:
+        """What tells this place from all others for as long as it is open, under whatever names it is reached. Raises
+        KeyNotFound where there is no such place."""
+
+    def require_in_place(self) -> None:
+        """Raises BackendError where the location leads elsewhere than when it was first used: unmounted, replaced, or
+        something else is mounted over it. Every write looks for itself."""
 
     def require_empty(self) -> None:
         """Raises StoreExists where the place holds anything; one that is not there yet is fine."""
 
-    def make(self) -> None:
-        """Make the place itself, with those above it. Writing never does: it may be an empty mount point."""
+    def make(self, access: Access = PRIVATE) -> None:
+        """Make the place itself, with those above it, for those that `access` names. Writing never does: it may be an
+        empty mount point."""
+
+    def unmake(self) -> None:
+        """Undo `make`, once all that was written is deleted. Raises BackendError where something lies in it."""
+
+    def access(self) -> Access:
+        """Who may use it."""
+
+    def shortcomings(self) -> Sequence[str]:
+        """What its file system can't do and the store would like it to, each as the end of a sentence."""
 
     def folders(self) -> Sequence[str]:
         """Locations of the folders in it, which may be backends, sorted; none where nothing is there."""

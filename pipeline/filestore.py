@@ -19,15 +19,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from manifests import log as storelog
-from manifests import store as membership
 from manifests.backends import BackendStorage
 from manifests.choice import RunFilter, find_run
 from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, StoreConfig, require_index_kind
+from manifests.creation import create
 from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat, UsageError
 from manifests.ids import is_object_id
 from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
 from manifests.openfolders import OpenFolders
+from manifests.opening import open_store
 from manifests.paths import absolute_path
 from manifests.recorded import path_in_run
 from manifests.replicas import Replicas
@@ -156,22 +157,33 @@ class FileStore(ObjectOperations):
             pack_size,
             etags=etags,
         )
-        members = membership.create(config, directories)
-        storelog.initialise(members, index)
+        members = create(config, directories, index)
         first = next(iter(members.present.values())).storage
         return cls.open(f"{first.type}:{first.location}", cache=cache)
 
     @classmethod
-    def open(cls, location: str | Path, *, cache: Path | None = None, figures: StoreFigures | None = None) -> FileStore:
+    def open(
+        cls,
+        location: str | Path,
+        *,
+        cache: Path | None = None,
+        figures: StoreFigures | None = None,
+        adopt_copy: bool = False,
+    ) -> FileStore:
         """Open a store from its directory or any one backend. `cache`: directory for disposable caches; `figures`, when
-        given, count all that the store does, also what this process asks of backends (pipeline/metrics). Raises
-        NotFound, UsageError, UnsupportedFormat, CorruptRecord.
+        given, count all that the store does, also what this process asks of backends (pipeline/metrics). A copy of a
+        store that answers elsewhere is read alone, and not written to; with `adopt_copy` it gets ids of its own first,
+        and is a store like any other from then on. Raises NotFound, UsageError, UnsupportedFormat, CorruptRecord.
 
         >>> with FileStore.open("archive/backend-0") as store:
         ...     store.get_object("photos/cat").size
         4
         """
-        members, log, state = storelog.open_store(location)
+        if adopt_copy:
+            from manifests.adoption import adopt_copy as adopt
+
+            adopt(location)
+        members, log, state = open_store(location)
         return cls(members, log, state, cache or default_cache(), figures)
 
     def __enter__(self) -> FileStore:
@@ -183,7 +195,8 @@ class FileStore(ObjectOperations):
         self.close()
 
     def close(self) -> None:
-        """Release DuckDB, indexes and temporary files. Waits for a write of another thread; an open batch is given up.
+        """Release DuckDB, indexes, temporary files and the backends, whose disks may be unmounted then. Waits for a
+        write of another thread; an open batch is given up.
 
         >>> store = FileStore.create(["memory:/closed"])
         >>> store.close(); store.close()
@@ -199,11 +212,12 @@ class FileStore(ObjectOperations):
                     self._catalog = None
         self._folders.close()
         self._scratch.close()
+        self.members.close()
 
     def _reopen(self) -> None:
         """Find the members anew: they are others now."""
         storage = self.members.readable[0].storage
-        found = storelog.open_store(f"{storage.type}:{storage.location}")
+        found = open_store(f"{storage.type}:{storage.location}")
         with self._lock:
             self.members, self.log, self.state = found
             self._note_store()
@@ -587,7 +601,7 @@ class FileStore(ObjectOperations):
         info = self.find(selection) if isinstance(selection, str) else selection
         offset, length = (byte_range or ByteRange(0, None)).resolve(info.size)
         storages = {member.number: member.storage for member in self.members.readable}
-        source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))
+        source = ShardSource(self.config.shard_stores, storages, tuple(info.seat for info in self.members.all))
         if figures is not None:
             source.figures = figures
         places, decoder = partial(places_of_range, self.catalog), partial(MeteredDecoder, self.figures.meters)
@@ -606,6 +620,16 @@ class FileStore(ObjectOperations):
         chosen = Selection.parse(selection)
         run = self.run(chosen.run, path=chosen.path)
         return compare(self.catalog, run, chosen.within(run), os.fspath(directory), data=data)
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """What the user should know of where the backends were found: that the store is a copy, or that some lie
+        elsewhere than in the directory that was named.
+
+        >>> store.notices
+        []
+        """
+        return self.members.notices
 
     @property
     def healed_records(self) -> int:

@@ -8,7 +8,7 @@ backends while the next pack fills. A pack is given back only when its shards ar
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests.backends import BackendStorage, open_backend
-from manifests.config import CodecSpec, ECScheme, survives_another_loss
+from manifests.backends import BackendStorage, Place, place_of
+from manifests.config import CodecSpec, ECScheme, shards_per_backend, survives_another_loss
 from manifests.errors import BackendError, BackendFull, TooFewBackends
 from manifests.ids import NIL, new_id
 from manifests.placement import Seat, is_full, place, rooms
@@ -55,9 +55,9 @@ SHARD_ROW = np.dtype([("backend", "<u2"), ("present", "u1")])
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What packs are like and where they go. `backends`: (number, type, location) of those that answer and may be
-    written to; `seats`: all that shards may be put on, by joining; `pack_capacity`: bytes of a pack's first buffer;
-    `max_blocks`: blocks that one `add` brings at most."""
+    """What packs are like and where they go. `backends`: those that answer and may be
+    written to, by number; `seats`: all that shards may be put on, by joining; `pack_capacity`: bytes of a pack's first
+    buffer; `max_blocks`: blocks that one `add` brings at most."""
 
     max_blocks: int
     store_id: uuid.UUID
@@ -65,18 +65,37 @@ class PackOptions:
     codec: CodecSpec
     pack_size: int
     pack_capacity: int
-    backends: tuple[tuple[int, str, str], ...]
+    backends: tuple[tuple[int, Place], ...]
     seats: tuple[Seat, ...]
     newest: uuid.UUID = NIL
 
 
 def pack_options(members: Members, state: State, shape: IngestShape, config: StoreConfig) -> PackOptions:
     """The packs of a run over `state`, of input slots as in `shape`; `config`: with the codec of this run."""
-    backends = tuple((m.number, m.info.type, m.storage.location) for m in members.writable)
+    backends = tuple((m.number, place_of(m.storage)) for m in members.writable)
     return PackOptions(
         shape.max_blocks, config.store_id, config.scheme, config.codec, config.pack_size, shape.pack_capacity,
         backends, members.seats, state.newest,
     )  # fmt: skip
+
+
+def require_still_safe(members: Members, lacking: Iterable[int], most: int) -> None:
+    """Look at all backends again, right before a record is written: what was unmounted or replaced meanwhile does not
+    count. Raises TooFewBackends where then not every pack of the run would survive the loss of one more backend;
+    `lacking`: backends that lack shards of the run; `most`: shards that its worst pack lacks."""
+    members.confirm()
+    if not members.vanished:
+        return
+    scheme, count = members.config.scheme, len(members.seats)
+    each = shards_per_backend(scheme, count)
+    gone = min(most + each * len(members.vanished), each * len(members.vanished.union(lacking)))
+    held, left = [], scheme.total_shards - gone
+    while left > 0:
+        held.append(min(each, left))
+        left -= each
+    if not survives_another_loss(scheme, count, held):
+        reasons = "; ".join(members.failed[number] for number in sorted(members.vanished))
+        raise TooFewBackends(f"what was stored would not be safe, so it was not committed: {reasons}")
 
 
 @dataclass(frozen=True)
@@ -125,9 +144,7 @@ class PackWriter:
         self._blocks = self._chunks = 0
         self._under_way: PackUnderWay | None = None
         self._newest = options.newest
-        self._storages: dict[int, BackendStorage] = {
-            number: open_backend(kind, location) for number, kind, location in options.backends
-        }
+        self._storages: dict[int, BackendStorage] = {number: place.open() for number, place in options.backends}
         if meters is not None:
             self._storages = {number: MeteredBackend(each, meters, number) for number, each in self._storages.items()}
         #: Backends that failed, by number, and why. Nothing more is written to them.
@@ -158,6 +175,8 @@ class PackWriter:
         """Wait for what is being written; a pack that was not given back is nobody's."""
         self._encoding.shutdown()
         self._threads.shutdown()
+        for storage in self._storages.values():
+            storage.close()
 
     def _seal(self) -> Iterator[DurablePack]:
         scheme = self._options.scheme

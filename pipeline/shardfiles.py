@@ -96,10 +96,13 @@ class ShardFile:
 
 
 class ShardSource:
-    """Where shards lie. `backends`: those that answer, by number; `seats`: all, by joining."""
+    """Where shards lie. `stores`: ids that they may name as theirs; `backends`: those that answer, by number; `seats`:
+    all, by joining."""
 
-    def __init__(self, store_id: uuid.UUID, backends: Mapping[int, BackendStorage], seats: tuple[Seat, ...]) -> None:
-        self.store_id = store_id
+    def __init__(
+        self, stores: frozenset[uuid.UUID], backends: Mapping[int, BackendStorage], seats: tuple[Seat, ...]
+    ) -> None:
+        self._stores = stores
         self._backends = backends
         self._seats = seats
         self._weights: tuple[float, ...] | None = None
@@ -245,8 +248,8 @@ class ShardSource:
         self, sealed: bytes, storage: BackendStorage, place: PackPlace, index: int, heal: bool
     ) -> ShardRecord:
         record, _ = ShardRecord.parse(sealed, heal)
-        identity = (record.store_id, record.pack_id, record.index, record.payload, record.scheme)
-        if identity != (self.store_id, place.pack_id, index, place.payload, place.scheme):
+        identity = (record.pack_id, record.index, record.payload, record.scheme)
+        if record.store_id not in self._stores or identity != (place.pack_id, index, place.payload, place.scheme):
             raise ForeignShard(
                 f"{storage.location}/{shard_key(place.pack_id, index)} holds another shard: number {record.index} of "
                 f"pack {record.pack_id}"

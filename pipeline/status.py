@@ -157,7 +157,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
     found.troubles.extend(_troubles(found, members, unlisted))
     found.troubles.extend(f"{key} is on no backend that answers" for key in nowhere[:NAMED_FILES])
     found.troubles.extend(f"what the last verification found is lost: {reason}" for reason in presence.lost_notes)
-    found.advice.extend(_advice(found))
+    found.advice.extend(_advice(found, members))
     found.advice.extend(_shared_devices(members))
     return found
 
@@ -202,6 +202,8 @@ def _troubles(found: StoreStatus, members: Members, unlisted: dict[int, str]) ->
     """What wants mending."""
     troubles = [f"{share.backend.path}: {share.backend.trouble}" for share in found.backends if share.backend.trouble]
     troubles += unlisted.values()
+    if members.copied:
+        troubles.append(members.copied)
     if found.lost_packs:
         troubles.append(f"{_packs(found.lost_packs)} can't be given back by the backends that answer")
     if found.missing_shards:
@@ -221,11 +223,13 @@ def _packs(count: int) -> str:
     return "1 pack" if count == 1 else f"{count:,} packs"
 
 
-def _advice(found: StoreStatus) -> list[str]:
+def _advice(found: StoreStatus, members: Members) -> list[str]:
     """What to do next, the most urgent first."""
     advice = []
     absent = [share.backend for share in found.backends if not share.backend.present]
-    for backend in absent:
+    if members.copied and absent:
+        advice.append("copy the backends that are absent, too, or restore from the original")
+    for backend in () if members.copied else absent:
         advice.append(f"attach {backend.path} again, or, if it is gone for good: drystone backend remove {backend.id}")
     if found.lost_packs and not absent:
         advice.append(

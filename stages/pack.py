@@ -44,7 +44,7 @@ def parse_directory(raw: bytes | memoryview) -> tuple[Rows, Rows]:
     if len(raw) < head:
         raise DamagedPack(f"pack directory of {len(raw)} bytes is too short")
     magic, incompat, block_count, chunk_count = fmt.DIRECTORY_HEAD.unpack_from(raw)
-    if magic != fmt.DIRECTORY_MAGIC or incompat & ~fmt.INCOMPAT_KNOWN:
+    if magic != fmt.DIRECTORY_MAGIC or incompat & ~fmt.PACK_INCOMPAT_KNOWN:
         raise DamagedPack("not a pack directory that this version knows")
     expected = head + block_count * fmt.BLOCK_DTYPE.itemsize + chunk_count * fmt.CHUNK_DTYPE.itemsize
     if len(raw) != expected:

@@ -166,7 +166,7 @@ class ShardRecord:
             ) = fmt.SHARD_RECORD.unpack_from(body)
             if magic != fmt.SHARD_MAGIC:
                 raise DamagedShard("not a shard record")
-            if incompat & ~fmt.INCOMPAT_KNOWN or cell != fmt.CELL_SIZE:
+            if incompat & ~fmt.PACK_INCOMPAT_KNOWN or cell != fmt.CELL_SIZE:
                 raise UnsupportedFormat(f"shard uses a feature unknown to this version (incompat flag {incompat:#x})")
             scheme = ECScheme(k, m)
         except (struct.error, UsageError) as error:

@@ -1,4 +1,5 @@
-"""Makes a golden store: small, with everything that this version can keep, frozen for all later ones to read.
+"""Makes a golden store: small, with everything that this version can keep, frozen for all later ones to read. It is an
+adopted copy of another one, whose shards it has.
 
     python -m tests.make_golden NAME
 
@@ -143,6 +144,8 @@ def main(name: str) -> int:
             options = IngestOptions(host="golden", codec=CodecSpec("lz4"), **INLINE)  # type: ignore[arg-type]
             store.ingest([str(tree)], options=options)
             runs.append(expectation(tree))
+        shutil.copytree(place / "store", place / "copy")
+        with FileStore.open(place / "copy", cache=place / "cache", adopt_copy=True) as store:
             (tree / "noise2").write_bytes(random.Random(21).randbytes(50_000))
             options = IngestOptions(host="golden", codec=CodecSpec("none"), **INLINE)  # type: ignore[arg-type]
             store.ingest([str(tree)], options=options)
@@ -150,7 +153,7 @@ def main(name: str) -> int:
             objects = put_everything(store)
         (place / "expected.json").write_text(json.dumps({"runs": runs, "objects": objects}, indent=1))
         with tarfile.open(target, "w:xz") as archive:
-            archive.add(place / "store", "store")
+            archive.add(place / "copy", "store")
             archive.add(place / "expected.json", "expected.json")
     print(f"{target}: {target.stat().st_size:,} bytes")
     return 0

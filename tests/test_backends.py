@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import os
 import random
 import stat
@@ -18,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from manifests.backends import (
-    BACKEND_TYPES,
     BackendStorage,
     Buffer,
     DirectDirectory,
@@ -26,6 +26,7 @@ from manifests.backends import (
     MemoryBackend,
     open_backend,
     parse_place,
+    place_of,
 )
 from manifests.errors import BackendError, BackendFull, KeyNotFound, StoreExists, UsageError
 from manifests.memory import PLACES, MemoryPlace
@@ -107,7 +108,7 @@ def break_disk() -> Iterator[BreakDisk]:
     hits: list[str] = []
     patch = pytest.MonkeyPatch()
     calls = {
-        "writing": ("write",),
+        "writing": ("write", "writev"),
         "reading": ("pread", "preadv"),
         "listing": ("scandir",),
         "deleting": ("unlink",),
@@ -376,6 +377,21 @@ class TestAnyBackend:
         again.close()
         again.close()
 
+    def test_a_place_is_known_by_its_identity(self, backend: BackendStorage) -> None:
+        backend.write("k", [b"x"])
+        place = place_of(backend)
+        assert place.open().read("k") == b"x"
+        assert open_backend(backend.type, backend.location).identity() == backend.identity() != ""
+        backend.require_in_place()
+
+    def test_a_place_that_was_made_can_be_undone(self, backend: BackendStorage) -> None:
+        below = open_backend(backend.type, f"{backend.location}/a")
+        below.make()
+        below.write("store.json", [b"{}"])
+        below.delete("store.json")
+        below.unmake()
+        assert list(backend.folders()) == []
+
     def test_what_a_file_system_holds_can_be_read_there(self, backend: BackendStorage) -> None:
         backend.write("log/k", [b"content"])
         path = backend.local_path("log/k")
@@ -424,7 +440,7 @@ class TestAnyBackend:
 
     def test_it_says_where_it_is_and_how_much_room_there_is(self, backend: BackendStorage) -> None:
         assert backend.location
-        assert BACKEND_TYPES[backend.type](backend.location).location == backend.location
+        assert open_backend(backend.type, backend.location).location == backend.location
         total, free = backend.space()
         assert 0 < free <= total and backend.space().known
         assert backend.device() == backend.device() != ""
@@ -449,6 +465,7 @@ def files_below(root: Path) -> list[str]:
 
 
 def open_descriptors() -> int:
+    gc.collect()  # backends of tests before this one
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -537,7 +554,7 @@ class TestLocalDirectory:
             return real_fcntl(fd, command, argument)
 
         monkeypatch.setattr("manifests.localdirectory.os.open", refuse_open)
-        monkeypatch.setattr("manifests.localdirectory.fcntl.fcntl", refuse_fcntl)
+        monkeypatch.setattr("manifests.directdirectory.fcntl.fcntl", refuse_fcntl)
         direct = _direct(tmp_path, monkeypatch)
         direct.write("k", [bytes(10_000), b"tail"])
         assert direct.read_range("k", 9999, 10) == b"\0tail"
@@ -557,7 +574,7 @@ class TestLocalDirectory:
         assert files_below(local.root) == ["log"]
         assert local.read("log") == b"old"
 
-    @pytest.mark.parametrize("steps", [("write",), ("fsync",), ("link", "rename")], ids="-".join)
+    @pytest.mark.parametrize("steps", [("write", "writev"), ("fsync",), ("link", "rename")], ids="-".join)
     @pytest.mark.parametrize(
         ("number", "kind"), [(errno.ENOSPC, BackendFull), (errno.EDQUOT, BackendFull), (errno.EIO, BackendError)]
     )
@@ -612,7 +629,8 @@ class TestLocalDirectory:
     ) -> None:
         short, write = [], os.write
 
-        def write_little(fd: int, data: memoryview) -> int:
+        def write_little(fd: int, data: memoryview | list[memoryview]) -> int:
+            data = data if isinstance(data, memoryview) else memoryview(b"".join(data))
             short.append(len(data))
             flags = fcntl.fcntl(fd, fcntl.F_GETFL)
             fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)  # which would refuse so odd a length
@@ -623,8 +641,9 @@ class TestLocalDirectory:
         content = random.Random(1).randbytes(5500)
         with monkeypatch.context() as patch:
             patch.setattr("manifests.localdirectory.os.write", write_little)
+            patch.setattr("manifests.localdirectory.os.writev", write_little)
             local.write("k", [content[:4096], content[4096:]])
-        assert len(short) == 7
+        assert len(short) >= 6
         assert local.read("k") == content
 
     def test_a_write_is_durable_before_it_is_visible(
@@ -691,6 +710,7 @@ class TestLocalDirectory:
         assert local.read("packs/5f/b.0") == b"2"
 
     def test_no_descriptor_is_left_open(self, local: LocalDirectory) -> None:
+        local.identity()
         before = open_descriptors()
         for number in range(5):
             local.write(f"a/{number}", [b"x"])
@@ -702,6 +722,99 @@ class TestLocalDirectory:
         next(listing := local.list(""))
         listing.close()  # type: ignore[attr-defined]
         assert open_descriptors() == before
+
+    def test_nothing_is_written_to_a_directory_that_took_its_place(self, local: LocalDirectory, tmp_path: Path) -> None:
+        local.write("log/a", [b"old"])
+        local.root.rename(tmp_path / "elsewhere")
+        local.root.mkdir()
+        for key in ("log/b", "c"):
+            with pytest.raises(BackendError, match="is not the directory any more"):
+                local.write(key, [b"new"])
+        with pytest.raises(BackendError, match="is not the directory any more"):
+            local.require_in_place()
+        assert files_below(local.root) == [] and files_below(tmp_path / "elsewhere") == ["log/a"]
+        assert local.read("log/a") == b"old" and list(local.list("")) == ["log/a"] and local.local_path("log/a") is None
+
+    def test_who_opens_it_elsewhere_must_find_the_same_directory(self, local: LocalDirectory, tmp_path: Path) -> None:
+        place = place_of(local)
+        local.root.rename(tmp_path / "elsewhere")
+        local.root.mkdir()
+        (local.root / "k").write_bytes(b"of another")
+        with pytest.raises(BackendError, match="is not the directory any more"):
+            place.open().read("k")
+
+    def test_a_closed_backend_reaches_nothing(self, local: LocalDirectory) -> None:
+        local.write("k", [b"x"])
+        local.close()
+        with pytest.raises(BackendError, match="closed"):
+            local.read("k")
+
+    @pytest.mark.parametrize("mask", [0o000, 0o027, 0o077, 0o777])
+    @pytest.mark.parametrize("mode", [0o700, 0o750, 0o2770, 0o755])
+    def test_files_are_as_open_as_the_backend_whatever_the_umask(
+        self, local: LocalDirectory, mask: int, mode: int
+    ) -> None:
+        local.root.chmod(mode)
+        old = os.umask(mask)
+        try:
+            local.write("packs/5f/a.0", [b"x"])
+            local.write("k", [b"x"])
+        finally:
+            os.umask(old)
+        modes = {str(path.relative_to(local.root)): oct(path.stat().st_mode & 0o7777) for path in local.root.rglob("*")}
+        folder, file = oct(mode), oct(mode & 0o666)
+        assert modes == {"packs": folder, "packs/5f": folder, "packs/5f/a.0": file, "k": file}
+
+    def test_a_directory_that_is_made_is_open_to_nobody_else(self, local: LocalDirectory) -> None:
+        old = os.umask(0)
+        try:
+            made = LocalDirectory(local.root / "above" / "place")
+            made.make()
+        finally:
+            os.umask(old)
+        assert made.access().mode == 0o700 and not made.access().too_open
+        assert (local.root / "above").stat().st_mode & 0o777 == 0o700
+        made.unmake()
+        assert not (local.root / "above").exists()
+
+    def test_undoing_gives_a_directory_that_was_there_its_mode_back(self, local: LocalDirectory) -> None:
+        local.root.chmod(0o755)
+        local.make()
+        assert local.root.stat().st_mode & 0o777 == 0o700
+        local.unmake()
+        assert local.root.stat().st_mode & 0o777 == 0o755
+
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EIO])
+    def test_a_file_system_that_can_not_sync_directories_is_used_as_it_is(
+        self, local: LocalDirectory, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        fsync = os.fsync
+
+        def refuse(fd: int) -> None:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise OSError(number, os.strerror(number))
+            fsync(fd)
+
+        assert list(local.shortcomings()) == []
+        monkeypatch.setattr("manifests.directory.os.fsync", refuse)
+        if number == errno.EIO:
+            with pytest.raises(BackendError):
+                local.write("log/k", [b"x"])
+            return
+        local.write("log/k", [b"x"])
+        assert local.read("log/k") == b"x"
+        (lack,) = local.shortcomings()
+        assert "power failure" in lack
+
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+    def test_a_file_must_be_synced(self, local: LocalDirectory, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        def refuse(fd: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("manifests.directory.os.fsync", refuse)
+        with pytest.raises(BackendError):
+            local.write("k", [b"x"])
+        assert not local.exists("k")
 
     def test_free_space_and_device_are_those_of_the_file_system(self, local: LocalDirectory, tmp_path: Path) -> None:
         system = os.statvfs(tmp_path)

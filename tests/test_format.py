@@ -28,12 +28,13 @@ from blake3 import blake3
 from manifests import format as fmt
 from manifests.armour import JSON_PARITY, open_json, seal_json, seal_record
 from manifests.config import ChunkerSpec, CodecSpec, ECScheme, StoreConfig
+from manifests.creation import create
 from manifests.inflight import Inflight
-from manifests.log import initialise, open_store
+from manifests.opening import open_store
 from manifests.placement import Room, Seat, place
 from manifests.replicas import Replicas
 from manifests.schema import KEYS, SCHEMAS
-from manifests.store import Members, create
+from manifests.store import Members
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions, ingest
 from stages.chunk import ContentHasher, chunk_id
@@ -469,8 +470,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RealStore:
     config = StoreConfig(
         uuid.uuid4(), 7, ECScheme(2, 1), ChunkerSpec("fixed", 64 << 10), CodecSpec("zstd", 3), 64 << 10
     )
-    members = create(config, [place / "store"])
-    initialise(members)
+    create(config, [place / "store"])
     members, _, state = open_store(place / "store")
     sources = (Source(os.fsencode(photos), b"photos"),)
     options = IngestOptions(inline=True, workers=1, tags={"a": "b"})
@@ -499,7 +499,9 @@ def test_json_records_have_the_keys_of_the_document(store: RealStore) -> None:
     assert set(log) == {"init", "ingest", "backend", "scrub", "put", "receive", "delete"}
     common = keys_of("Log records")
     written = set(record_at(store.first / "store.json"))
-    assert written == keys_of("store.json") - {"etags"} and "etags" in replace(CONFIG, etags=False).to_record()
+    assert written == keys_of("store.json") - {"etags", "origins"}
+    assert "etags" in replace(CONFIG, etags=False).to_record()
+    assert "origins" in CONFIG.copied_as(uuid.uuid4()).to_record()
     assert set(record_at(store.first / "backend.json")) == keys_of("backend.json")
     assert set(log["init"]) == common | {"backends", "index"}
     assert set(log["ingest"]) == common | {"run"}
@@ -519,6 +521,21 @@ def test_json_records_have_the_keys_of_the_document(store: RealStore) -> None:
     assert {key for entry in entries for key in entry} == keys_of("Manifest files")
     for record in (log["init"], log["ingest"], record_at(store.first / "store.json")):
         assert set(record["flags"]) == {"incompat", "ro_compat", "compat"}
+
+
+def test_the_records_of_a_copy_have_the_keys_of_the_document(store: RealStore, tmp_path: Path) -> None:
+    shutil.copytree(store.first.parent, tmp_path / "copy")
+    origin = record_at(store.first / "store.json")["store_id"]
+    FileStore.open(tmp_path / "copy", cache=tmp_path / "cache", adopt_copy=True).close()
+    first = tmp_path / "copy" / "backend-0"
+    record = record_at(next((first / "log").glob("*.adopt.json")))
+    assert set(record) == keys_of("Log records") | keys_of("Records of kind adopt")
+    assert record["flags"]["incompat"] == fmt.INCOMPAT_ORIGINS
+    keys = keys_of("Records of kind init") - {"location_b64"} | {"from", "copied"}
+    assert {key for entry in record["identities"] for key in entry} == keys
+    settings = record_at(first / "store.json")
+    assert settings["flags"]["incompat"] == fmt.INCOMPAT_ORIGINS
+    assert (settings["origins"], settings["store_id"]) == ([origin], record["store_id"])
 
 
 def test_traces_of_a_run_have_the_keys_of_the_document(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def unpacked(name: str, place: Path) -> dict[str, Any]:
 
 
 def test_there_are_golden_stores() -> None:
-    assert {"before-digests", "fidelity", "objects"} <= set(STORES)
+    assert {"adopted", "before-digests", "fidelity", "objects"} <= set(STORES)
 
 
 @pytest.mark.parametrize("lost", [None, 0, 1, 2])
@@ -61,22 +61,23 @@ def test_a_golden_store_comes_back_as_it_was(tmp_path: Path, lost: int | None) -
         assert store.verify(data=True, inline=True, workers=1).exit_code == (0 if lost is None else 4)
 
 
-def test_objects_of_a_golden_store_come_back_as_they_were(tmp_path: Path) -> None:
-    expected = unpacked("objects", tmp_path)["objects"]
+@pytest.mark.parametrize("name", ["objects", "adopted"])
+def test_objects_of_a_golden_store_come_back_as_they_were(tmp_path: Path, name: str) -> None:
+    expected = unpacked(name, tmp_path)["objects"]
     with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store:
         found = {
             ref.id: describe_object(ref)
             for key in {wanted["key"] for wanted in expected.values()}
             for ref in store.list_versions(key, bucket="b")
         }
-        for name, wanted in expected.items():
+        for identity, wanted in expected.items():
             content = wanted.pop("content")
-            assert found.pop(name) == wanted
+            assert found.pop(identity) == wanted
             if wanted["deleted_ns"] is None:
-                assert "blake3:" + blake3(store.get_object_data(name).read()).hexdigest() == content
+                assert "blake3:" + blake3(store.get_object_data(identity).read()).hexdigest() == content
             else:
                 with pytest.raises(ObjectDeleted):
-                    store.get_object_data(name)
+                    store.get_object_data(identity)
         assert not found
         assert store.get_chunk_data(blake3(b"a chunk that stays").digest()) == b"a chunk that stays"
         with pytest.raises(NotFound):

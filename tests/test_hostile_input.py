@@ -27,8 +27,8 @@ from manifests.armour import mend_json, open_json, seal_json, seal_line
 from manifests.backends import LocalDirectory
 from manifests.config import ChunkerSpec, StoreConfig
 from manifests.errors import CorruptRecord, DrystoneError, UnsupportedFormat
+from manifests.finding import find_backends
 from manifests.log import Log
-from manifests.store import find_backends
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest

@@ -30,7 +30,8 @@ from manifests.diskindex import DATA_FILE, DiskIndex
 from manifests.errors import DamagedIndex, DrystoneError, IndexBusy, UsageError
 from manifests.index import KEY_BYTES
 from manifests.indexcache import IndexCache
-from manifests.log import LogRecord, fold, make_record, open_store
+from manifests.log import LogRecord, fold, make_record
+from manifests.opening import open_store
 from pipeline.errors import PipelineError
 from pipeline.filestore import FileStore
 from pipeline.ingest import overlay

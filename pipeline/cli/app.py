@@ -81,9 +81,10 @@ class LazyGroup(click.Group):
 @click.option(
     "-s", "--store", metavar="DIR", envvar="DRYSTONE_STORE", help="The store: its directory or any one backend."
 )
+@click.option("--adopt-copy", is_flag=True, help="The store is a copy: first give it ids of its own.")
 @click.version_option(package_name="drystone", prog_name="drystone")
 @click.pass_context
-def cli(context: click.Context, store: str | None) -> None:
+def cli(context: click.Context, store: str | None, adopt_copy: bool) -> None:
     """Drystone: a bulk archiver that survives lost disks and rotten bits.
 
     \b
@@ -93,7 +94,7 @@ def cli(context: click.Context, store: str | None) -> None:
     """
     if store == "":
         raise UsageError("-s is empty: name a store")
-    context.obj = {"store": store}
+    context.obj = {"store": store, "adopt_copy": adopt_copy}
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:

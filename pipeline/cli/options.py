@@ -12,6 +12,7 @@ import click
 from manifests.errors import DrystoneError, UsageError
 from manifests.sizes import parse_size
 from pipeline.budget import DEFAULT_MEMORY
+from pipeline.printing import warn
 
 if TYPE_CHECKING:
     from pipeline.filestore import FileStore
@@ -40,8 +41,20 @@ SIZE = Parsed("SIZE", parse_size)
 
 
 def store_option(command: Decorated) -> Decorated:
-    """`-s/--store` behind the command's name, too."""
+    """`-s/--store` and `--adopt-copy` behind the command's name, too."""
+    command = click.option(
+        "--adopt-copy",
+        is_flag=True,
+        expose_value=False,
+        callback=_note_adoption,
+        help="The store is a copy: first give it ids of its own.",
+    )(command)
     return click.option("-s", "--store", metavar="DIR", help="The store; or set DRYSTONE_STORE.")(command)
+
+
+def _note_adoption(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        context.obj["adopt_copy"] = True
 
 
 def format_options(command: Decorated) -> Decorated:
@@ -89,6 +102,13 @@ def open_store(context: click.Context, store: str | None) -> FileStore:
     if not location:
         raise UsageError("which store? give -s DIR, or set DRYSTONE_STORE")
     try:
-        return FileStore.open(location, cache=cache_directory(), figures=context.obj.get("figures"))
+        adopt_copy = context.obj["adopt_copy"]
+        figures = context.obj.get("figures")
+        opened = FileStore.open(location, cache=cache_directory(), figures=figures, adopt_copy=adopt_copy)
     except OSError as error:
         raise DrystoneError(f"opening the store {location} failed: {error}") from error
+    if adopt_copy:
+        warn(f"drystone: the copy at {location} is a store of its own now, {opened.config.store_id}")
+    for notice in opened.notices:
+        warn(f"drystone: {notice}")
+    return opened

@@ -95,7 +95,7 @@ class Adoption:
         if wanted:
             wanted -= pack_ids(self._state, self._replicas, wanted, self._lost)
         storages = {member.number: member.storage for member in members.present.values()}
-        source = ShardSource(members.config.store_id, storages, tuple(info.seat for info in members.all))
+        source = ShardSource(members.config.shard_stores, storages, tuple(info.seat for info in members.all))
         readers, decoder = PackReaders(source), Decoder()
         for pack_id in sorted(wanted):
             found = _find(members, pack_id)

@@ -39,7 +39,7 @@ from pipeline.ingest.read import ReadOptions, read_station
 from pipeline.ingest.scan import ScanOptions, scan_station
 from pipeline.ingest.write import WriteOptions, write_station
 from pipeline.outcome import Counters, StageFigures, stage_figures
-from pipeline.packwriter import pack_options
+from pipeline.packwriter import pack_options, require_still_safe
 from pipeline.runner import run_stations
 from pipeline.standing import standing
 from pipeline.station import Context, Station
@@ -305,6 +305,7 @@ def _ingest(
             signals.check()
             summary = _summary(result, sources, options, str(codec), listed is not None)
             require_no_new_deletions(members, state)
+            require_still_safe(members, collector.lacking, collector.tally.most_missing)
             record = make_record(run_id, "ingest", {"run": summary}, files)
             write_record(members, record)
         except BaseException:

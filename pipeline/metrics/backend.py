@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from manifests.errors import KeyNotFound
-from manifests.storage import BackendStorage, Buffer, Space
+from manifests.storage import PRIVATE, Access, BackendStorage, Buffer, Space
 from pipeline.metrics.meters import OPERATIONS, Meters
 
 _WRITE, _READ, _DELETE, _LIST, _LOOK = range(len(OPERATIONS))
@@ -72,11 +72,26 @@ class MeteredBackend:
     def local_path(self, key: str) -> Path | None:
         return self._storage.local_path(key)
 
+    def identity(self) -> str:
+        return self._storage.identity()
+
+    def require_in_place(self) -> None:
+        self._storage.require_in_place()
+
     def require_empty(self) -> None:
         self._storage.require_empty()
 
-    def make(self) -> None:
-        self._storage.make()
+    def make(self, access: Access = PRIVATE) -> None:
+        self._storage.make(access)
+
+    def unmake(self) -> None:
+        self._storage.unmake()
+
+    def access(self) -> Access:
+        return self._storage.access()
+
+    def shortcomings(self) -> Sequence[str]:
+        return self._storage.shortcomings()
 
     def folders(self) -> Sequence[str]:
         return self._storage.folders()

@@ -32,7 +32,7 @@ from pipeline.metrics.meters import Count
 from pipeline.objects.intake import BinaryReader, Content, Intake
 from pipeline.objects.known import KnownIndexes
 from pipeline.objects.refs import ObjectRef
-from pipeline.packwriter import DurablePack, pack_options
+from pipeline.packwriter import DurablePack, pack_options, require_still_safe
 from pipeline.topology import ingest_shape
 from stages.scan import KIND
 from stages.shard import file_size
@@ -85,7 +85,7 @@ class WriteBatch:
         self._began = time.monotonic()
         self.run_id = new_id(state.newest)
         self.sums = Sums()
-        self._row = 0
+        self._row = self._most_missing = 0
         self._taking = self._over = False
         self._inflight = Inflight(members, self.run_id)
         self._rows = RunRows(self.run_id, members)
@@ -174,6 +174,7 @@ class WriteBatch:
         present, payload = int(shards["present"].sum()), int(row["payload"])
         self.sums.packs += 1
         self.sums.missing_shards += len(shards) - present
+        self._most_missing = max(self._most_missing, len(shards) - present)
         self.sums.new_chunks += len(pack.chunks)
         self.sums.new_bytes += int(pack.chunks["length"].sum())
         self.sums.stored += payload
@@ -193,6 +194,7 @@ class WriteBatch:
             self._inflight.flush()
             files = self._rows.finish()
             require_no_new_deletions(self._members, self._state)
+            require_still_safe(self._members, self._intake.writer.failed, self._most_missing)
             summary = {**vars(self.sums), "seconds": round(time.monotonic() - self._began, 3)}
             record = make_record(self.run_id, self._kind, {self._kind: summary}, files)
             write_record(self._members, record)

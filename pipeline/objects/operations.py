@@ -355,7 +355,7 @@ class ObjectOperations(WriteTurns):
                 from pipeline.shardfiles import ShardSource
 
                 storages = {member.number: member.storage for member in self.members.readable}
-                source = ShardSource(self.config.store_id, storages, tuple(info.seat for info in self.members.all))
+                source = ShardSource(self.config.shard_stores, storages, tuple(info.seat for info in self.members.all))
                 current: Callable[[], Catalog] = lambda: self.catalog  # noqa: E731 - the catalog changes with each put
                 meters = self.figures.meters
                 self._reading = Reading(current, self._lock, source, self.config.chunker.size, meters)

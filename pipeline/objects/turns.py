@@ -152,8 +152,9 @@ class WriteTurns:
         self.log.complete(self.members)
 
     def _look_again(self) -> None:
-        """A backend that failed, as by being full, may be well again. A batch stays with those that it began with."""
-        if self.members.dropped and self._batch is None:
+        """A backend that failed, as by being full, may be well again; others may have been mounted or unmounted, or
+        have got their records back. A batch stays with those that it began with."""
+        if self._batch is None and (self.members.dropped or self.log.lost or self.members.moved()):
             self._reopen()
 
     def _follow(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from manifests.backends import place_of
 from manifests.catalog import Catalog
 from manifests.columns import Batch
 from manifests.errors import BackendError, DrystoneError, Unreadable, UsageError
@@ -87,8 +88,8 @@ class RestoreResult:
 def backend_places(members: Members) -> BackendPlaces:
     """The backends of an open store, for workers."""
     return BackendPlaces(
-        members.config.store_id,
-        tuple((m.number, m.info.type, m.storage.location) for m in members.readable),
+        members.config.shard_stores,
+        tuple((m.number, place_of(m.storage)) for m in members.readable),
         tuple(info.seat for info in members.all),
     )
 

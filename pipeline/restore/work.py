@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests.backends import open_backend
+from manifests.backends import BackendStorage, Place
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch
 from manifests.config import ECScheme
 from manifests.errors import DrystoneError, Unreadable
@@ -45,18 +45,19 @@ Texts = tuple[bytes, bytes, bytes]
 
 @dataclass(frozen=True)
 class BackendPlaces:
-    """The backends that answer, for a worker to open: (number, type, location); `seats`: all, by joining."""
+    """The backends that answer, by number, for a worker to open; `stores`: ids that shards may name; `seats`: all, by
+    joining."""
 
-    store_id: uuid.UUID
-    answering: tuple[tuple[int, str, str], ...]
+    stores: frozenset[uuid.UUID]
+    answering: tuple[tuple[int, Place], ...]
     seats: tuple[Seat, ...]
 
     def source(self, meters: Meters | None = None) -> ShardSource:
         """Where shards lie; `meters`, if given, count what is asked of them."""
-        storages = {number: open_backend(kind, location) for number, kind, location in self.answering}
+        storages: dict[int, BackendStorage] = {number: place.open() for number, place in self.answering}
         if meters is not None:
             storages = {number: MeteredBackend(each, meters, number) for number, each in storages.items()}
-        return ShardSource(self.store_id, storages, self.seats)
+        return ShardSource(self.stores, storages, self.seats)
 
 
 @dataclass(frozen=True)
