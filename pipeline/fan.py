@@ -5,6 +5,7 @@ What a restore and a verification share, on both sides of the rings.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -13,11 +14,15 @@ import numpy as np
 from manifests.columns import Batch
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.badmedia import trouble_line
+from pipeline.carefulreads import ReadFigures
 from pipeline.metrics.meters import Count
-from pipeline.shardfiles import ReadFigures
 from pipeline.station import Acquire, Context, Station, Steps, Take, Want
 from pipeline.supervisor import WorkerSpec
 from pipeline.topology import FanShape
+
+#: Characters of a backend's trouble that travel.
+REASON_MOST = 2000
 
 
 class FanHome:
@@ -26,6 +31,8 @@ class FanHome:
 
     def __init__(self, workers: int, others: int = 0) -> None:
         self._under_way = [0] * workers
+        #: Location of a backend → reads that failed in all workers, whether one gave it up, and why the first failed.
+        self._ailing: dict[str, tuple[int, bool, str]] = {}
         self._reporters = workers + others
 
     def idle(self) -> bool:
@@ -76,12 +83,25 @@ class FanHome:
             if message.kind == messages.END:
                 left -= 1
                 continue
+            if message.kind == messages.AILING:
+                with context.slot(ring, message.slot) as view:
+                    self._note_ailing(*json.loads(bytes(view[: message.amount])))
+                context.release(ring, message.slot)
+                continue
             with context.slot(ring, message.slot) as view:
                 report = Batch.load(view, dtype).copy()
             context.release(ring, message.slot)
             if message.first:
                 self._under_way[rings[ring]] -= 1
             note(report, message, rings[ring])
+
+    def _note_ailing(self, location: str, failed: int, given_up: bool, reason: str) -> None:
+        before = self._ailing.get(location, (0, False, reason))
+        self._ailing[location] = before[0] + failed, before[1] or given_up, before[2]
+
+    def troubles(self) -> list[str]:
+        """What ails backends that the workers read, for people."""
+        return [trouble_line(location, *ailing) for location, ailing in sorted(self._ailing.items())]
 
 
 def fan_workers(shape: FanShape, station: Callable[..., Station], options: Callable[[int], object]) -> list[WorkerSpec]:
@@ -127,6 +147,13 @@ def fan_station(
             waiting = step
         if waiting is not None:
             yield from report(context, reports, waiting, 1, figures())
+    for location, trouble in figures().media.troubles.items():
+        slot = yield Acquire(reports)
+        body = json.dumps([location, trouble.failed, trouble.given_up, trouble.reason[:REASON_MOST]]).encode()
+        with context.slot(reports, slot) as view:
+            view[: len(body)] = body
+        context.seal(reports, slot)
+        context.send(reports, Message(messages.AILING, slot, amount=len(body)))
     context.send(reports, Message(messages.END))
 
 

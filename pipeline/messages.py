@@ -18,6 +18,7 @@ BLOCKS = 6  # compressor → writer: slot of its blocks pool; amount: blocks; fi
 PACK_CHUNKS = 7  # writer → home: slot of its packs pool; amount: chunks of the pack that comes next
 PACK = 8  # writer → home: slot of its packs pool; amount: blocks
 TROUBLES = 24  # writer → home: slot of its packs pool: backends that failed, and why; amount: bytes
+AILING = 25  # worker → home: slot of the worker's reports pool: what ails a backend that it read; amount: bytes
 
 # restore and verify
 PLAN = 16  # home → worker: slot of pool plan: a batch of PLAN_DTYPE

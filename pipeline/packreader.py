@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from manifests import format as fmt
 from manifests.config import ECScheme
 from manifests.errors import BackendError, Unreadable
-from pipeline.shardfiles import PackPlace, ReadFigures, ShardFile, ShardSource
+from pipeline.carefulreads import ReadFigures
+from pipeline.shardfiles import PackPlace, ShardFile, ShardSource
 from stages.shard import cell_count, data_offset
 
 if TYPE_CHECKING:
@@ -36,24 +37,30 @@ class PackReader:
         self._make_coder = make_coder
         self._files: dict[int, list[ShardFile]] = {}
         self._more: dict[int, Iterator[ShardFile]] = {}
+        self._last: dict[int, Iterator[ShardFile]] = {}
         self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
 
     @cached_property
     def coder(self) -> ErasureCoder:
         return self._make_coder(self.place.scheme)
 
-    def files(self, index: int) -> Iterator[ShardFile]:
-        """Files of shard `index`, each opened once, and only when it is asked for."""
+    def files(self, index: int, at_last: bool = False) -> Iterator[ShardFile]:
+        """Files of shard `index`, each opened once, and only when it is asked for. `at_last`: also those on backends
+        that were given up."""
         found = self._files.setdefault(index, [])
         number = 0
-        while number < len(found) or self._open_next(index):
+        while number < len(found) or self._open_next(index, at_last):
             yield found[number]
             number += 1
 
-    def _open_next(self, index: int) -> bool:
+    def _open_next(self, index: int, at_last: bool) -> bool:
         if index not in self._more:
             self._more[index] = self.source.files(self.place, index)
         file = next(self._more[index], None)
+        if file is None and at_last:
+            if index not in self._last:
+                self._last[index] = self.source.last_files(self.place, index)
+            file = next(self._last[index], None)
         if file is not None:
             self._files[index].append(file)
         return file is not None
@@ -82,10 +89,10 @@ class PackReader:
             if file is None or not file.proven:
                 return None
             at = data_offset(self.place.shard_length) + start
-            try:
-                pieces.append(self.source.read(file.storage, file.key, at, count))
-            except BackendError:
+            piece = self.source.read_straight(file.storage, file.key, at, count)
+            if piece is None:
                 return None
+            pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
@@ -106,11 +113,15 @@ class PackReader:
     def cell_length(self, number: int) -> int:
         return min(fmt.CELL_SIZE, self.place.shard_length - number * fmt.CELL_SIZE)
 
-    def raw_cells(self, file: ShardFile, first: int, last: int) -> memoryview:
-        """Cells `first` to `last` (exclusive) as they lie in a file, fewer where it ends. Raises BackendError."""
+    def _gave_up(self, file: ShardFile) -> bool:
+        return self.source.figures.media.gave_up(file.storage.location, file.key)
+
+    def raw_cells(self, file: ShardFile, first: int, last: int, at_last: bool = False) -> memoryview:
+        """Cells `first` to `last` (exclusive) as they lie in a file, fewer where it ends; of one that was given up only
+        `at_last`. Raises BackendError."""
         start, end = first * fmt.CELL_SIZE, min(last * fmt.CELL_SIZE, self.place.shard_length)
         at = data_offset(self.place.shard_length) + start
-        return memoryview(self.source.read(file.storage, file.key, at, end - start))
+        return memoryview(self.source.read(file.storage, file.key, at, end - start, at_last=at_last))
 
     def _shard_bytes(self, index: int, start: int, length: int) -> bytes | memoryview:
         first, last = start // fmt.CELL_SIZE, -(-(start + length) // fmt.CELL_SIZE)
@@ -120,14 +131,19 @@ class PackReader:
         at = start - first * fmt.CELL_SIZE
         return data[at : at + length]
 
-    def _sure(self, file: ShardFile | None, index: int, first: int, last: int) -> tuple[bytes | memoryview, list[int]]:
-        """Cells of a shard as they lie in a file of it, and the numbers of those that are not sure."""
+    def _sure(
+        self, file: ShardFile | None, index: int, first: int, last: int, at_last: bool = False
+    ) -> tuple[bytes | memoryview, list[int]]:
+        """Cells of a shard as they lie in a file of it, and the numbers of those that are not sure. A file that was
+        given up has none, unless it is read `at_last`."""
         if file is None or not file.proven:
             return b"", list(range(first, last))
         try:
-            data = self.raw_cells(file, first, last)
+            data = self.raw_cells(file, first, last, at_last)
         except BackendError as error:
             self.source.figures.flaws[self.place.pack_id, index] = str(error)
+            if self._gave_up(file) and not at_last:
+                return b"", list(range(first, last))  # which nobody has looked at, so they are not known to be bad
             data = memoryview(b"")
         if file.table.vouches(first, last, data):
             return data, []
@@ -136,9 +152,17 @@ class PackReader:
             for number in range(first, last)
             if file.trust(number, data[(number - first) * fmt.CELL_SIZE :][: fmt.CELL_SIZE], self.cell_length(number))
         ]
-        if bad:
-            self.source.figures.bad_cells.setdefault((self.place.pack_id, index), set()).update(bad)
+        noted = bad
+        if bad and not at_last and self._gave_up(file):
+            noted = [number for number in bad if self._is_known_bad(file, number)]  # the others were not looked at
+        if noted:
+            self.source.figures.bad_cells.setdefault((self.place.pack_id, index), set()).update(noted)
         return data, bad
+
+    def _is_known_bad(self, file: ShardFile, number: int) -> bool:
+        at = data_offset(self.place.shard_length) + number * fmt.CELL_SIZE
+        media = self.source.figures.media
+        return bool(media.known(file.storage.location, file.key, at, at + self.cell_length(number)))
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
@@ -175,6 +199,9 @@ class PackReader:
             short = [part for part in parts if not self._enough(part, index)]
             done += [part for part in parts if self._enough(part, index)]
         if short:
+            short, more = self._decoded_at_last(short, index)
+            done += more
+        if short:
             start, end, pieces = min(short, key=lambda part: len(part[2]))
             raise Unreadable(
                 f"pack {self.place.pack_id}: only {len(pieces)} good cells are left in rows {start} to {end - 1}, "
@@ -182,6 +209,23 @@ class PackReader:
             )
         done.sort(key=lambda part: part[0])
         return b"".join(self._decoded_part(part, index) for part in done)
+
+    def _decoded_at_last(self, short: list[Part], index: int) -> tuple[list[Part], list[Part]]:
+        """The same for rows that are `short` of pieces, from files that were given up: rows that still are, and those
+        that are complete now."""
+        done: list[Part] = []
+        for shard in range(self.place.scheme.total_shards):
+            for file in self.files(shard, at_last=True):
+                if not short:
+                    return short, done
+                if not self._gave_up(file):
+                    continue
+                rows = [row for start, end, _ in short for row in range(start, end)]
+                found = {run: self._sure(file, shard, *run, at_last=True) for run in _runs(rows)}
+                parts = [part for each in short for part in self._extended(each, shard, found)]
+                short = [part for part in parts if not self._enough(part, index)]
+                done += [part for part in parts if self._enough(part, index)]
+        return short, done
 
     def _decoded_part(self, part: Part, index: int) -> bytes:
         """Shard `index` of some rows; what else of them is known to be bad is kept, for it came out as well."""

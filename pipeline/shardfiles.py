@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 from manifests import format as fmt
@@ -17,11 +17,9 @@ from manifests.backends import BackendStorage
 from manifests.config import ECScheme
 from manifests.errors import BackendError, KeyNotFound, Unreadable, UnsupportedFormat
 from manifests.placement import Seat, likely_places, rooms
+from pipeline.carefulreads import SECTOR, CarefulReader
 from stages.errors import DamagedShard
 from stages.shard import CellTable, ShardRecord, confirmed, data_offset, file_size, shard_key, table_size
-
-#: What one unreadable spot costs at most, in bytes.
-SECTOR = 512
 
 
 class ForeignShard(DamagedShard):
@@ -43,22 +41,6 @@ class PackPlace:
                 f"pack {self.pack_id}: the manifests give it {self.payload} bytes in shards of {self.shard_length}, "
                 "which is no pack"
             )
-
-
-@dataclass
-class ReadFigures:
-    """What reading cost and met. `bad_cells`: (pack, shard) → cells that no checksum vouches for; `healed_cells`: those
-    that were decoded from others; `healed_records`: records and tables that armour or their second copy gave back;
-    `missing`: shards that no backend holds readably, with the reason; `flaws`: files that are not what they should be,
-    of shards that are there."""
-
-    requests: int = 0
-    bytes: int = 0
-    healed_cells: int = 0
-    healed_records: int = 0
-    bad_cells: dict[tuple[uuid.UUID, int], set[int]] = field(default_factory=dict)
-    missing: dict[tuple[uuid.UUID, int], str] = field(default_factory=dict)
-    flaws: dict[tuple[uuid.UUID, int], str] = field(default_factory=dict)
 
 
 class Trust(IntEnum):
@@ -95,18 +77,18 @@ class ShardFile:
         return not (self.proven and self.confirmed)
 
 
-class ShardSource:
+class ShardSource(CarefulReader):
     """Where shards lie. `stores`: ids that they may name as theirs; `backends`: those that answer, by number; `seats`:
     all, by joining."""
 
     def __init__(
         self, stores: frozenset[uuid.UUID], backends: Mapping[int, BackendStorage], seats: tuple[Seat, ...]
     ) -> None:
+        super().__init__()
         self._stores = stores
         self._backends = backends
         self._seats = seats
         self._weights: tuple[float, ...] | None = None
-        self.figures = ReadFigures()
 
     def candidates(self, place: PackPlace, index: int) -> Iterator[BackendStorage]:
         """Backends to look on for a shard: first where the rule most likely put it. Once that was in vain, their room
@@ -140,46 +122,13 @@ class ShardSource:
         even = sum(known[number].weight for number in spaces) / len(spaces) if spaces else 1.0
         return tuple(known[seat.number].weight if seat.number in spaces else even for seat in self._seats)
 
-    def read(self, storage: BackendStorage, key: str, offset: int, length: int) -> bytes:
-        """A ranged read, counted. Zeros stand for sectors that can't be read; raises BackendError where none can."""
-        try:
-            return self._read_whole(storage, key, offset, length)
-        except KeyNotFound:
-            raise
-        except BackendError as error:
-            data = self._read_around(storage, key, offset, length)
-            if data is None:
-                raise error
-            return data
-
-    def _read_whole(self, storage: BackendStorage, key: str, offset: int, length: int) -> bytes:
-        self.figures.requests += 1
-        data = storage.read_range(key, offset, length)
-        self.figures.bytes += len(data)
-        return data
-
-    def _read_around(self, storage: BackendStorage, key: str, offset: int, length: int) -> bytes | None:
-        """A range that can't be read in one go, in two; None where nothing of it can be read. Cut at powers of two, so
-        that no piece lies in two cells."""
-        if length <= SECTOR:
-            return None
-        half = 1 << (length - 1).bit_length() - 1
-        pieces: list[bytes | None] = []
-        for start, count in ((offset, half), (offset + half, length - half)):
-            try:
-                pieces.append(self._read_whole(storage, key, start, count))
-            except BackendError:
-                pieces.append(self._read_around(storage, key, start, count))
-        first, second = pieces
-        if first is None and second is None:
-            return None
-        return (bytes(half) if first is None else first) + (bytes(length - half) if second is None else second)
-
     def files(self, place: PackPlace, index: int) -> Iterator[ShardFile]:
         """Files of shard `index`: those first whose record says that they are it, then those without a record, which
-        may be. Looks no further than it is asked."""
+        may be. Looks no further than it is asked, and not on backends that were given up."""
         unnamed, reasons, found = [], list[str](), False
         for storage in self.candidates(place, index):
+            if self.figures.media.gave_up(storage.location):
+                continue
             try:
                 file = self._open(storage, place, index)
             except KeyNotFound:
@@ -196,19 +145,32 @@ class ShardSource:
                 reasons.append(f"{storage.location}/{file.key}: both records are damaged beyond their armour")
                 unnamed.append(file)
         if not found:
+            reasons += self._given_up()
             reason = "; ".join(reasons) or "it is on no backend that answers"
             self.figures.missing[place.pack_id, index] = reason
         elif reasons:
             self.figures.flaws[place.pack_id, index] = "; ".join(reasons)
         yield from unnamed
 
-    def _open(self, storage: BackendStorage, place: PackPlace, index: int) -> ShardFile:
+    def _given_up(self) -> list[str]:
+        media = self.figures.media
+        places = [storage.location for storage in self._backends.values() if media.gave_up(storage.location)]
+        return [f"it was not looked for on a backend that was {media.why(location)}" for location in places]
+
+    def last_files(self, place: PackPlace, index: int) -> Iterator[ShardFile]:
+        """Files of shard `index` on backends that were given up, for who has nothing else."""
+        for storage in self._backends.values():
+            if self.figures.media.gave_up(storage.location):
+                with suppress(BackendError, DamagedShard, UnsupportedFormat):
+                    yield self._open(storage, place, index, at_last=True)
+
+    def _open(self, storage: BackendStorage, place: PackPlace, index: int, at_last: bool = False) -> ShardFile:
         """The file of a shard on one backend. Raises BackendError, DamagedShard where it is another one."""
         key = shard_key(place.pack_id, index)
         head_size, size = data_offset(place.shard_length), table_size(place.shard_length)
         head = b""
         try:
-            head = self.read(storage, key, 0, head_size)
+            head = self.read(storage, key, 0, head_size, SECTOR, at_last=at_last)
             record = self._own_record(head[: fmt.RECORD_SIZE], storage, place, index, heal=False)
             first = head[fmt.RECORD_SIZE :]
             if confirmed(first, record):
@@ -217,7 +179,8 @@ class ShardSource:
             raise
         except (BackendError, DamagedShard):
             pass  # the same stands again at the end, where reading fails aloud
-        tail = self.read(storage, key, file_size(place.shard_length) - head_size, head_size)
+        end = file_size(place.shard_length)
+        tail = self.read(storage, key, end - head_size, head_size, SECTOR, at_last=at_last)
         first, second = head[fmt.RECORD_SIZE :], tail[:size]
         found = self._either_record(head[: fmt.RECORD_SIZE], tail[size:], storage, place, index)
         self.figures.healed_records += 1

@@ -88,13 +88,15 @@ def search(reader: PackReader, offset: int, length: int, judge: Judge) -> bytes:
 
 def _cells(reader: PackReader, first: int, last: int) -> list[list[Cell]]:
     """For each row all cells that are not known to be bad, the most trustworthy first."""
-    files = [(shard, file) for shard in range(reader.place.scheme.total_shards) for file in reader.files(shard)]
+    files = [
+        (shard, file) for shard in range(reader.place.scheme.total_shards) for file in reader.files(shard, at_last=True)
+    ]
     if not any(file.doubtful for _, file in files):
         raise Unreadable(f"pack {reader.place.pack_id}: too few good cells are left, and none without a checksum")
     found: list[list[Cell]] = [[] for _ in range(first, last)]
     for shard, file in files:
         try:
-            data = reader.raw_cells(file, first, last)
+            data = reader.raw_cells(file, first, last, at_last=True)
         except BackendError:
             continue
         for row in range(first, last):

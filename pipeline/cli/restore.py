@@ -45,6 +45,7 @@ _FIELDS = {
     "healed_cells": Kind.INTEGER,
     "healed_records": Kind.INTEGER,
     "lost_manifests": Kind.TEXTS,
+    "troubles": Kind.TEXTS,
     "left_to_root": Kind.INTEGER,
     "seconds": Kind.NUMBER,
     "exit_code": Kind.INTEGER,
@@ -56,6 +57,7 @@ _BYTES_FIELDS = {
     "path": Kind.PATH,
     "healed_cells": Kind.INTEGER,
     "healed_records": Kind.INTEGER,
+    "troubles": Kind.TEXTS,
 }
 
 
@@ -156,6 +158,8 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
         warn(f"perhaps left behind by a killed restore, not removed as {reason}: {request.to}/{name}")
     for name in result.leftovers.at_work:
         warn(f"another restore was at work in the same directory: {request.to}/{name}")
+    for trouble in result.troubles:
+        warn(f"ailing: {trouble}")
     for reason in result.lost_manifests:
         warn(f"lost: {reason}")
     for path, reason in result.failures:
@@ -177,6 +181,7 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
                 "healed_cells": result.healed_cells,
                 "healed_records": result.healed_records,
                 "lost_manifests": result.lost_manifests,
+                "troubles": result.troubles,
                 "left_to_root": result.left_to_root,
                 "seconds": round(result.seconds, 3),
                 "exit_code": result.exit_code,
@@ -219,6 +224,8 @@ def _restore_bytes(
             for piece in pieces:
                 out.write(piece)
             written[number] = out.written - before
+    for trouble in (troubles := list(figures.media.lines())):
+        warn(f"ailing: {trouble}")
     report = warn if out.is_stdout else say
     if output == "table" or out.is_stdout:
         report(f"{to} holds these bytes already" if out.in_place else f"wrote {out.written:,} bytes to {to}")
@@ -231,7 +238,7 @@ def _restore_bytes(
         }
         each = [{"range": str(part), "bytes": count} for part, count in zip(ranges, written, strict=False)]
         record = {"run": selection[:36], "bytes": out.written, "ranges": each, "path": to, **healed}
-        emit_summary(record, _BYTES_FIELDS, output)
+        emit_summary({**record, "troubles": troubles}, _BYTES_FIELDS, output)
     return 0
 
 
@@ -281,6 +288,8 @@ def cat_command(
             for piece in pieces:
                 write_bytes(piece)
         flush()
+        for trouble in figures.media.lines():
+            warn(f"ailing: {trouble}")
         for line in healed_lines(figures.healed_cells, figures.healed_records + opened.healed_records):
             warn(line)
 

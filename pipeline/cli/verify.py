@@ -40,6 +40,7 @@ _FIELDS = {
     "lost_chunks": Kind.INTEGER,
     "unreadable_packs": Kind.INTEGER,
     "lost_manifests": Kind.TEXTS,
+    "troubles": Kind.TEXTS,
     "lost_objects": Kind.INTEGER,
     "wrong_objects": Kind.INTEGER,
     "seconds": Kind.NUMBER,
@@ -98,6 +99,7 @@ def verify_command(
     ):
         result = opened.verify(data=data, workers=workers, memory=memory, on_tick=progress.tick)
     lines = [f"absent: {location}" for location in result.absent_backends]
+    lines += [f"ailing: {trouble}" for trouble in result.troubles]
     lines += [f"{copy.backend}/{copy.key}: {copy.reason}" for copy in result.bad_copies]
     lines += result.damaged_shards
     lines += [f"lost: {reason}" for reason in result.lost_manifests]
@@ -133,6 +135,7 @@ def verify_command(
                 "lost_chunks": result.lost_chunks,
                 "unreadable_packs": len(result.unreadable_packs),
                 "lost_manifests": result.lost_manifests,
+                "troubles": result.troubles,
                 "lost_objects": result.lost_object_count,
                 "wrong_objects": result.wrong_object_count,
                 "seconds": round(result.seconds, 3),
@@ -146,7 +149,8 @@ def verify_command(
     if not quiet:
         read_text = "shards present"
         if data:
-            read_text = f"{format_size(result.checked_bytes)} read, every cell, chunk and digest checked"
+            checked = "chunk and digest" if result.troubles else "cell, chunk and digest"
+            read_text = f"{format_size(result.checked_bytes)} read, every {checked} checked"
         say(f"{result.packs:,} packs, {read_text}, {result.seconds:.1f} s")
         say(_verdict(result))
     return result.exit_code

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from pipeline.carefulreads import ReadFigures
 from pipeline.metrics.meters import Count, Meters
-from pipeline.shardfiles import ReadFigures
 
 
 class HealingCounter:

@@ -130,6 +130,10 @@ class RestoreHome:
         """Takes DONE from the workers."""
         return self._fan.reports(context, OUTCOME_DTYPE, self._note)
 
+    def troubles(self) -> list[str]:
+        """What ails backends that were read."""
+        return self._fan.troubles()
+
     def _note(self, report: Batch, message: Message, worker: int) -> None:
         self.tally.healed_cells[worker] = message.second
         self.tally.healed_records[worker] = message.amount

@@ -63,6 +63,7 @@ class RestoreResult:
     """What a restore did. `in_place`: of the `files`, those that stood there already, by size and time, and were not
     read; `failures`: (path, reason) of objects that are not restored whole, the first of them;
     `healed_records`: records, tables of checksums and manifests that armour or another copy gave back;
+    `troubles`: what ails backends of which reads failed;
     `lost_manifests`: manifest files of which no copy nor mixture of copies is whole;
     `left_to_root`: objects whose owner, or attributes that only root may set, were passed over; `leftovers`: of killed
     restores, that were found in the target."""
@@ -75,6 +76,7 @@ class RestoreResult:
     healed_cells: int
     healed_records: int
     lost_manifests: list[str]
+    troubles: list[str]
     left_to_root: int
     leftovers: Leftovers
     seconds: float
@@ -161,6 +163,7 @@ def restore(
         sum(home.tally.healed_cells.values()),
         sum(home.tally.healed_records.values()) + members.healed + catalog.replicas.healed,
         list(catalog.lost),
+        home.troubles(),
         left_to_root,
         leftovers,
         seconds,

@@ -23,6 +23,7 @@ from manifests.errors import DrystoneError, Unreadable
 from manifests.placement import Seat
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.badmedia import BadMedia
 from pipeline.fan import Work, fan_station
 from pipeline.metrics.backend import MeteredBackend
 from pipeline.metrics.codec import MeteredDecoder
@@ -52,12 +53,15 @@ class BackendPlaces:
     answering: tuple[tuple[int, Place], ...]
     seats: tuple[Seat, ...]
 
-    def source(self, meters: Meters | None = None) -> ShardSource:
-        """Where shards lie; `meters`, if given, count what is asked of them."""
+    def source(self, meters: Meters | None = None, media: BadMedia | None = None) -> ShardSource:
+        """Where shards lie; `meters`, if given, count what is asked of them; `media`: what a reader of the same process
+        knows already to be unreadable."""
         storages: dict[int, BackendStorage] = {number: place.open() for number, place in self.answering}
         if meters is not None:
             storages = {number: MeteredBackend(each, meters, number) for number, each in storages.items()}
-        return ShardSource(self.stores, storages, self.seats)
+        source = ShardSource(self.stores, storages, self.seats)
+        source.figures.media = source.figures.media if media is None else media
+        return source
 
 
 @dataclass(frozen=True)

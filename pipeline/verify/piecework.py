@@ -24,6 +24,7 @@ from manifests.errors import DrystoneError
 from manifests.ids import NIL
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.badmedia import BadMedia
 from pipeline.fan import Work
 from pipeline.restore.work import BackendPlaces
 from pipeline.station import Acquire, Context
@@ -77,11 +78,11 @@ class _Filling:
 class PieceReader:
     """Reads the pieces of large contents. Owned by one worker."""
 
-    def __init__(self, context: Context, index: int, backends: BackendPlaces) -> None:
+    def __init__(self, context: Context, index: int, backends: BackendPlaces, media: BadMedia) -> None:
         self._context = context
         self._index = index
         self._pool = f"raw/{index}"
-        self._window = BlockWindow(context, backends, checks=False)
+        self._window = BlockWindow(context, backends, checks=False, media=media)
 
     def work(self, message: Message, batch: Batch) -> Work:
         """Hand the pieces of a PIECE_DTYPE batch to their hasher (`amount`), and report what of them is lost."""

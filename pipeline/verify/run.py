@@ -75,7 +75,8 @@ class VerifyResult:
     likewise, those whose chunks are whole and whose content is not what was recorded of it, or makes no sense;
     `checked_bytes` and `checked_packs` tell how much data was read; `lost_chunks`: those of which no other pack has a
     copy; `shard_findings` and `unreadable_packs` (ids, of packs that did not give back all their chunks): for the table
-    `scrubs`; `unnoted`: why the store has no note of this verification."""
+    `scrubs`; `troubles`: what ails backends of which reads failed; `unnoted`: why the store has no note of this
+    verification."""
 
     seconds: float = 0.0
     checked_bytes: int = 0
@@ -90,6 +91,7 @@ class VerifyResult:
     lost_object_count: int = 0
     wrong_object_count: int = 0
     lost_manifests: list[str] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
     absent_backends: list[str] = field(default_factory=list)
     bad_copies: list[BadCopy] = field(default_factory=list)
     damaged_shards: list[str] = field(default_factory=list)
@@ -103,7 +105,7 @@ class VerifyResult:
     def repairable(self) -> bool:
         damaged = self.bad_cells or self.missing_shards or self.flawed_shards
         contradicted = self.lost_directories or self.mislisted_packs or self.unreadable_packs
-        return bool(damaged or contradicted or self.bad_copies or self.absent_backends)
+        return bool(damaged or contradicted or self.bad_copies or self.absent_backends or self.troubles)
 
     @property
     def exit_code(self) -> int:
@@ -143,6 +145,10 @@ class VerifyHome:
         context.clock.switch(PLAN)
         yield from self.contents.send_small(context, self._fan)
         self._end(context)
+
+    def troubles(self) -> list[str]:
+        """What ails backends that were read."""
+        return self._fan.troubles()
 
     def _packs_station(self, context: Context) -> Station:
         """Sends TASK, a pack each, then PLAN for those whose directory can't be read, or tells something else than the
@@ -276,6 +282,7 @@ def _verify_data(
         cleanup=(str(catalog.temp_directory),),
         on_tick=on_tick,
     )
+    result.troubles = home.troubles()
     catalog.note_unreadable(list(result.unreadable_packs), anew=True)
     ranges = [LostRange(pack_id, 0, fmt.PACK_MAX) for pack_id in home.lost_packs]
     # Beyond what was kept nobody knows which have another copy: they count as lost.

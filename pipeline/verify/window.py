@@ -9,6 +9,7 @@ import numpy as np
 
 from manifests import format as fmt
 from manifests.errors import Unreadable
+from pipeline.badmedia import BadMedia
 from pipeline.metrics.codec import MeteredDecoder
 from pipeline.packreader import PackReaders
 from pipeline.restore.work import BackendPlaces, pack_place
@@ -29,10 +30,10 @@ class BlockWindow:
     whether what is fetched is checked cell by cell; else whoever takes a block looks at its chunks, and asks for `sure`
     bytes where they are wrong: the cells of every shard are checked elsewhere."""
 
-    def __init__(self, context: Context, backends: BackendPlaces, checks: bool) -> None:
+    def __init__(self, context: Context, backends: BackendPlaces, checks: bool, media: BadMedia) -> None:
         self._clock = context.clock
         self._checks = checks
-        self._readers = PackReaders(backends.source(context.meters))
+        self._readers = PackReaders(backends.source(context.meters, media))
         self._decoder = MeteredDecoder(context.meters)
         self._stored: dict[tuple[bytes, int], memoryview] = {}
         self._held = 0

@@ -15,6 +15,8 @@ from manifests.errors import BackendError, DrystoneError, Unreadable
 from manifests.ids import NIL
 from pipeline import messages
 from pipeline.arena import Message
+from pipeline.badmedia import BadMedia
+from pipeline.carefulreads import SECTOR
 from pipeline.fan import Work, fan_station
 from pipeline.metrics.codec import MeteredDecoder
 from pipeline.packreader import PackPlace, PackReader, PackReaders, ReadFigures, ShardSource
@@ -70,9 +72,9 @@ class VerifyOptions:
 class PackVerifier:
     """Checks packs. Owned by one worker."""
 
-    def __init__(self, context: Context, backends: BackendPlaces) -> None:
+    def __init__(self, context: Context, backends: BackendPlaces, media: BadMedia) -> None:
         self._clock = context.clock
-        self._readers = PackReaders(backends.source(context.meters), capacity=1)
+        self._readers = PackReaders(backends.source(context.meters, media), capacity=1)
         self._decoder = MeteredDecoder(context.meters)
 
     @property
@@ -289,7 +291,7 @@ def frame_flaws(source: ShardSource, place: PackPlace, file: ShardFile) -> Itera
             ("second table", end, table),
             ("second record", end + size, sealed),
         ):
-            if expected is not None and source.read(file.storage, file.key, at, len(expected)) != expected:
+            if expected is not None and source.read(file.storage, file.key, at, len(expected), SECTOR) != expected:
                 yield f"its {name} is damaged"
     except BackendError as error:
         yield str(error)
@@ -305,9 +307,10 @@ def verify_station(context: Context, options: VerifyOptions) -> Station:
     """Takes TASK (one pack each), PLAN (chunks of one pack) and CONTENTS, and PIECES, whose bytes it hands on as RAW;
     answers with FINDING_DTYPE reports."""
     context.clock.switch(FETCH)
-    verifier, contents = PackVerifier(context, options.backends), ContentVerifier(context, VERIFY)
-    window = BlockWindow(context, options.backends, checks=True)
-    pieces = PieceReader(context, options.index, options.backends)
+    media = BadMedia()
+    verifier, contents = PackVerifier(context, options.backends, media), ContentVerifier(context, VERIFY)
+    window = BlockWindow(context, options.backends, checks=True, media=media)
+    pieces = PieceReader(context, options.index, options.backends, media)
 
     def work(message: Message, view: memoryview) -> Work:
         if message.kind == messages.PIECES:
