@@ -74,10 +74,10 @@ class _Server:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: tuple[socket.socket, int] | None = None
+        self._running: tuple[int, int] | None = None
 
-    def socket(self) -> socket.socket:
-        """Our end of the socket; the caller holds the lock."""
+    def socket(self) -> int:
+        """The descriptor of our end of the socket; the caller holds the lock."""
         if self._running is None:
             self._running = _spawn()
         return self._running[0]
@@ -98,7 +98,7 @@ class _Server:
         if self._running is not None:
             ours, pid = self._running
             self._running = None
-            ours.close()
+            os.close(ours)
             with suppress(ChildProcessError):  # the program waits for all its children itself
                 os.waitpid(pid, 0)
 
@@ -106,8 +106,9 @@ class _Server:
 _server = _Server()
 
 
-def _spawn() -> tuple[socket.socket, int]:
-    """Start a server; our end of the socket, and its process id."""
+def _spawn() -> tuple[int, int]:
+    """Start a server: the descriptor of our end of the socket, and the server's process id. It is a bare descriptor,
+    for it stays open until the program ends, and Python warns of a socket that does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         pid = os.posix_spawn(
@@ -121,7 +122,7 @@ def _spawn() -> tuple[socket.socket, int]:
             ],
             setsigmask=BLOCKED,  # until it has learned to ignore them
         )
-    return ours, pid
+    return ours.detach(), pid
 
 
 def _flags() -> list[str]:
@@ -140,9 +141,13 @@ def _environment() -> dict[str, str]:
     return {"OPENBLAS_NUM_THREADS": "1", **environment}
 
 
-def _send(to: socket.socket, fds: list[int]) -> None:
-    for start in range(0, len(fds), FDS_PER_MESSAGE):
-        socket.send_fds(to, [b"%d" % (len(fds) - start)], fds[start : start + FDS_PER_MESSAGE])
+def _send(to: int, fds: list[int]) -> None:
+    end = socket.socket(fileno=to)
+    try:
+        for start in range(0, len(fds), FDS_PER_MESSAGE):
+            socket.send_fds(end, [b"%d" % (len(fds) - start)], fds[start : start + FDS_PER_MESSAGE])
+    finally:
+        end.detach()
 
 
 def start(target: Callable[[Any], None], arguments: Any) -> WorkerProcess:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ from pipeline.errors import Interrupted, WorkerDied
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from stages import errors as stages_errors
+from tests.conftest import workers
 
 MODULES = (manifests_errors, stages_errors, pipeline_errors)
 
@@ -56,7 +56,7 @@ def stop_myself() -> None:
 
 
 def kill_a_worker() -> None:
-    os.kill(next(each.pid for each in multiprocessing.active_children() if each.pid is not None), signal.SIGKILL)
+    os.kill(workers()[0], signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("blow", "error"), [(stop_myself, Interrupted), (kill_a_worker, WorkerDied)])

@@ -145,3 +145,9 @@ assert forkserver.start(print, "not seen").wait() == 0
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, start_new_session=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_program_ends_without_warnings(tmp_path: Path) -> None:
+    script = "from pipeline import forkserver; assert forkserver.start(print, 'unseen').wait() == 0"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")

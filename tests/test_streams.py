@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from manifests.errors import UsageError
+from pipeline.errors import OutputFailed
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
+from pipeline.streams import output
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
 CLOSED = {0: "<&-", 1: ">&-", 2: "2>&-"}
@@ -125,6 +127,17 @@ def test_cat_has_nowhere_to_write_to(place: Path) -> None:
         2,
         "drystone: standard output is closed, and cat writes there: redirect it, or use restore --to FILE\n",
     )
+
+
+def test_a_stream_tells_its_own_failures() -> None:
+    with output(os.open("/dev/full", os.O_WRONLY)) as disk, pytest.raises(OutputFailed, match="No space left") as full:
+        disk.write(b"x")
+    assert (full.value.exit_code, full.value.unread) == (1, False)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with output(writing) as pipe, pytest.raises(OutputFailed, match="Broken pipe") as unread:
+        pipe.write(b"x")
+    assert (unread.value.exit_code, unread.value.unread) == (141, True)
 
 
 # --- output that can't be written ------------------------------------------------------------------------------------
