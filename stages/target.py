@@ -63,9 +63,11 @@ class Target:
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self._staging)
         self._own = os.open(name, READ_FOLDER, dir_fd=self._staging)
-        # What a new file has by itself; setting it again would cost a third of a small file.
+        # What a new file has by itself; setting it again would cost a third of a small file. A file system that has no
+        # modes shows that here.
         own = os.fstat(self._own)
         self._uid, self._gid = own.st_uid, own.st_gid
+        self._has_modes = stat.S_IMODE(own.st_mode) == 0o700
         self._umask = _current_umask()
         self._namer = Namer()
         #: Objects that are complete, and wait to be on disk before they replace something: the name in the own staging
@@ -141,6 +143,7 @@ class Target:
                 os.ftruncate(fd, attributes.size)
             if (
                 stat.S_IMODE(attributes.mode) == mode
+                and self._has_modes
                 and not attributes.xattrs
                 and (not self._options.owner or (attributes.uid, attributes.gid) == (self._uid, self._gid))
             ):

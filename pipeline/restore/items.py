@@ -83,6 +83,10 @@ class PartFiles:
         if fd is not None:
             os.close(fd)
 
+    def close_all(self) -> None:
+        for row in list(self._open):
+            self.close(row)
+
 
 def _part_name(row: int) -> bytes:
     """Name of an object's staged file."""

@@ -83,6 +83,10 @@ class Restorer:
         self._maker = ItemMaker(context, self._target, self._parts)
         self._hashed: dict[int, Begun] = {}
 
+    def close(self) -> None:
+        self._parts.close_all()
+        self._target.close()
+
     @property
     def figures(self) -> ReadFigures:
         return self._readers.source.figures
@@ -338,4 +342,7 @@ def restore_station(context: Context, options: RestoreOptions) -> Station:
         context.clock.count(ASSEMBLE, outcomes.files, outcomes.bytes)
         yield from outcomes.batches(size)
 
-    return fan_station(context, options.index, work, lambda: restorer.figures)
+    try:
+        yield from fan_station(context, options.index, work, lambda: restorer.figures)
+    finally:
+        restorer.close()

@@ -1,0 +1,180 @@
+"""What a killed restore leaves behind is removed by the next one; what may be anybody else's is left."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.filestore import FileStore
+from pipeline.ingest.run import IngestOptions
+from pipeline.restore.run import RestoreRequest, RestoreResult
+from stages.staging import Staging, remove_leftovers
+from tests.test_endings import descendants, process_table
+
+COMMAND = str(Path(sys.executable).with_name("drystone"))
+INLINE = IngestOptions(inline=True, workers=1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of small, large and hardlinked files, and a store that holds it."""
+    place = tmp_path_factory.mktemp("leftovers")
+    tree, chance = place / "tree", random.Random(1)
+    for folder in range(20):
+        (tree / f"dir{folder}").mkdir(parents=True)
+        for number in range(20):
+            (tree / f"dir{folder}" / f"file{number}").write_bytes(chance.randbytes(chance.randrange(30_000)))
+    for number in range(3):
+        (tree / f"large{number}").write_bytes(chance.randbytes(12_000_000))
+    os.link(tree / "large0", tree / "dir0" / "another")
+    with FileStore.create([place / "store"], cache=place / "cache") as store:
+        assert store.ingest([str(tree)], options=INLINE).exit_code == 0
+    return place
+
+
+def restore(place: Path, to: Path, overwrite: str = "never") -> RestoreResult:
+    with FileStore.open(place / "store", cache=place / "cache") as opened:
+        return opened.restore("latest", to, request=RestoreRequest("", overwrite, inline=True, workers=1))
+
+
+def staging(out: Path) -> list[str]:
+    return sorted(name for name in os.listdir(out) if name.startswith(".drystone-restore-"))
+
+
+def files(tree: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("overwrite", ["never", "always"])
+@pytest.mark.parametrize("moment", [0.25, 0.4, 0.55, 0.7, 0.9])
+def test_a_restore_whose_processes_are_all_killed_is_cleared_away_by_the_next(
+    place: Path, tmp_path: Path, overwrite: str, moment: float
+) -> None:
+    out = tmp_path / "out"
+    archived = files(place / "tree")
+    if overwrite == "always":  # what is to be replaced must be there, old or new, at each moment
+        old = {name: name.encode() for name in archived}
+        for name, data in old.items():
+            (out / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / "tree" / name).write_bytes(data)
+    line = [COMMAND, "-s", place / "store", "restore", "-q", "--to", out, "--overwrite", overwrite]
+    process = subprocess.Popen(line)
+    limit = time.monotonic() + 30
+    while not (out.exists() and staging(out)) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.002)
+    time.sleep(moment - 0.25)
+    below = descendants(process.pid)
+    for pid in (process.pid, *below):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+    while any(pid in process_table() for pid in below) and time.monotonic() < limit:
+        time.sleep(0.02)
+    left = staging(out)
+    assert left or moment > 0.25, "nothing was left behind, so nothing is tested"
+    held = files(out / "tree") if (out / "tree").exists() else {}
+    if overwrite == "always":
+        assert held.keys() == archived.keys()
+        assert all(data in (archived[name], old[name]) for name, data in held.items())
+    else:
+        assert all(data == archived[name] for name, data in held.items())
+    done = subprocess.run([*line[:4], "--to", out, "--overwrite", overwrite], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert [f"removed what a killed restore had left behind: {out}/{name}" for name in left] == [
+        said for said in done.stderr.decode().splitlines() if "left behind" in said
+    ]
+    assert not staging(out)
+    assert files(out / "tree") == archived
+    assert (out / "tree" / "large0").stat().st_ino == (out / "tree" / "dir0" / "another").stat().st_ino
+
+
+def test_a_restore_at_work_is_left_alone(place: Path, tmp_path: Path) -> None:
+    at_work = Staging(str(tmp_path))
+    result = restore(place, tmp_path)
+    assert result.leftovers.at_work == (at_work.name,)
+    assert os.path.isdir(at_work.objects)
+    at_work.close()
+    assert os.listdir(tmp_path) == ["tree"]
+
+
+def make_leftover(folder: Path) -> Path:
+    """A staging directory whose restore was killed."""
+    program = f"import os; from stages.staging import Staging; print(Staging({str(folder)!r}).path); os._exit(0)"
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.stdout.reconfigure(line_buffering=True);" + program],
+        capture_output=True, check=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    return Path(os.fsdecode(done.stdout.strip()))
+
+
+def test_a_leftover_is_removed_and_named(tmp_path: Path) -> None:
+    leftover = make_leftover(tmp_path)
+    (leftover / "objects" / "part-1").write_bytes(b"half")
+    assert remove_leftovers(str(tmp_path)).removed == (leftover.name,)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["copied", "renamed", "no record", "nonsense", "other host", "a file", "a link"])
+def test_what_may_be_somebody_elses_is_left_and_named(tmp_path: Path, how: str) -> None:
+    leftover = make_leftover(tmp_path)
+    (leftover / "objects" / "precious").write_bytes(b"precious")
+    record = leftover / "whose.json"
+    if how == "copied":  # as an archive of a target that held one gives it back
+        shutil.copytree(leftover, tmp_path / "copy")
+        shutil.rmtree(leftover)
+        (tmp_path / "copy").rename(leftover)
+        (tmp_path / "other").mkdir()  # so that no inode comes again by chance
+    elif how == "renamed":
+        leftover = leftover.rename(tmp_path / ".drystone-restore-0123456789abcdef")
+    elif how == "no record":
+        record.unlink()
+    elif how == "nonsense":
+        record.write_text("[1]")
+    elif how == "other host":
+        record.write_text(json.dumps({**json.loads(record.read_text()), "host": "elsewhere", "boot": "another"}))
+    else:
+        (tmp_path / "outside").mkdir()
+        leftover.rename(tmp_path / "outside" / "moved")
+        if how == "a file":
+            leftover.write_bytes(b"precious")
+        else:
+            leftover.symlink_to("outside/moved")
+    if how == "copied" and json.loads(record.read_text())["inode"] == leftover.stat().st_ino:
+        pytest.skip("the copy got the inode of the original")
+    found = remove_leftovers(str(tmp_path))
+    assert (found.removed, [name for name, _ in found.left]) == ((), [leftover.name])
+    assert os.path.lexists(leftover)
+    if how not in ("a file", "a link"):
+        assert (leftover / "objects" / "precious").read_bytes() == b"precious"
+
+
+def test_a_rebooted_machine_knows_its_leftovers(tmp_path: Path) -> None:
+    leftover = make_leftover(tmp_path)
+    record = leftover / "whose.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "boot": "before"}))
+    assert remove_leftovers(str(tmp_path)).removed == (leftover.name,)
+
+
+def test_a_removal_that_was_cut_short_is_completed(tmp_path: Path) -> None:
+    leftover = make_leftover(tmp_path)
+    shutil.rmtree(leftover / "objects")
+    assert remove_leftovers(str(tmp_path)).removed == (leftover.name,)
+
+
+def test_the_lock_is_held_as_long_as_the_restore_lives(tmp_path: Path) -> None:
+    staged = Staging(str(tmp_path))
+    with open(os.path.join(staged.path, "whose.json")) as record, pytest.raises(BlockingIOError):
+        fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    staged.close()
