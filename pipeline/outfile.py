@@ -35,13 +35,13 @@ _OWN_DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """`overwrite`: never, if-changed (compared by content) or always; `mode`: of a new file, less the umask; `inherit`:
-    a new file takes over what its directory passes on, as a default ACL; `durable`: the file is on disk when it has its
-    name; `wait`: for somebody to read from a FIFO."""
+    a new file takes over what its directory passes on, as a default ACL; `fsync`: the file is on disk before it has its
+    name; None: where it replaces one; `wait`: for somebody to read from a FIFO."""
 
     overwrite: str = "never"
     mode: int = 0o666
     inherit: bool = False
-    durable: bool = True
+    fsync: bool | None = None
     wait: bool = True
 
 
@@ -174,6 +174,7 @@ def _new_file(path: str, found: os.stat_result | None, options: OutputOptions) -
     if found is not None and not (os.path.exists(real) and os.path.samestat(os.stat(real), found)):
         raise UsageError(f"{path} leads to a file that has no name; name one")
     folder, name = os.path.split(real)
+    durable = found is not None if options.fsync is None else options.fsync
     with _terminable(), ExitStack() as stack:
         staging = Staging(folder, bequeath=options.inherit)
         stack.callback(staging.close)
@@ -187,10 +188,10 @@ def _new_file(path: str, found: os.stat_result | None, options: OutputOptions) -
                 output.in_place = True
                 return
             _resemble(fd, real, found)
-        if options.durable:
+        if durable:
             sync_file(fd)
         _give_name(path, source, target, name, replace=found is not None)
-        if options.durable:
+        if durable:
             with suppress(PermissionError):  # a directory may be written into and not be read
                 sync_file(_opened_folder(folder, stack, os.O_RDONLY))
 

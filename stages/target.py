@@ -73,6 +73,8 @@ class Target:
         #: Objects that are complete, and wait to be on disk before they replace something: the name in the own staging
         #: directory, and the path.
         self._held: list[tuple[bytes, bytes]] = []
+        #: Objects that replaced something.
+        self.replaced = 0
 
     def close(self) -> None:
         self.folders.close()
@@ -303,12 +305,9 @@ class Target:
     def _place(self, staging: int, temp: bytes, path: bytes) -> None:
         folder, name = self.folders.parent(path)
         if self._options.overwrite != "never" and self.folders.stood(name):
-            if self._options.durable:
-                held = b"held-%d" % len(self._held)
-                os.rename(temp, held, src_dir_fd=staging, dst_dir_fd=self._own)
-                self._held.append((held, path))
-            else:
-                os.rename(temp, name, src_dir_fd=staging, dst_dir_fd=folder)
+            held = b"held-%d" % len(self._held)
+            os.rename(temp, held, src_dir_fd=staging, dst_dir_fd=self._own)
+            self._held.append((held, path))
             return
         try:
             self._namer.name(staging, temp, folder, name)
@@ -318,11 +317,11 @@ class Target:
             raise self.folders.taken(folder, name) from None
 
     def settle(self) -> Iterator[tuple[bytes, str]]:
-        """Let what is to replace something do so, once all of it is on disk: one sync for many costs less than one for
-        each. Yields (path, reason) of what could not be placed; what it was to replace is still there."""
+        """Let what is to replace something do so. Where it is to be on disk before, one sync for many costs less than
+        one for each. Yields (path, reason) of what could not be placed; what it was to replace is still there."""
         held, self._held = self._held, []
         trouble = ""
-        if held:
+        if held and self._options.durable:
             try:
                 sync_file_system(self._own)
             except OSError as error:
@@ -332,6 +331,9 @@ class Target:
                 if not trouble:
                     folder, name = self.folders.parent(path)
                     os.rename(temp, name, src_dir_fd=self._own, dst_dir_fd=folder)
+                    self.replaced += 1
+            except IsADirectoryError:
+                yield path, "a directory is in its place and was kept; move it away, and restore this again"
             except OSError as error:
                 yield path, f"writing it failed: {error.strerror}"
             except StageError as error:

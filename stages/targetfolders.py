@@ -62,6 +62,8 @@ class TargetFolders:
         #: Inodes of the directories that this process made because they were archived, 8 bytes each.
         self._made = array("Q")
         self._searches = 0
+        #: Directories that replaced something.
+        self.replaced = 0
 
     def close(self) -> None:
         self._leave(0)
@@ -145,6 +147,7 @@ class TargetFolders:
             raise Kept(f"something that is no directory is in its place and was kept; {SEE}")
         os.unlink(name, dir_fd=folder)
         self._made.append(self._make(folder, name))
+        self.replaced += 1
 
     def _make(self, folder: int, name: bytes) -> int:
         """Make a directory that has inherited nothing. Returns its inode."""

@@ -40,6 +40,7 @@ _FIELDS = {
     "run": Kind.TEXT,
     "files": Kind.INTEGER,
     "in_place": Kind.INTEGER,
+    "replaced": Kind.INTEGER,
     "bytes": Kind.INTEGER,
     "failed": Kind.INTEGER,
     "healed_cells": Kind.INTEGER,
@@ -87,9 +88,8 @@ _BYTES_FIELDS = {
 )
 @click.option(
     "--fsync/--no-fsync",
-    default=True,
-    show_default=True,
-    help="End when all is on disk, and replace a file only by one that is.",
+    default=None,
+    help="Have all on disk before the end, or leave that to the system; unless told, where something is replaced.",
 )
 @resource_options
 @format_options
@@ -105,7 +105,7 @@ def restore_command(
     overwrite: str,
     ranges: tuple[ByteRange, ...],
     numeric_ids: bool,
-    fsync: bool,
+    fsync: bool | None,
     workers: int | None,
     memory: int,
     output: str,
@@ -176,6 +176,7 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
                 "run": selection[:36],
                 "files": result.files,
                 "in_place": result.in_place,
+                "replaced": result.replaced,
                 "bytes": result.bytes,
                 "failed": result.failed,
                 "healed_cells": result.healed_cells,
@@ -199,6 +200,8 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
         )
         if result.in_place:
             say(f"in place already, by size and time: {result.in_place:,} of them; their bytes were not compared")
+        if result.replaced:
+            say(f"replaced what was in the way of {result.replaced:,} objects")
         for line in healed_lines(result.healed_cells, result.healed_records):
             say(line)
         if result.failed:
@@ -218,7 +221,7 @@ def _restore_bytes(
     # Nobody shall read the copy who may not read the object.
     mode = 0o666 if info.kind == "stream" else 0o600 | info.mode & 0o666
     written = [0] * len(parts)
-    with output_file(to, OutputOptions(overwrite=request.overwrite, mode=mode, durable=request.fsync)) as out:
+    with output_file(to, OutputOptions(overwrite=request.overwrite, mode=mode, fsync=request.fsync)) as out:
         for number, pieces in enumerate(parts):
             before = out.written
             for piece in pieces:

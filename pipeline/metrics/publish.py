@@ -24,7 +24,7 @@ from pipeline.outfile import OutputOptions, output_file
 
 JOB = "drystone"
 #: For others to read, whom the directory may admit by a default ACL; a command ends whether somebody reads it or not.
-_REPLACED = OutputOptions(overwrite="always", inherit=True, durable=False, wait=False)
+_REPLACED = OutputOptions(overwrite="always", inherit=True, fsync=False, wait=False)
 #: A push takes no longer, whatever the gateway does.
 PUSH_SECONDS = 10.0
 

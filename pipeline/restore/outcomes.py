@@ -9,7 +9,7 @@ import numpy as np
 from manifests.columns import Batch, HeapBuilder
 
 #: What became of an object's planned chunks. Rows without a reason count parts of objects of many blocks; those with a
-#: length tell which bytes of a large file were written.
+#: length tell which bytes of a large file were written. `in_place` and `replaced` count objects of the task.
 OUTCOME_DTYPE = np.dtype(
     [
         ("row", "<u8"),
@@ -17,6 +17,7 @@ OUTCOME_DTYPE = np.dtype(
         ("parts", "<u4"),
         ("files", "<u4"),
         ("in_place", "<u4"),
+        ("replaced", "<u4"),
         ("bytes", "<u8"),
         ("offset", "<u8"),
         ("length", "<u8"),
@@ -25,13 +26,14 @@ OUTCOME_DTYPE = np.dtype(
     ]
 )
 _REASON = 500
+_NUMBERS = ("row", "multi", "parts", "files", "in_place", "replaced", "bytes", "offset", "length")
 
 
 class Outcomes:
     """What a task achieved."""
 
     def __init__(self) -> None:
-        self.files = self.bytes = self.in_place = 0
+        self.files = self.bytes = self.in_place = self.replaced = 0
         self._parts: dict[tuple[int, int], int] = {}
         self._written: list[tuple[int, int, int]] = []
         self._reasons: dict[int, tuple[int, str]] = {}
@@ -51,17 +53,20 @@ class Outcomes:
 
     def batches(self, size: int) -> Iterator[Batch]:
         """OUTCOME_DTYPE batches of at most `size` bytes; at least one."""
-        entries = [(0, -1, 0, self.files, self.in_place, self.bytes, 0, 0, b"")]
-        entries += [(row, multi, parts, 0, 0, 0, 0, 0, b"") for (row, multi), parts in self._parts.items()]
-        entries += [(row, -1, 0, 0, 0, 0, offset, length, b"") for row, offset, length in self._written]
+        entries = [(0, -1, 0, self.files, self.in_place, self.replaced, self.bytes, 0, 0, b"")]
+        entries += [(row, multi, parts, 0, 0, 0, 0, 0, 0, b"") for (row, multi), parts in self._parts.items()]
+        entries += [(row, -1, 0, 0, 0, 0, 0, offset, length, b"") for row, offset, length in self._written]
         entries += [
-            (row, multi, 0, 0, 0, 0, 0, 0, reason.encode()[:_REASON]) for row, (multi, reason) in self._reasons.items()
+            (row, multi, 0, 0, 0, 0, 0, 0, 0, reason.encode()[:_REASON])
+            for row, (multi, reason) in self._reasons.items()
         ]
         step = size // (OUTCOME_DTYPE.itemsize + _REASON) - 1
         for start in range(0, len(entries), step):
             some = entries[start : start + step]
             rows, heap = np.zeros(len(some), OUTCOME_DTYPE), HeapBuilder()
-            for column, name in enumerate(("row", "multi", "parts", "files", "in_place", "bytes", "offset", "length")):
+            for column, name in enumerate(
+                ("row", "multi", "parts", "files", "in_place", "replaced", "bytes", "offset", "length")
+            ):
                 rows[name] = [entry[column] for entry in some]
-            rows["reason_at"], rows["reason_len"] = heap.add_all([entry[8] for entry in some])
+            rows["reason_at"], rows["reason_len"] = heap.add_all([entry[9] for entry in some])
             yield Batch(rows, heap.getvalue())

@@ -35,6 +35,7 @@ class RestoreTally:
 
     files: int = 0
     in_place: int = 0
+    replaced: int = 0
     bytes: int = 0
     failed: int = 0
     healed_cells: dict[int, int] = field(default_factory=dict)
@@ -140,6 +141,7 @@ class RestoreHome:
         rows = report.rows
         self.tally.files += int(rows["files"].sum())
         self.tally.in_place += int(rows["in_place"].sum())
+        self.tally.replaced += int(rows["replaced"].sum())
         self.tally.bytes += int(rows["bytes"].sum())
         written = rows[rows["length"] > 0]
         for number, offset, length in zip(

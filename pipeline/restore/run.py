@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,8 +45,9 @@ OVERWRITE = ("never", "if-changed", "always")
 @dataclass(frozen=True)
 class RestoreRequest:
     """What to restore and how. `workers`: None for one a core; `memory`: bytes of all processes together;
-    `numeric_ids`: owners by number, where the names of owners would have other numbers on this machine; `fsync`: all is
-    on disk when the restore has ended, and what replaces something before it does."""
+    `numeric_ids`: owners by number, where the names of owners would have other numbers on this machine; `fsync`: what
+    replaces something is on disk before it does, and all is when the restore has ended; None: all, if anything was
+    replaced."""
 
     to: str
     overwrite: str = "never"
@@ -55,13 +55,14 @@ class RestoreRequest:
     memory: int = DEFAULT_MEMORY
     inline: bool = False
     numeric_ids: bool = False
-    fsync: bool = True
+    fsync: bool | None = None
 
 
 @dataclass(frozen=True)
 class RestoreResult:
     """What a restore did. `in_place`: of the `files`, those that stood there already, by size and time, and were not
-    read; `failures`: (path, reason) of objects that are not restored whole, the first of them;
+    read; `replaced`: objects that replaced something; `failures`: (path, reason) of objects that are not restored
+    whole, the first of them;
     `healed_records`: records, tables of checksums and manifests that armour or another copy gave back;
     `troubles`: what ails backends of which reads failed;
     `lost_manifests`: manifest files of which no copy nor mixture of copies is whole;
@@ -70,6 +71,7 @@ class RestoreResult:
 
     files: int
     in_place: int
+    replaced: int
     bytes: int
     failed: int
     failures: list[NamedError]
@@ -149,7 +151,8 @@ def restore(
                 target.close()
         finally:
             staging.close()
-        if request.fsync:
+        replaced = home.tally.replaced + target.folders.replaced
+        if request.fsync or (request.fsync is None and replaced):
             _sync(request.to)
     names = plan.paths(list(home.tally.failures))
     failures = [(names.get(row, b"?"), reason) for row, reason in sorted(home.tally.failures.items())]
@@ -157,6 +160,7 @@ def restore(
     return RestoreResult(
         home.tally.files,
         home.tally.in_place,
+        replaced,
         home.tally.bytes,
         home.tally.failed,
         failures,
@@ -200,11 +204,13 @@ def _planned(
 def _make_places(to: str) -> tuple[Staging, Leftovers]:
     """The target directory, rid of what killed restores left in it, and a staging directory of this restore's own."""
     try:
-        Path(to).mkdir(parents=True, exist_ok=True)
+        os.makedirs(to, exist_ok=True)
         leftovers = remove_leftovers(to)
         return Staging(to), leftovers
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{to} is no directory; name one to restore into") from error
     except OSError as error:
-        raise BackendError(f"making {error.filename or to}: {error.strerror}") from error
+        raise BackendError(f"making {error.filename or to} failed: {error.strerror}") from error
 
 
 def _target_options(path: bytes, request: RestoreRequest, staging: Staging, leftovers: Leftovers) -> TargetOptions:
@@ -229,7 +235,7 @@ def _target_options(path: bytes, request: RestoreRequest, staging: Staging, left
         owner=os.geteuid() == 0,
         fresh=fresh,
         passes_on=inherited,
-        durable=request.fsync,
+        durable=request.fsync is not False,
     )
 
 

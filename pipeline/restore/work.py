@@ -98,9 +98,11 @@ class Restorer:
     def settle(self, task: Batch, outcomes: Outcomes) -> None:
         """Let what a task made take the place of what it replaces."""
         rows: dict[bytes, int] = {}
+        before = self._target.replaced
         for path, reason in self._target.settle():
             rows = rows or dict(zip(task.all_bytes("path"), task.rows["row"].tolist(), strict=True))
             outcomes.failed(rows[path], -1, reason)
+        outcomes.replaced += self._target.replaced - before
 
     def hash(self, batch: Batch) -> None:
         """Hash large files (HASH_DTYPE) as far as they are written, while others of their parts are on their way."""
