@@ -29,6 +29,7 @@ from manifests.schema import CHANGED_TABLES, COLUMNS, duckdb_columns
 BATCH_ROWS = 16 << 10
 #: Tables whose view leaves something out, and the view of all their rows.
 ALL = {"chunks": "stored_chunks", "objects": "stored_objects"}
+_STOPPED = "querying the manifests was stopped"
 #: Tables without whose rows a chunk's place leads nowhere.
 _PLACING = {"blocks", "packs"}
 #: The columns of a view, where they are not just its table's: a digest that is the content id is not written twice.
@@ -63,6 +64,9 @@ class Catalog:
         self._rules: list[str] = []
         self.temp_directory = temp_directory
         self._folders = folders
+        #: Connections that queries run on, of any thread, one for each query; `stop` ends them.
+        self._running: list[duckdb.DuckDBPyConnection] = []
+        self._stopped = False
         self.connection = connect(
             memory_limit=memory_limit, threads=threads, temp_directory=folders.room(temp_directory), in_order=False
         )
@@ -72,6 +76,40 @@ class Catalog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def stop(self) -> None:
+        """End all queries, those under way and those that begin before `go_on`: they raise DrystoneError. For any
+        thread; what begins at the very moment may be missed, so it is to be called again until all have ended."""
+        self._stopped = True
+        for connection in list(self._running):
+            connection.interrupt()
+
+    def go_on(self) -> None:
+        """Let queries run again."""
+        self._stopped = False
+
+    def _require_going(self) -> None:
+        if self._stopped:
+            raise DrystoneError(_STOPPED)
+
+    @contextmanager
+    def _querying(self, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+        """While a query runs on `connection`. Raises DrystoneError for whatever goes wrong with it."""
+        self._running.append(connection)
+        try:
+            self._require_going()
+            yield
+        except DrystoneError:
+            raise
+        except Exception as error:
+            self._require_going()
+            if isinstance(error, RuntimeError) and str(error) == "Query interrupted":
+                raise KeyboardInterrupt from error  # so DuckDB puts it when a signal's handler raises
+            if isinstance(error, duckdb.Error):
+                raise DrystoneError(f"querying the manifests failed: {error}") from error
+            raise
+        finally:
+            self._running.remove(connection)
 
     def limit_memory(self, size: int) -> None:
         """Let DuckDB have `size` bytes; beyond, it spills."""
@@ -88,6 +126,7 @@ class Catalog:
                 continue
             paths = []
             for file in self._state.files(table):
+                self._require_going()
                 try:
                     paths.append(self.replicas.path(file))
                 except Unreadable as error:
@@ -210,32 +249,33 @@ class Catalog:
 
     def _make_table(self, name: str, content: Any) -> None:
         """A table with this content, which cursors see, too."""
-        self.connection.register("incoming", content)
-        self.connection.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
-        self.connection.unregister("incoming")
+        with self._querying(self.connection):
+            self.connection.register("incoming", content)
+            self.connection.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
+            self.connection.unregister("incoming")
 
     def replace(self, name: str, schema: Any) -> None:
         """A new, empty table of this name."""
-        self.connection.execute(f"DROP TABLE IF EXISTS {name}")
+        self.execute(f"DROP TABLE IF EXISTS {name}")
         self._make_table(name, schema.empty_table())
 
     def append(self, name: str, rows: Any) -> None:
         """Add an Arrow table to a table that `replace` made."""
-        self.connection.register("incoming", rows)
-        self.connection.execute(f"INSERT INTO {name} SELECT * FROM incoming")
-        self.connection.unregister("incoming")
+        with self._querying(self.connection):
+            self.connection.register("incoming", rows)
+            self.connection.execute(f"INSERT INTO {name} SELECT * FROM incoming")
+            self.connection.unregister("incoming")
 
     def execute(self, query: str, parameters: object = None) -> None:
         """A statement without a result, as one that makes a table. Raises DrystoneError."""
-        try:
+        with self._querying(self.connection):
             self.connection.execute(query, parameters)
-        except duckdb.Error as error:
-            raise DrystoneError(f"querying the manifests failed: {error}") from error
 
     def tuples(self, query: str, parameters: list[Any] | dict[str, Any] | None = None) -> Iterator[tuple[Any, ...]]:
         """Result rows, streamed, and without pyarrow; several results may be under way."""
         with self._cursor(query, parameters) as cursor:
             while rows := cursor.fetchmany(BATCH_ROWS):
+                self._require_going()
                 yield from rows
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> Iterator[dict[str, Any]]:
@@ -243,17 +283,15 @@ class Catalog:
         with self._cursor(query, parameters) as cursor:
             names = [column[0] for column in cursor.description]
             while rows := cursor.fetchmany(BATCH_ROWS):
+                self._require_going()
                 for row in rows:
                     yield dict(zip(names, row, strict=True))
 
     @contextmanager
     def _cursor(self, query: str, parameters: list[Any] | dict[str, Any] | None) -> Iterator[duckdb.DuckDBPyConnection]:
         """A cursor over a query's result. Raises DrystoneError, also for what goes wrong while rows are fetched."""
-        try:
-            with self.connection.cursor() as cursor:
-                yield cursor.execute(query, parameters or [])
-        except duckdb.Error as error:
-            raise DrystoneError(f"querying the manifests failed: {error}") from error
+        with self.connection.cursor() as cursor, self._querying(cursor):
+            yield cursor.execute(query, parameters or [])
 
     def one(self, query: str, parameters: list[Any] | None = None) -> dict[str, Any]:
         """The only result row."""
@@ -261,13 +299,12 @@ class Catalog:
 
     def batches(self, query: str, parameters: list[Any] | None = None) -> Iterator[Any]:
         """Result as Arrow record batches, streamed; several results may be under way."""
-        try:
-            with self.connection.cursor() as cursor:
-                relation = cursor.sql(query, params=parameters or [])
-                if relation is not None:
-                    yield from relation.to_arrow_reader(BATCH_ROWS)
-        except duckdb.Error as error:
-            raise DrystoneError(f"querying the manifests failed: {error}") from error
+        with self.connection.cursor() as cursor, self._querying(cursor):
+            relation = cursor.sql(query, params=parameters or [])
+            if relation is not None:
+                for batch in relation.to_arrow_reader(BATCH_ROWS):
+                    self._require_going()
+                    yield batch
 
 
 def path_filter(path: bytes) -> tuple[str, list[Any]]:

@@ -59,7 +59,7 @@ class ContentsPlan:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         catalog.use("objects", "extents", "chunks", "blocks", "packs", spare=True)
-        execute = catalog.connection.execute
+        execute = catalog.execute
         # Runs with and without more digests share contents: the longer fixity begins with the shorter one.
         execute(
             f"""
@@ -109,7 +109,7 @@ class ContentsPlan:
     def _cover(self) -> None:
         """The tables `judged`, for each chunk that only the larger contents check the piece that does, and `covered`,
         the blocks that consist of such chunks."""
-        execute = self._catalog.connection.execute
+        execute = self._catalog.execute
         execute(
             f"""
             CREATE OR REPLACE TABLE judged AS

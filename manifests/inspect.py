@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,9 @@ class BadCopy:
     reason: str
 
 
-def bad_copies(members: Members, log: Log, state: State) -> Iterator[BadCopy]:
+def bad_copies(members: Members, log: Log, state: State, check: Callable[[], None]) -> Iterator[BadCopy]:
     """Records and manifest files that are not whole, or not what they should be, on a backend that answers. Reads all
-    of them."""
+    of them. `check` is called between any two, and may raise."""
     store_id = str(members.config.store_id)
     sealed = {key: seal_json(record.body) for key, record in log.records.items()}
     for member in members.present.values():
@@ -41,11 +41,13 @@ def bad_copies(members: Members, log: Log, state: State) -> Iterator[BadCopy]:
         identity = {"store_id": store_id, "backend_id": str(member.info.backend_id)}
         yield from _check_record(member, BACKEND_KEY, identity)
         for key, record in log.records.items():
+            check()
             # What came after a backend became read-only is not on it.
             if not (member.info.read_only and member.number not in log.holders[key]):
                 yield from _check_record(member, key, record.body, sealed[key])
         for table in state.manifests:
             for file in state.files(table):
+                check()
                 try:
                     if member.info.read_only and not member.storage.exists(file.key):
                         continue

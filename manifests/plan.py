@@ -149,7 +149,7 @@ class RestorePlan:
             FROM wanted w JOIN extents e ON e.content_id = w.content_id WHERE {condition} ORDER BY w.row, e."offset"
         """
         wrong = list(not_their_extents(self._catalog.tuples(query)))
-        some, execute = "row IN (SELECT unnest(?::UBIGINT[]))", self._catalog.connection.execute
+        some, execute = "row IN (SELECT unnest(?::UBIGINT[]))", self._catalog.execute
         execute(f"INSERT INTO senseless SELECT row, path, '{NOT_ITS_EXTENTS}' FROM wanted WHERE {some}", [wrong])
         execute(f"DELETE FROM wanted WHERE {some}", [wrong])
 

@@ -50,6 +50,8 @@ class WorkerProcess:
                 "the system killed it for want of memory; nothing was committed, run it again"
             )
         self._pid = pid
+        self._codes: list[int | None] = []
+        self._lock = threading.Lock()
 
     def _answer(self) -> int | None:
         data = os.read(self.sentinel, ANSWER.size)  # written at once, so it never comes in parts
@@ -60,10 +62,21 @@ class WorkerProcess:
         with suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
 
+    def code(self) -> int | None:
+        """Wait for its end and return its exit code, negative for a signal; None if the server ended first."""
+        with self._lock:
+            if not self._codes:
+                self._codes.append(self._answer())
+            return self._codes[0]
+
+    @property
+    def has_died(self) -> bool:
+        """Whether somebody has seen already that it ended in another way than with 0."""
+        return bool(self._codes) and self._codes[0] != 0
+
     def wait(self) -> int | None:
-        """Wait for its end and return its exit code, negative for a signal; None if the server ended first. To be
-        called once: it closes the sentinel."""
-        code = self._answer()
+        """The same as `code`, and close the sentinel. To be called once."""
+        code = self.code()
         os.close(self.sentinel)
         return code
 

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from pipeline.arena import Layout
 from pipeline.inline import run_inline
+from pipeline.signalwatch import QueryWatch, SignalWatch
 from pipeline.station import Context, Station
-from pipeline.supervisor import SignalWatch, Supervisor, WorkerSpec
+from pipeline.supervisor import Supervisor, WorkerSpec
 
 Counters = npt.NDArray[np.uint64]
 Home = Mapping[str, Callable[[Context], Station]]
@@ -27,11 +28,12 @@ def run_stations(
     signals: SignalWatch,
     cleanup: tuple[str, ...] = (),
     on_tick: Callable[[Counters], None] | None = None,
+    queries: QueryWatch | None = None,
 ) -> Counters:
     """Run `workers` and the `home` stations until all are done; returns the counters, workers first, then home. Raises
     what Supervisor.run raises; inline, what a station raises."""
     if not inline:
-        return Supervisor(layout, workers, signals=signals, cleanup=cleanup, on_tick=on_tick).run(home)
+        return Supervisor(layout, workers, signals=signals, cleanup=cleanup, on_tick=on_tick, queries=queries).run(home)
     stations: dict[str, tuple[Callable[..., Station], Any]] = {
         spec.name: (spec.station, spec.options) for spec in workers
     }

@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-import threading
 import time
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -22,9 +20,10 @@ import numpy as np
 
 from pipeline import forkserver
 from pipeline.arena import Arena, Layout
-from pipeline.errors import Interrupted, RemoteTraceback, StageFailed, WorkerDied
+from pipeline.errors import RemoteTraceback, StageFailed, WorkerDied
 from pipeline.forkserver import WorkerProcess
 from pipeline.handles import FdHandle
+from pipeline.signalwatch import QueryWatch, SignalWatch
 from pipeline.station import Context, StageClock, Station, Want
 from pipeline.worker import EventContext, Failure, WorkerArguments, worker_main
 
@@ -43,36 +42,6 @@ class WorkerSpec:
     pools: tuple[str, ...]
 
 
-class SignalWatch:
-    """SIGINT and SIGTERM as something to look at, instead of an exception anywhere. In threads other than the main one
-    signals are somebody else's, and nothing is watched."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> SignalWatch:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: types.FrameType | None) -> None:
-        self.number = self.number or number
-        os.eventfd_write(self.fd, 1)
-
-    def check(self) -> None:
-        """Raise Interrupted when a signal came."""
-        if self.number:
-            raise Interrupted(self.number)
-
-    def __exit__(self, *_: object) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
-        os.close(self.fd)
-
-
 class Supervisor:
     """One run of workers over one arena. Use once."""
 
@@ -84,15 +53,18 @@ class Supervisor:
         signals: SignalWatch,
         cleanup: tuple[str, ...] = (),
         on_tick: Callable[[np.ndarray[Any, np.dtype[np.uint64]]], None] | None = None,
+        queries: QueryWatch | None = None,
     ) -> None:
         """`cleanup`: directories that orphaned workers remove. `on_tick` gets the counters a few times a second, and
-        once at the end."""
+        once at the end. `queries`: those that home stations wait for, which end when a worker dies."""
         self._layout = layout
         self._specs = workers
         self._signals = signals
         self._cleanup = cleanup
         self._on_tick = on_tick
-        self._processes: dict[int, tuple[WorkerProcess, WorkerSpec, connection.Connection]] = {}
+        self._queries = queries
+        #: By sentinel, each with the file in memory that its failure is written to: it takes any length.
+        self._processes: dict[int, tuple[WorkerProcess, WorkerSpec, int]] = {}
         self._fds: dict[str, int] = {}
         self._lifeline = -1
 
@@ -137,11 +109,11 @@ class Supervisor:
 
     def _start(self, parent: int) -> None:
         for index, spec in enumerate(self._specs):
-            receiver, sender = connection.Pipe(duplex=False)
-            with sender:
+            report = os.memfd_create("drystone-report", os.MFD_CLOEXEC)
+            try:
                 names = [f"ring/{ring}" for ring in spec.rings] + [f"pool/{pool}" for pool in spec.pools]
                 handles = {name: FdHandle(self._fds[name]) for name in ["arena", *names]}
-                handles["parent"], handles["report"] = FdHandle(parent), FdHandle(sender.fileno())
+                handles["parent"], handles["report"] = FdHandle(parent), FdHandle(report)
                 arguments = WorkerArguments(
                     name=spec.name,
                     index=index,
@@ -152,7 +124,12 @@ class Supervisor:
                     cleanup=self._cleanup,
                 )
                 process = forkserver.start(worker_main, arguments)
-            self._processes[process.sentinel] = (process, spec, receiver)
+            except BaseException:
+                os.close(report)
+                raise
+            self._processes[process.sentinel] = (process, spec, report)
+            if self._queries is not None:
+                self._queries.add(process)
 
     def _drained(
         self, context: EventContext, stations: dict[str, Station], counters: np.ndarray[Any, np.dtype[np.uint64]]
@@ -165,7 +142,7 @@ class Supervisor:
         wants: dict[str, Want] = {}
         try:
             for name, station in stations.items():
-                self._advance(name, station, None, wants)
+                self._advance(name, station, None, wants, context.arena)
             next_tick = 0.0
             while wants or self._processes:
                 self._signals.check()
@@ -174,7 +151,7 @@ class Supervisor:
                     answer = context.try_satisfy(want)
                     if answer is not None:
                         moved = True
-                        self._advance(name, stations[name], answer, wants)
+                        self._advance(name, stations[name], answer, wants, context.arena)
                 now = time.monotonic()
                 if self._on_tick is not None and now >= next_tick:
                     next_tick = now + TICK_SECONDS
@@ -200,24 +177,27 @@ class Supervisor:
             context.meters.note_queues(context.arena)
         self._on_tick(counters)
 
-    @staticmethod
-    def _advance(name: str, station: Station, answer: Any, wants: dict[str, Want]) -> None:
+    def _advance(self, name: str, station: Station, answer: Any, wants: dict[str, Want], arena: Arena) -> None:
         try:
             wants[name] = station.send(answer)
         except StopIteration:
             wants.pop(name, None)
+        except Exception:
+            # Its query may have been ended, by a signal or for a worker's death, and then that is what went wrong.
+            self._signals.check()
+            for sentinel, (process, _, _) in list(self._processes.items()):
+                if process.has_died:
+                    self._ended(sentinel, arena)
+            raise
 
     def _ended(self, sentinel: int, arena: Arena) -> None:
         """A worker is gone: fine when it exited with 0, else raise what it reported or how it died."""
-        process, spec, receiver = self._processes.pop(sentinel)
-        code = process.wait()
-        failure: Failure | None = None
-        with receiver:
-            try:
-                if receiver.poll():
-                    failure = receiver.recv()
-            except (EOFError, OSError):
-                failure = None
+        process, spec, report = self._processes.pop(sentinel)
+        try:
+            code = process.wait()
+            failure = Failure.read(report)
+        finally:
+            os.close(report)
         if failure is not None:
             where = f" at {failure.item}" if failure.item else ""
             text = f"{spec.name}{where}: {failure.message or failure.kind}"
@@ -245,8 +225,8 @@ class Supervisor:
         while self._processes:
             ended = connection.wait(list(self._processes), max(0.0, deadline - time.monotonic()))
             for sentinel in ended or list(self._processes):
-                process, _, receiver = self._processes.pop(int(sentinel))  # type: ignore[arg-type]
+                process, _, report = self._processes.pop(int(sentinel))  # type: ignore[arg-type]
                 if not ended:
                     process.kill()
                 process.wait()
-                receiver.close()
+                os.close(report)

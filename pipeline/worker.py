@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pickle
 import select
 import shutil
 import signal
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any
 
 from manifests.errors import DrystoneError
@@ -32,13 +32,17 @@ _PR_SET_NAME = 15
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
+#: Characters of a failure that travel, of its message and of its traceback: for people, who read no megabytes.
+MESSAGE_MOST, TRACE_MOST = 8 << 10, 64 << 10
+
+
 class ParentGone(BaseException):
     """The supervisor closed its end of the pipe, or died: leave."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerArguments:
-    """All that a worker process is started with. `fds`: the arena, the parent's pipe, the pipe for its failure, and the
+    """All that a worker process is started with. `fds`: the arena, the parent's pipe, the file for its failure, and the
     eventfds by name; each is a handle that the process detaches."""
 
     name: str
@@ -64,9 +68,31 @@ class Failure:
     @classmethod
     def of(cls, worker: str, item: str, error: BaseException) -> Failure:
         exit_code = error.exit_code if isinstance(error, DrystoneError) else 1
-        return cls(
-            worker, item, type(error).__name__, str(error), "".join(traceback.format_exception(error)), exit_code
-        )
+        message, trace = _cut(str(error), MESSAGE_MOST), _cut("".join(traceback.format_exception(error)), TRACE_MOST)
+        return cls(worker, item, type(error).__name__, message, trace, exit_code)
+
+    def write(self, fd: int) -> None:
+        """Raises OSError."""
+        data = memoryview(pickle.dumps(self))
+        while data:
+            data = data[os.write(fd, data) :]
+
+    @classmethod
+    def read(cls, fd: int) -> Failure | None:
+        """What a worker that has ended wrote to a file; None where it did not come to write all of it."""
+        try:
+            failure = pickle.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+        except (EOFError, pickle.UnpicklingError):
+            return None
+        return failure if isinstance(failure, Failure) else None
+
+
+def _cut(text: str, most: int) -> str:
+    """The text, of a long one its beginning and end, which tell most."""
+    left_out = len(text) - most
+    if left_out <= 0:
+        return text
+    return f"{text[: most // 2]} … ({left_out:,} characters are left out) … {text[-(most // 2) :]}"
 
 
 @dataclass
@@ -192,7 +218,7 @@ def worker_main(arguments: WorkerArguments) -> None:
     except BaseException as error:
         try:
             failure = Failure.of(arguments.name, arena.read_item(arguments.index), error)
-            Connection(fds["report"], readable=False).send(failure)
+            failure.write(fds["report"])
         except OSError:
             warn_of_fault(error)
         os._exit(EXIT_FAILED)

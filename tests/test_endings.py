@@ -22,8 +22,9 @@ from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.inline import run_inline
 from pipeline.restore.run import RestoreRequest
+from pipeline.signalwatch import SignalWatch
 from pipeline.station import Acquire, Context, Station, Take
-from pipeline.supervisor import SignalWatch, Supervisor, WorkerSpec
+from pipeline.supervisor import Supervisor, WorkerSpec
 from pipeline.topology import FanShape
 from tests.trees import assert_equal_trees, make_tree
 

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from manifests.errors import UsageError
 from pipeline.errors import CommandFailed
-from pipeline.supervisor import SignalWatch
+from pipeline.signalwatch import SignalWatch
 
 PATIENCE_SECONDS = 3.0
 

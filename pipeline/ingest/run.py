@@ -41,9 +41,10 @@ from pipeline.ingest.write import WriteOptions, write_station
 from pipeline.outcome import Counters, StageFigures, stage_figures
 from pipeline.packwriter import pack_options, require_still_safe
 from pipeline.runner import run_stations
+from pipeline.signalwatch import SignalWatch
 from pipeline.standing import standing
 from pipeline.station import Context, Station
-from pipeline.supervisor import SignalWatch, WorkerSpec
+from pipeline.supervisor import WorkerSpec
 from pipeline.topology import ENCODE, HOME_MEMORY, INGEST_STAGES, LEFT_OUT, UNCHANGED, IngestShape, ingest_shape
 from stages.scan import Source
 from stages.select import EVERYTHING, REASONS, Identity, Selection, SelectOptions

@@ -27,7 +27,7 @@ from pipeline.outcome import NamedError, StageFigures, stage_figures
 from pipeline.restore.plan import RestoreHome
 from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
 from pipeline.runner import run_stations
-from pipeline.supervisor import SignalWatch
+from pipeline.signalwatch import QueryWatch, SignalWatch
 from pipeline.topology import RESTORE_STAGES, FanShape, fan_shape
 from stages.attributes import Attributes
 from stages.durable import sync_file_system
@@ -122,7 +122,7 @@ def restore(
         request.workers,
     )
     catalog.limit_memory(DUCKDB_MEMORY + request.memory - shape.memory)  # what is left of it
-    with SignalWatch() as signals:
+    with SignalWatch() as signals, QueryWatch(signals, catalog.stop, catalog.go_on) as queries:
         staging, leftovers = _make_places(request.to)
         try:
             target = Target(options := _target_options(path, request, staging, leftovers), "home")
@@ -140,6 +140,7 @@ def restore(
                         signals=signals,
                         cleanup=(*staging.cleanup, str(catalog.temp_directory)),
                         on_tick=on_tick,
+                        queries=queries,
                     )
                 plan = home.plan
                 for missing in plan.missing():

@@ -36,8 +36,9 @@ from pipeline.fan import FanHome, fan_workers
 from pipeline.restore.run import backend_places
 from pipeline.restore.work import BackendPlaces, pack_place
 from pipeline.runner import run_stations
+from pipeline.signalwatch import QueryWatch, SignalWatch
 from pipeline.station import Context, Station, Until
-from pipeline.supervisor import SignalWatch, WorkerSpec
+from pipeline.supervisor import WorkerSpec
 from pipeline.topology import PLAN, RESTORE_STAGES, SMALL_SLOT, VerifyShape, fan_shape
 from pipeline.verify.contents import ContentsHome
 from pipeline.verify.findings import (
@@ -245,15 +246,15 @@ def verify(
     started = time.monotonic()
     result = VerifyResult(packs=sum(file.rows for file in state.files("packs")))
     result.absent_backends = [info.location for info in members.absent()]
-    with SignalWatch() as signals:
-        result.bad_copies = list(bad_copies(members, log, state))
+    with SignalWatch() as signals, QueryWatch(signals, catalog.stop, catalog.go_on) as queries:
+        result.bad_copies = list(bad_copies(members, log, state, signals.check))
         for copy in result.bad_copies:
             catalog.replicas.forget(copy.backend, copy.key)
         signals.check()
         if data:
-            _verify_data(members, catalog, result, workers, memory, inline, signals, on_tick)
+            _verify_data(members, catalog, result, workers, memory, inline, signals, queries, on_tick)
         else:
-            _verify_presence(members, catalog, result)
+            _verify_presence(members, catalog, result, signals)
     result.lost_manifests = list(catalog.lost)
     result.seconds = time.monotonic() - started
     return result
@@ -267,6 +268,7 @@ def _verify_data(
     memory: int,
     inline: bool,
     signals: SignalWatch,
+    queries: QueryWatch,
     on_tick: Callable[[npt.NDArray[np.uint64]], None] | None,
 ) -> None:
     cores = available_cores()
@@ -281,6 +283,7 @@ def _verify_data(
         signals=signals,
         cleanup=(str(catalog.temp_directory),),
         on_tick=on_tick,
+        queries=queries,
     )
     result.troubles = home.troubles()
     catalog.note_unreadable(list(result.unreadable_packs), anew=True)
@@ -334,11 +337,12 @@ def _name_lost(
     result.lost_objects = [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
 
 
-def _verify_presence(members: Members, catalog: Catalog, result: VerifyResult) -> None:
+def _verify_presence(members: Members, catalog: Catalog, result: VerifyResult, signals: SignalWatch) -> None:
     """Whether each shard is there, on any backend, with its right length; packs that lack too many are lost."""
     lost: list[LostRange] = []
     for batch in packs(catalog, _PLACE_DTYPE):
         for row in batch.rows:
+            signals.check()
             try:
                 place = pack_place(row)
             except DrystoneError as error:
