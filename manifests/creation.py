@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from manifests.access import PRIVATE, Access
 from manifests.backends import BackendStorage, open_backend, parse_place
 from manifests.config import DEFAULT_INDEX, StoreConfig
 from manifests.errors import BackendError, StoreExists, UsageError
 from manifests.ids import new_id
 from manifests.log import FOLDER, initialise
-from manifests.storage import PRIVATE, Access
 from manifests.store import BACKEND_KEY, STORE_KEY, BackendInfo, Member, Members, family, write_identity
 
 

@@ -97,6 +97,7 @@ class DiskIndex:
                 sync=False,
                 metasync=False,
                 readahead=False,
+                mode=0o600,
             )
             if lock and not read_only:
                 environment.reader_check()  # readers that were killed would keep old pages from being used again

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from manifests.access import make_private
 from manifests.diskindex import DATA_FILE, DiskIndex
 from manifests.errors import DamagedIndex, IndexBusy, Unreadable
 from manifests.index import MEMORY_BYTES, Entries
@@ -188,7 +189,7 @@ class IndexCache:
                 index.close()
         self.forget()
         generation = self._folder / secrets.token_hex(8)
-        generation.mkdir()
+        generation.mkdir(0o700)
         index = DiskIndex(generation)
         try:
             self._fill(index, wanted, state, replicas, check)
@@ -291,7 +292,7 @@ class IndexCache:
     def _lock(self) -> Iterator[bool]:
         """Whether this process may change the folder: nobody else does, and it can be written to."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_private(self._folder)
             fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):

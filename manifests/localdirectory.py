@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from manifests.access import PRIVATE, Access
 from manifests.directory import OpenDirectory, set_mode, sync_directory
 from manifests.errors import BackendError, KeyNotFound, StoreExists
-from manifests.storage import PRIVATE, Access, Buffer, Space, check_range, checked_key, storage_error
+from manifests.storage import Buffer, Space, check_range, checked_key, storage_error
 from manifests.wholefile import TEMP_MARK, write_whole
 
 #: Pieces that one system call takes.
@@ -276,14 +277,19 @@ class LocalDirectory:
         opened = OpenDirectory(place)
         found = os.fstat(opened.fd)
         if found.st_uid != os.geteuid() != 0:
-            if stat.S_IMODE(found.st_mode) & 0o077 & ~access.mode:
+            if stat.S_IMODE(found.st_mode) & 0o077 & ~access.mode or access.group not in (None, found.st_gid):
                 raise BackendError(
-                    f"{place} belongs to another user and is open to more than it should be; close it first, or make a "
-                    "directory of your own in it"
+                    f"{place} belongs to another user, and its mode or group are not those that were asked for; have "
+                    "them changed, or make a directory of your own in it"
                 )
             return
-        if access.group is not None:
-            os.fchown(opened.fd, -1, access.group)
+        if access.group not in (None, found.st_gid):
+            try:
+                os.fchown(opened.fd, -1, access.group)
+            except PermissionError as error:
+                raise BackendError(
+                    f"{place} can't be given to group {access.group}: only root and members of the group may do that"
+                ) from error
         set_mode(opened.fd, access.mode)
 
     def unmake(self) -> None:

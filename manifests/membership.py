@@ -12,6 +12,7 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from manifests.access import PRIVATE, Access
 from manifests.armour import seal_json
 from manifests.backends import BackendStorage, open_backend, parse_place
 from manifests.errors import BackendError, NotFound, StoreExists, TooFewBackends, Unreadable, UsageError
@@ -116,7 +117,7 @@ def join(members: Members, log: Log, state: State, replicas: Replicas, new: Join
     present = {**members.present, new.info.number: Member(new.info, new.storage)}
     grown = Members(members.config, infos, dict(sorted(present.items())), failed=members.failed)
     if not new.known:
-        new.storage.make()
+        new.storage.make(_access_of(members))
         write_identity(members.config, new.info, new.storage)
     if not (new.known and new.info.read_only):
         _complete_onto(new, log, state, replicas)
@@ -124,6 +125,12 @@ def join(members: Members, log: Log, state: State, replicas: Replicas, new: Join
     log.complete(grown)
     content = {"backends": [new.info.to_record()]}
     write_record(grown, make_record(new_id(state.newest), "backend", content, []))
+
+
+def _access_of(members: Members) -> Access:
+    """Who may use a backend that joins: those that may use the others."""
+    first = members.writable[0].storage.access() if members.writable else PRIVATE
+    return first if first.mode & 0o077 else Access(first.mode | 0o700)
 
 
 def _complete_onto(new: Joining, log: Log, state: State, replicas: Replicas) -> None:

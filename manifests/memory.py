@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from manifests.access import PRIVATE, Access
 from manifests.errors import BackendError, KeyNotFound, StoreExists
-from manifests.storage import PRIVATE, Access, Buffer, Space, check_range, checked_key, storage_error
+from manifests.storage import Buffer, Space, check_range, checked_key, storage_error
 
 
 @dataclass

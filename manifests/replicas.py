@@ -14,6 +14,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from manifests import format as fmt
+from manifests.access import make_private
 from manifests.backends import BackendStorage, LocalDirectory
 from manifests.errors import BackendError, KeyNotFound, Unreadable
 from manifests.log import ManifestFile
@@ -55,7 +56,7 @@ class CheckedFiles:
             return
         temp = self._path.with_name(f"{self._path.name}.{os.urandom(4).hex()}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self._path.parent)
             temp.write_text(json.dumps(self._seen))
             os.replace(temp, self._path)
         except OSError:
@@ -120,7 +121,7 @@ class Replicas:
         mended = LocalDirectory(self.cache / "mended")
         if target.exists() and _digest(mended, f"{file.table}/{file.name}") == file.blake3:
             return target
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_private(target.parent)
         temp = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
         try:
             with open(temp, "wb") as out:

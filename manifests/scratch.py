@@ -13,6 +13,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from manifests.access import make_private
+
 _PREFIX = "tmp-"
 
 
@@ -31,7 +33,7 @@ class Scratch:
         nobody will be able to, and who needs it says so."""
         if self._fd < 0:
             with suppress(OSError):
-                self._cache.mkdir(parents=True, exist_ok=True)
+                make_private(self._cache)
                 self._sweep()
                 self._make()
         self._count += 1

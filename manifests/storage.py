@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from manifests.access import PRIVATE, Access
 from manifests.errors import BackendError, BackendFull, KeyNotFound
 
 Buffer = bytes | bytearray | memoryview
@@ -23,26 +22,6 @@ class Space(NamedTuple):
     @property
     def known(self) -> bool:
         return self.total > 0
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who may use a backend besides its owner. `mode`: of its directories; of its files likewise, without x; `group`:
-    number of the group that they belong to, None for the one that the system gives them. They hold also for what other
-    users write later, whatever their umask: the backend's own directory says so."""
-
-    mode: int = 0o700
-    group: int | None = None
-
-    @property
-    def too_open(self) -> bool:
-        """Whether others may read it without being meant to: all of them, or a group that nobody chose for it. A chosen
-        group is handed on to all that is made in it."""
-        return bool(self.mode & 0o007 or (self.mode & 0o070 and not self.mode & stat.S_ISGID))
-
-
-#: What a backend is unless it is shared.
-PRIVATE = Access()
 
 
 class BackendStorage(Protocol):

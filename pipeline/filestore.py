@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from manifests import log as storelog
+from manifests.access import PRIVATE, Access
 from manifests.backends import BackendStorage
 from manifests.choice import RunFilter, find_run
 from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, StoreConfig, require_index_kind
@@ -138,10 +139,12 @@ class FileStore(ObjectOperations):
         pack_size: int = 32 << 20,
         index: str = DEFAULT_INDEX,
         etags: bool = True,
+        access: Access = PRIVATE,
         cache: Path | None = None,
     ) -> FileStore:
         """Make a new store: one directory gets k+m backends as subdirectories, several become the backends. `index`:
-        kind of its dedupe index, memory or disk; `etags`: whether puts compute MD5 unless they are told.
+        kind of its dedupe index, memory or disk; `etags`: whether puts compute MD5 unless they are told; `access`: who
+        may use it besides its owner (manifests/access.py). Where anything fails, nothing is left of it.
 
         >>> with FileStore.create(["a", "b", "c"], scheme=ECScheme(2, 1)) as store:
         ...     [backend.present for backend in store.list_backends()]
@@ -157,7 +160,7 @@ class FileStore(ObjectOperations):
             pack_size,
             etags=etags,
         )
-        members = create(config, directories, index)
+        members = create(config, directories, index, access)
         first = next(iter(members.present.values())).storage
         return cls.open(f"{first.type}:{first.location}", cache=cache)
 

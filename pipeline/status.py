@@ -19,6 +19,7 @@ from manifests.log import Log, Run, State, Verification
 from manifests.presence import Presence
 from manifests.store import Member, Members
 from pipeline.backend import Backend, describe
+from pipeline.openness import open_backends
 from pipeline.presence import look_around
 
 #: After so many days without one, a verification of all data is due.
@@ -50,7 +51,8 @@ class StoreStatus:
     `lost_packs`: those that can't be read whole; `spare_packs`: more of these, which nobody lacks, as all that lives in
     them was stored again; `unnamed_packs`: those that no manifest names, of runs that are under way or did not finish;
     `unfinished`: runs with traces that are not committed, and packs that they noted and no other run took over;
-    `advice`: what to do next, the most urgent first. `presence` tells of single packs while the store is open."""
+    `advice`: what to do next, the most urgent first; `notes`: what else the
+    user should know. `presence` tells of single packs while the store is open."""
 
     bears_backends: int
     bears_domains: int
@@ -69,6 +71,7 @@ class StoreStatus:
     unfinished: list[tuple[Unfinished, int]]
     troubles: list[str]
     advice: list[str]
+    notes: list[str]
     presence: Presence = field(repr=False)
 
     @property
@@ -152,6 +155,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         unfinished=runs,
         troubles=[],
         advice=[],
+        notes=[*open_backends(members), *_shortcomings(members)],
         presence=presence,
     )
     found.troubles.extend(_troubles(found, members, unlisted))
@@ -266,6 +270,17 @@ def _shared_devices(members: Members) -> Iterator[str]:
         if len({member.info.domain for member in together}) > 1:
             places = ", ".join(member.storage.location for member in together)
             yield f"one device holds {places}, which count as several domains: see drystone backend add --domain"
+
+
+def _shortcomings(members: Members) -> Iterator[str]:
+    """What the file systems of backends can't do."""
+    lacking = dict[str, list[str]]()
+    for member in members.present.values():
+        with suppress(BackendError):  # as above
+            for lack in member.storage.shortcomings():
+                lacking.setdefault(lack, []).append(member.storage.location)
+    for lack, places in lacking.items():
+        yield f"the file system of {', '.join(places)}: {lack}"
 
 
 def _is_due(last: Verification | None) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from typing import NoReturn
+
 import click
 
 from manifests.config import DEFAULT_INDEX, INDEX_KINDS, ChunkerSpec, CodecSpec, ECScheme
@@ -46,6 +49,12 @@ _FIELDS = {
 )
 @click.option("--pack-size", type=SIZE, default="32MiB", show_default=True, metavar="SIZE", help="Payload of a pack.")
 @click.option("--index", type=click.Choice(INDEX_KINDS), default=DEFAULT_INDEX, show_default=True, help="Dedupe index.")
+@click.option(
+    "--mode", metavar="MODE", default="", help="Who may use it, as a directory's mode, as in 0750 [default: 0700]."
+)
+@click.option(
+    "--group", metavar="GROUP", default="", help="The group that it belongs to; may read it unless --mode says else."
+)
 @format_options
 def init_command(
     directories: tuple[str, ...],
@@ -54,6 +63,8 @@ def init_command(
     compression: CodecSpec,
     pack_size: int,
     index: str,
+    mode: str,
+    group: str,
     output: str,
 ) -> None:
     """Make a store in DIR. One directory gets a subdirectory for each of its backends; name several, on disks of their
@@ -62,15 +73,21 @@ def init_command(
     \b
     drystone init /mnt/archive
     drystone init /mnt/a /mnt/b /mnt/c /mnt/d /mnt/e /mnt/f --ec 4+2
+    drystone init /mnt/archive --group backup --mode 0770
 
     Like `restic init` and `borg init`.
     """
+    from manifests.access import PRIVATE, shared
     from manifests.placement import likely_places
     from pipeline.filestore import FileStore
+    from pipeline.openness import open_backends
 
+    access = shared(mode, group)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGHUP, _stop)
     with FileStore.create(
         directories, scheme=scheme, chunker=chunker, codec=compression, pack_size=pack_size, index=index,
-        cache=cache_directory(),
+        access=access, cache=cache_directory(),
     ) as store:  # fmt: skip
         members = store.members
         stands(f"store {store.config.store_id} is made")
@@ -96,12 +113,18 @@ def init_command(
         say(f"store {store.config.store_id}, {scheme}, {chunker.describe()}, {compression}")
         for info in members.all:
             say(f"  {info.location}")
+        if access.mode & 0o077:
+            say(
+                f"shared: all that is made in it has mode {access.mode & 0o777:04o}, without x for files, and its group"
+            )
         backends = "backend" if members.tolerance == 1 else "backends"
         devices = "device" if len(per_domain) == 1 else "devices"
         say(
             f"any {members.tolerance} of {members.count} {backends} may be lost; "
             f"they lie on {len(per_domain)} {devices}"
         )
+        for line in open_backends(members) if access == PRIVATE else ():
+            warn(f"warning: {line}")
         if not members.tolerance:
             warn("warning: no backend may be lost; give more directories, or a scheme with more parity")
         if not safe_domains and len(per_domain) < members.count:
@@ -110,3 +133,10 @@ def init_command(
                 f"warning: one device holds {most} shards of each pack and {scheme.m} may be lost: "
                 "the loss of that device loses everything; put backends on disks of their own"
             )
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    """End as by Ctrl-C, so that what was made is removed."""
+    from pipeline.errors import Interrupted
+
+    raise Interrupted(number)

@@ -46,6 +46,7 @@ _FIELDS = {
     "unfinished": Kind.NESTED,
     "troubles": Kind.TEXTS,
     "advice": Kind.TEXTS,
+    "notes": Kind.TEXTS,
     "exit_code": Kind.INTEGER,
 }
 _RISK_FIELDS = {
@@ -122,6 +123,8 @@ def _show(found: StoreStatus, verbose: bool) -> None:
         say(f"amiss: {trouble}")
     for advice in found.advice:
         say(f"next: {advice}")
+    for note in found.notes:
+        say(f"note: {note}")
 
 
 def _safety(found: StoreStatus) -> str:
@@ -229,6 +232,7 @@ def _record(found: StoreStatus) -> dict[str, Any]:
         ],
         "troubles": found.troubles,
         "advice": found.advice,
+        "notes": found.notes,
         "exit_code": found.exit_code,
     }
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from manifests.access import PRIVATE, Access
 from manifests.errors import KeyNotFound
-from manifests.storage import PRIVATE, Access, BackendStorage, Buffer, Space
+from manifests.storage import BackendStorage, Buffer, Space
 from pipeline.metrics.meters import OPERATIONS, Meters
 
 _WRITE, _READ, _DELETE, _LIST, _LOOK = range(len(OPERATIONS))
