@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from manifests.errors import BackendError, UsageError
+from manifests.errors import BackendError
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore import run
@@ -142,6 +142,6 @@ def test_a_target_that_is_no_directory_is_refused_and_stays(place: Path, tmp_pat
         os.mkfifo(to)
     else:
         to.symlink_to("nowhere")
-    with pytest.raises(UsageError, match="is no directory; name one to restore into"):
+    with pytest.raises(BackendError, match="is no directory; name one to restore into"):
         restore(place, to, "always")
     assert os.listdir(tmp_path) == ["to"]

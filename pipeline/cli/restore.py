@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from manifests.choice import RunFilter
     from manifests.objects import ObjectInfo
     from pipeline.filestore import FileStore
+    from pipeline.outfile import OutputOptions
     from pipeline.packreader import ReadFigures
     from pipeline.restore.run import RestoreRequest
 
@@ -123,17 +125,20 @@ def restore_command(
 
     Like `restic restore` and `borg extract`.
     """
-    bytes_alone = bool(ranges) or is_object_id(selection)
-    if not bytes_alone:
-        from pipeline.forkserver import warm_up
+    if ranges or is_object_id(selection):
+        from pipeline.outfile import OutputOptions
 
-        warm_up()
+        with open_store(context, store) as opened:
+            selection = choose(opened, selection, which, quiet=quiet)
+            options = OutputOptions(overwrite=overwrite, fsync=fsync)
+            return _restore_bytes(opened, selection, ranges, to, options, output)
+    from pipeline.forkserver import warm_up
+
+    warm_up()
     from pipeline.restore.run import RestoreRequest
 
     with open_store(context, store) as opened:
         selection = choose(opened, selection, which, quiet=quiet)
-        if bytes_alone:
-            return _restore_bytes(opened, selection, ranges, RestoreRequest(to, overwrite, fsync=fsync), output)
         request = RestoreRequest(to, overwrite, workers, memory, numeric_ids=numeric_ids, fsync=fsync)
         return _restore(opened, selection, request, output, quiet)
 
@@ -210,18 +215,18 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
 
 
 def _restore_bytes(
-    opened: FileStore, selection: str, ranges: tuple[ByteRange, ...], request: RestoreRequest, output: str
+    opened: FileStore, selection: str, ranges: tuple[ByteRange, ...], to: str, options: OutputOptions, output: str
 ) -> int:
-    """Write an object, or ranges of it, to the file `request.to`."""
-    from pipeline.outfile import OutputOptions, output_file
+    """Write an object, or ranges of it, to the file `to`."""
+    from pipeline.outfile import output_file
     from pipeline.packreader import ReadFigures
 
-    figures, to = ReadFigures(), request.to
+    figures = ReadFigures()
     info, parts = _parts(opened, selection, ranges, figures)
     # Nobody shall read the copy who may not read the object.
     mode = 0o666 if info.kind == "stream" else 0o600 | info.mode & 0o666
     written = [0] * len(parts)
-    with output_file(to, OutputOptions(overwrite=request.overwrite, mode=mode, fsync=request.fsync)) as out:
+    with output_file(to, replace(options, mode=mode)) as out:
         for number, pieces in enumerate(parts):
             before = out.written
             for piece in pieces:

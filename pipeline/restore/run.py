@@ -209,7 +209,7 @@ def _make_places(to: str) -> tuple[Staging, Leftovers]:
         leftovers = remove_leftovers(to)
         return Staging(to), leftovers
     except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{to} is no directory; name one to restore into") from error
+        raise BackendError(f"{to} is no directory; name one to restore into") from error
     except OSError as error:
         raise BackendError(f"making {error.filename or to} failed: {error.strerror}") from error
 
