@@ -102,9 +102,9 @@ class Catalog:
         except DrystoneError:
             raise
         except Exception as error:
-            self._require_going()
             if isinstance(error, RuntimeError) and str(error) == "Query interrupted":
                 raise KeyboardInterrupt from error  # so DuckDB puts it when a signal's handler raises
+            self._require_going()
             if isinstance(error, duckdb.Error):
                 raise DrystoneError(f"querying the manifests failed: {error}") from error
             raise

@@ -272,6 +272,24 @@ class FileStore(ObjectOperations):
                 )
             return self._catalog
 
+    def stop_queries(self) -> None:
+        """End the queries of all threads, which raise DrystoneError, until `resume_queries`; from any thread.
+
+        >>> store.stop_queries(); store.resume_queries()
+        """
+        catalog = self._catalog
+        if catalog is not None:
+            catalog.stop()
+
+    def resume_queries(self) -> None:
+        """Let queries run again.
+
+        >>> store.resume_queries()
+        """
+        catalog = self._catalog
+        if catalog is not None:
+            catalog.go_on()
+
     def _reload(self) -> None:
         self._look_again()
         with self._lock:

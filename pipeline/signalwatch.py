@@ -9,10 +9,12 @@ import threading
 import types
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Interrupted
-from pipeline.forkserver import WorkerProcess
+
+if TYPE_CHECKING:
+    from pipeline.forkserver import WorkerProcess
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 #: How often queries are told to end that begin meanwhile.
@@ -53,8 +55,9 @@ class QueryWatch:
     """A thread that ends queries when a signal comes, or a worker dies, while the thread that would see it waits for
     their results. An error that follows from that leaves as Interrupted."""
 
-    def __init__(self, signals: SignalWatch, stop: Callable[[], None], go_on: Callable[[], None]) -> None:
-        """`stop` ends all queries under way, and those that begin before `go_on` is called; for any thread."""
+    def __init__(self, signals: SignalWatch | None, stop: Callable[[], None], go_on: Callable[[], None]) -> None:
+        """`stop` ends all queries under way, and those that begin before `go_on` is called; for any thread. Without
+        `signals`, Python's own handlers say what a signal means."""
         self._signals, self._stop, self._go_on = signals, stop, go_on
         self._workers: dict[int, WorkerProcess] = {}
         self._lock = threading.Lock()
@@ -120,5 +123,6 @@ class QueryWatch:
         for fd in (self._wake, self._arrivals, self._writing, *self._workers):
             os.close(fd)
         self._go_on()
-        if error is not None and not isinstance(error, Interrupted) and self._signals.number:
-            raise Interrupted(self._signals.number) from error
+        number = 0 if self._signals is None else self._signals.number
+        if number and error is not None and not isinstance(error, Interrupted):
+            raise Interrupted(number) from error

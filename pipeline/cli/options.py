@@ -97,6 +97,7 @@ def cache_directory() -> Path | None:
 def open_store(context: click.Context, store: str | None) -> FileStore:
     """The FileStore that the command line or the environment names. Raises UsageError when no store is named."""
     from pipeline.filestore import FileStore
+    from pipeline.signalwatch import QueryWatch
 
     location = store or context.obj["store"]
     if not location:
@@ -107,6 +108,7 @@ def open_store(context: click.Context, store: str | None) -> FileStore:
         opened = FileStore.open(location, cache=cache_directory(), figures=figures, adopt_copy=adopt_copy)
     except OSError as error:
         raise DrystoneError(f"opening the store {location} failed: {error}") from error
+    context.with_resource(QueryWatch(None, opened.stop_queries, opened.resume_queries))
     if adopt_copy:
         warn(f"drystone: the copy at {location} is a store of its own now, {opened.config.store_id}")
     for notice in opened.notices:
