@@ -82,6 +82,7 @@ class Adoption:
         """`lost` gets why manifest files could not be read."""
         self._members, self._state, self._replicas, self._lost = members, state, replicas, lost
         self.over: list[Unfinished] = []
+        self._waits = False  # whether a pack lacks shards that may lie on a backend that is absent
 
     def packs(self) -> Iterator[AdoptedPack]:
         """Packs of unfinished runs that no manifest names: those that they journalled, and of runs that are over what
@@ -100,6 +101,7 @@ class Adoption:
         for pack_id in sorted(wanted):
             found = _find(members, pack_id)
             if found is None:
+                self._waits = self._waits or bool(members.absent())
                 continue
             record, backends = found
             place = PackPlace(pack_id, record.scheme, record.payload, record.shard_length)
@@ -112,9 +114,9 @@ class Adoption:
             yield AdoptedPack(pack_id, record, blocks.copy(), chunks.copy(), backends)
 
     def clear(self) -> None:
-        """Remove the traces of runs that are over, whose packs are this run's now, which is committed. They stay while
-        a backend is absent: packs may be whole with what lies on it."""
-        for run in () if self._members.absent() else self.over:
+        """Remove the traces of runs that are over: this run is committed, and their packs are its own. They stay if a
+        pack lacks shards and a backend is absent, which may hold them."""
+        for run in () if self._waits else self.over:
             remove_traces(self._members, run.run_id)
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 
+from manifests.config import shards_per_backend
 from manifests.errors import BackendError
 from manifests.ids import time_ms
 from manifests.store import Member, Members
@@ -22,17 +23,19 @@ _CLOCK_MS = 24 * 3600 * 1000
 
 
 def stray_packs(members: Members, since: uuid.UUID) -> set[uuid.UUID]:
-    """The packs whose shards are all on backends that answer, of ids of the time of `since` or later. A backend that
-    can't be listed counts as empty: it is named by whoever writes to it."""
+    """The packs with ids of the time of `since` or later whose shards are all there, but for those that backends which
+    are absent may hold. A backend that can't be listed counts as empty: whoever writes to it names it."""
     # Ids begin with their time, so their texts sort by it: the first 13 characters are the milliseconds.
     least = str(uuid.UUID(int=max(0, time_ms(since) - _CLOCK_MS) << 80))[:13]
-    total, found = members.config.scheme.total_shards, set[uuid.UUID]()
+    scheme, found = members.config.scheme, set[uuid.UUID]()
+    hidden = shards_per_backend(scheme, max(1, len(members.seats))) * len(members.absent())
+    least_count = max(scheme.k, scheme.total_shards - hidden)
     asked = list(members.present.values())
     with ThreadPoolExecutor(max(1, min(16, len(asked)))) as threads:
         for folder in _FOLDERS:
             shards = set[str]().union(*threads.map(_names, asked, repeat(folder), repeat(least)))
             counts = Counter(name[:36] for name in shards)
-            found.update(uuid.UUID(pack) for pack, count in counts.items() if count == total)
+            found.update(uuid.UUID(pack) for pack, count in counts.items() if count >= least_count)
     return found
 
 
