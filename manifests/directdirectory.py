@@ -8,7 +8,7 @@ import mmap
 import os
 from collections.abc import Sequence
 
-from manifests.localdirectory import LocalDirectory, length_of, write_pieces
+from manifests.localdirectory import READING, LocalDirectory, length_of, write_pieces
 from manifests.storage import Buffer, checked_key
 
 #: What O_DIRECT wants offsets, lengths and addresses to be multiples of, on any disk.
@@ -49,7 +49,7 @@ class DirectDirectory(LocalDirectory):
 def _open_direct(key: str, root: int) -> int | None:
     """A file below an open directory for reading with O_DIRECT; None where its file system has none."""
     try:
-        return os.open(key, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT, dir_fd=root)
+        return os.open(key, READING | os.O_DIRECT, dir_fd=root)
     except OSError as error:
         if error.errno == errno.EINVAL:
             return None

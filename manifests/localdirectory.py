@@ -24,6 +24,10 @@ from manifests.wholefile import TEMP_MARK, write_whole
 
 #: Pieces that one system call takes.
 _PIECES = 1024
+#: How files are opened for reading. Opening a FIFO that somebody put in a file's place must not wait for its writer.
+READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+#: Slashes in the longest key, with room for what later versions may add.
+_DEEPEST = 8
 
 
 class LocalDirectory:
@@ -154,10 +158,15 @@ class LocalDirectory:
                 for name in names:
                     os.unlink(name, dir_fd=fd)
                 for name in folders:
-                    os.rmdir(name, dir_fd=fd)
+                    try:
+                        os.rmdir(name, dir_fd=fd)
+                    except NotADirectoryError:  # a link to one
+                        os.unlink(name, dir_fd=fd)
             os.rmdir(prefix, dir_fd=root)
         except FileNotFoundError:
             return
+        except RecursionError as error:
+            raise BackendError(f"removing {self.root / prefix}: its folders are nested too deep; remove it") from error
         except OSError as error:
             raise self._error("removing", prefix, error) from error
 
@@ -174,7 +183,7 @@ class LocalDirectory:
         """A range, to the end where `length` is None: the end of the file that is open, which another may replace."""
         checked_key(self.location, key)
         try:
-            fd = os.open(key, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._open().fd)
+            fd = os.open(key, READING, dir_fd=self._open().fd)
             try:
                 return _read_open(fd, offset, length)
             finally:
@@ -206,6 +215,8 @@ class LocalDirectory:
             except FileNotFoundError:
                 continue  # it went while we looked
             except OSError as error:
+                if error.errno == errno.ELOOP:
+                    continue  # a link to itself is nobody's
                 raise self._error("looking at", key, error) from error
 
     def _entries(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -218,7 +229,8 @@ class LocalDirectory:
                     for entry in entries:
                         key = f"{prefix}/{entry.name}" if prefix else entry.name
                         if entry.is_dir(follow_symlinks=False):
-                            yield from self._entries(key)
+                            if key.count("/") < _DEEPEST:  # else it is nobody's, however deep it goes on
+                                yield from self._entries(key)
                         elif not entry.name.startswith(TEMP_MARK):
                             yield key, entry
             finally:
@@ -328,9 +340,12 @@ class LocalDirectory:
 
 
 def length_of(found: os.stat_result) -> int:
-    """The length of a file. Raises IsADirectoryError: a folder is no key."""
+    """The length of a file. Raises IsADirectoryError, for a folder is no key, and OSError for a FIFO, a socket or a
+    device."""
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
     return found.st_size
 
 

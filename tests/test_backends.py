@@ -12,6 +12,7 @@ import gc
 import os
 import random
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -694,6 +695,32 @@ class TestLocalDirectory:
         assert files_below(local.root) == ["inflight/r2/marker.json"]
         assert not (local.root / "inflight/r1").exists()
         local.remove_folder("inflight/absent")
+
+    def test_what_is_no_file_is_neither_waited_for_nor_taken_for_one(self, local: LocalDirectory) -> None:
+        os.mkfifo(local.root / "store.json")
+        for ask in (local.read, local.size, local.exists, lambda key: local.read_range(key, 0, 1)):
+            with pytest.raises(BackendError, match="store.json: it is no regular file"):
+                ask("store.json")
+
+    def test_folders_of_any_depth_and_links_to_themselves_are_passed_over(self, local: LocalDirectory) -> None:
+        local.write("packs/5f/a.0", [b"x"])
+        (local.root / "packs/5f/loop").symlink_to("loop")
+        folder = os.open(local.root / "packs", os.O_RDONLY)
+        for _ in range(1200):
+            os.mkdir("d", dir_fd=folder)
+            inner = os.open("d", os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        os.close(folder)
+        assert list(local.list_sizes("packs")) == [("packs/5f/a.0", 1)]
+        subprocess.run(["rm", "-rf", local.root / "packs/d"], check=True)  # deeper than Python removes
+
+    def test_a_link_to_a_folder_is_removed_with_its_folder(self, local: LocalDirectory) -> None:
+        local.write("inflight/r1/marker.json", [b"x"])
+        local.write("packs/5f/a.0", [b"x"])
+        (local.root / "inflight/r1/link").symlink_to(local.root / "packs")
+        local.remove_folder("inflight/r1")
+        assert files_below(local.root) == ["packs/5f/a.0"]
 
     def test_a_folder_that_was_removed_can_be_written_to_again(self, local: LocalDirectory) -> None:
         local.write("inflight/r1/marker.json", [b"1"])
