@@ -699,7 +699,7 @@ class TestLocalDirectory:
     def test_what_is_no_file_is_neither_waited_for_nor_taken_for_one(self, local: LocalDirectory) -> None:
         os.mkfifo(local.root / "store.json")
         for ask in (local.read, local.size, local.exists, lambda key: local.read_range(key, 0, 1)):
-            with pytest.raises(BackendError, match="store.json: it is no regular file"):
+            with pytest.raises(BackendError, match=r"store\.json: it is no regular file"):
                 ask("store.json")
 
     def test_folders_of_any_depth_and_links_to_themselves_are_passed_over(self, local: LocalDirectory) -> None:
