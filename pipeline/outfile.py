@@ -74,7 +74,7 @@ class Output:
 def output_file(path: str, options: OutputOptions) -> Iterator[Output]:
     """Open the file `path` for writing; a regular file appears complete, when the block ends without an error. Raises
     UsageError for what can't be written as a file, OutputKept, BackendError, and Interrupted on SIGTERM."""
-    try:
+    with _blamed(path):
         number = _own_descriptor(path)
         if number is not None:
             place: Iterator[Output] = _into(path, _inherited(path, number))
@@ -86,7 +86,14 @@ def output_file(path: str, options: OutputOptions) -> Iterator[Output]:
                 raise _kept(path)
             else:
                 place = _new_file(path, found, options)
-        yield from place
+    yield from place
+
+
+@contextmanager
+def _blamed(path: str) -> Iterator[None]:
+    """Around what is done to the output alone: the caller's own errors in between are none of writing it."""
+    try:
+        yield
     except OSError as error:
         raise _failure(path, error) from error
 
@@ -154,16 +161,18 @@ def _opened(path: str, found: os.stat_result, options: OutputOptions) -> int:
     if not os.path.samestat(os.fstat(fd), found):
         os.close(fd)
         raise _kept(path)
+    os.set_blocking(fd, True)  # a FIFO that is full is waited for, once somebody reads it
     return fd
 
 
 def _into(path: str, fd: int) -> Iterator[Output]:
     try:
         yield Output(path, fd)
-        if stat.S_ISBLK(os.fstat(fd).st_mode):
-            sync_file(fd)
+        with _blamed(path):
+            if stat.S_ISBLK(os.fstat(fd).st_mode):
+                sync_file(fd)
     finally:
-        os.close(fd)
+        _close(path, fd)
 
 
 # --- what is made ----------------------------------------------------------------------------------------------------
@@ -171,29 +180,36 @@ def _into(path: str, fd: int) -> Iterator[Output]:
 
 def _new_file(path: str, found: os.stat_result | None, options: OutputOptions) -> Iterator[Output]:
     real = os.path.realpath(path)
-    if found is not None and not (os.path.exists(real) and os.path.samestat(os.stat(real), found)):
-        raise UsageError(f"{path} leads to a file that has no name; name one")
-    folder, name = os.path.split(real)
     durable = found is not None if options.fsync is None else options.fsync
     with _terminable(), ExitStack() as stack:
-        staging = Staging(folder, bequeath=options.inherit)
-        stack.callback(staging.close)
-        source, target = (_opened_folder(each, stack) for each in (staging.objects, folder))
-        fd = os.open(_NEW, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, options.mode, dir_fd=source)
-        stack.callback(os.close, fd)
+        with _blamed(path):
+            if found is not None and not (os.path.exists(real) and os.path.samestat(os.stat(real), found)):
+                raise UsageError(f"{path} leads to a file that has no name; name one")
+            folder, name = os.path.split(real)
+            staging = Staging(folder, bequeath=options.inherit)
+            stack.callback(staging.close)
+            source, target = (_opened_folder(each, stack) for each in (staging.objects, folder))
+            fd = os.open(_NEW, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, options.mode, dir_fd=source)
+            stack.callback(_close, path, fd)
         output = Output(path, fd)
         yield output
-        if found is not None:
-            if options.overwrite == "if-changed" and _same_content(fd, real):
-                output.in_place = True
-                return
-            _resemble(fd, real, found)
-        if durable:
-            sync_file(fd)
-        _give_name(path, source, target, name, replace=found is not None)
-        if durable:
-            with suppress(PermissionError):  # a directory may be written into and not be read
-                sync_file(_opened_folder(folder, stack, os.O_RDONLY))
+        with _blamed(path):
+            if found is not None:
+                if options.overwrite == "if-changed" and _same_content(fd, real):
+                    output.in_place = True
+                    return
+                _resemble(fd, real, found)
+            if durable:
+                sync_file(fd)
+            _give_name(path, source, target, name, replace=found is not None)
+            if durable:
+                with suppress(PermissionError):  # a directory may be written into and not be read
+                    sync_file(_opened_folder(folder, stack, os.O_RDONLY))
+
+
+def _close(path: str, fd: int) -> None:
+    with _blamed(path):
+        os.close(fd)
 
 
 def _opened_folder(path: str, stack: ExitStack, flags: int = os.O_PATH) -> int:

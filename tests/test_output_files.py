@@ -3,18 +3,22 @@ be replaced, and what is no regular file is written into."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from manifests.errors import BackendError
 from pipeline.errors import OutputKept
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
@@ -272,6 +276,61 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
         out.write(b"ours")
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == [".drystone-range-1"]
+
+
+@pytest.mark.parametrize("to", ["file", "fifo"])
+def test_an_error_of_something_else_is_not_blamed_on_the_output(tmp_path: Path, to: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(OSError, match="a cache") as raised, output_file(str(tmp_path / to), OutputOptions()) as out:
+            out.write(b"ours")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a cache")
+    finally:
+        os.close(reader)
+    assert raised.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == ["fifo"]
+
+
+@needs_root
+def test_an_error_of_the_output_names_it(tmp_path: Path) -> None:
+    """An output that can't be opened, written, and given its name."""
+    full = tmp_path / "full"
+    os.mknod(full, stat.S_IFCHR | 0o666, os.makedev(1, 7))
+    with pytest.raises(BackendError, match=f"writing {full} failed: "), output_file(str(full), OutputOptions()) as out:
+        out.write(b"ours")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    with (
+        pytest.raises(BackendError, match=f"writing {inner}/file failed: "),
+        output_file(str(inner / "file"), OutputOptions()) as out,
+    ):
+        out.write(b"ours")
+        (inner / "file").mkdir()
+        inner.rename(tmp_path / "moved")
+        shutil.rmtree(tmp_path / "moved")
+    with (
+        pytest.raises(BackendError, match="writing .*none/file failed"),
+        output_file(f"{tmp_path}/none/file", OutputOptions()),
+    ):
+        pass
+
+
+def test_a_fifo_that_is_read_slowly_gets_all(tmp_path: Path) -> None:
+    to, data = tmp_path / "fifo", os.urandom(200_000)
+    os.mkfifo(to)
+    program = "import sys, time; file = open(sys.argv[1], 'rb'); time.sleep(0.5); sys.stdout.buffer.write(file.read())"
+    with subprocess.Popen([sys.executable, "-c", program, to], stdout=subprocess.PIPE) as reader:
+        limit = time.monotonic() + 30
+        while True:
+            try:
+                with output_file(str(to), OutputOptions(overwrite="always", wait=False)) as out:
+                    out.write(data)
+                break
+            except BackendError:  # nobody reads from it yet
+                assert time.monotonic() < limit
+                time.sleep(0.01)
+        assert reader.communicate(timeout=30)[0] == data
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
