@@ -237,7 +237,6 @@ class Target:
         except FileNotFoundError:
             raise StageError("the first name of this hardlinked object could not be restored") from None
         self._place(self._own, _NEW, path)
-        self._drop_new()  # renaming to another name of the same object does nothing
         return trouble
 
     def _lead_standing(self, folder: int, name: bytes, group: int, attributes: Attributes) -> None:

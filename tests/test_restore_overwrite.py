@@ -81,6 +81,7 @@ def test_where_the_disk_fails_nothing_is_replaced(place: Path, tmp_path: Path, m
     monkeypatch.setattr(target, "sync_file_system", fail)
     result = restore(place, tmp_path / "out", "always")
     assert result.exit_code == 3 and result.replaced == 0
+    assert result.files == 0, "what was kept counts as restored"
     assert {reason for _, reason in result.failures} == {"bringing it to disk failed: Input/output error"}
     assert all((tmp_path / "out" / "tree" / name).read_bytes() == b"in the way" for name in NAMES)
     monkeypatch.setattr(run, "sync_file_system", fail)
@@ -119,6 +120,8 @@ def test_a_directory_in_the_place_of_a_file_is_kept(place: Path, tmp_path: Path)
         result = restore(place, out, overwrite)
         assert result.exit_code == 3
         assert [path for path, _ in result.failures] == [b"tree/one"]
+        assert (result.files, result.failed) == (len(NAMES) - 1, 1)
+        assert result.bytes == sum((place / "tree" / name).stat().st_size for name in NAMES if name != "one")
         assert (out / "tree" / "one" / "precious").is_dir()
         assert "was kept" in result.failures[0][1]
 

@@ -20,6 +20,8 @@ from stages.digest import PIECE, Digester, FixityCheck, read_pieces
 from stages.scan import KIND
 from stages.target import Target
 
+#: Kinds of objects that count as files.
+CONTENTS = (KIND["file"], KIND["stream"])
 _NODES = (KIND["fifo"], KIND["chardev"], KIND["blockdev"])
 _ZEROS = memoryview(bytes(1 << 20))
 OPEN_PARTS = 64
@@ -113,7 +115,7 @@ class ItemMaker:
         of which `begun` may know the digest of the beginning; LINKS: other names of objects that are there."""
         self._context.clock.switch(ASSEMBLE)
         for item in _items(batch):
-            is_file = item.kind in (KIND["file"], KIND["stream"])
+            is_file = item.kind in CONTENTS
             try:
                 trouble = self._make_link(item) if kind == messages.LINKS else self._make(item, begun(item))
                 outcomes.files += is_file

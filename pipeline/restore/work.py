@@ -29,7 +29,7 @@ from pipeline.metrics.backend import MeteredBackend
 from pipeline.metrics.codec import MeteredDecoder
 from pipeline.metrics.meters import Meters
 from pipeline.packreader import PackPlace, PackReaders, ReadFigures, ShardSource
-from pipeline.restore.items import Begun, ItemMaker, PartFiles, require_fixity
+from pipeline.restore.items import CONTENTS, Begun, ItemMaker, PartFiles, require_fixity
 from pipeline.restore.outcomes import Outcomes
 from pipeline.restore.prefixes import HASH_DTYPE, LARGE_FILE
 from pipeline.station import Context, Station
@@ -95,13 +95,17 @@ class Restorer:
         """Make the objects of an ITEM_DTYPE batch."""
         self._maker.make_all(kind, batch, outcomes, lambda item: self._hashed.pop(item.row, None))
 
-    def settle(self, task: Batch, outcomes: Outcomes) -> None:
-        """Let what a task made take the place of what it replaces."""
-        rows: dict[bytes, int] = {}
+    def settle(self, kind: int, task: Batch, outcomes: Outcomes) -> None:
+        """Let what a task made take the place of what it replaces. What can't is not restored after all."""
+        places: dict[bytes, int] = {}
         before = self._target.replaced
         for path, reason in self._target.settle():
-            rows = rows or dict(zip(task.all_bytes("path"), task.rows["row"].tolist(), strict=True))
-            outcomes.failed(rows[path], -1, reason)
+            places = places or {each: number for number, each in enumerate(task.all_bytes("path"))}
+            row = task.rows[places[path]]
+            outcomes.failed(int(row["row"]), -1, reason)
+            if kind == messages.PLAN:
+                outcomes.bytes -= int(row["size"])
+            outcomes.files -= kind == messages.PLAN or int(row["kind"]) in CONTENTS
         outcomes.replaced += self._target.replaced - before
 
     def hash(self, batch: Batch) -> None:
@@ -340,7 +344,7 @@ def restore_station(context: Context, options: RestoreOptions) -> Station:
         else:
             restorer.make_items(kind, task, outcomes)
         if kind != messages.HASH:
-            restorer.settle(task, outcomes)
+            restorer.settle(kind, task, outcomes)
         context.clock.count(ASSEMBLE, outcomes.files, outcomes.bytes)
         yield from outcomes.batches(size)
 
