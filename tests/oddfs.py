@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import stat
 import struct
 import subprocess
@@ -26,6 +27,10 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _HEAD = struct.Struct("<IIQQIIIHH")
 _NOREPLACE = 1
 _ROOT = 1
+_DETACH = 2
+_REFUSED = (errno.EPERM, errno.EACCES, errno.ENODEV, errno.ENXIO)
+#: Seconds in which a server says something, and ends.
+WAIT = 30
 
 
 @contextlib.contextmanager
@@ -37,21 +42,41 @@ def odd_file_system(place: Path, *lacks: str) -> Iterator[Path]:
     point = place / "odd"
     point.mkdir()
     program = [sys.executable, "-m", "tests.oddfs", str(point), *lacks]
-    server = subprocess.Popen(program, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
-    assert server.stdout is not None
-    with server.stdout as said:
-        if said.readline() != b"mounted\n":
-            server.wait()
-            pytest.skip("the kernel mounts no FUSE file system here")
-    try:
-        yield point
-    finally:
-        busy = _LIBC.umount2(os.fsencode(point), 0)
-        if busy:
-            _LIBC.umount2(os.fsencode(point), 2)
-            server.kill()
-        server.wait(20)
+    with subprocess.Popen(program, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent) as server:
+        said = ""
+        try:
+            said = first_line(server)
+            if said.startswith("refused: "):
+                pytest.skip(f"the kernel mounts no FUSE file system here: {said.removeprefix('refused: ')}")
+            assert said == "mounted", "the server of the FUSE file system broke before it had mounted it"
+            yield point
+        finally:
+            busy = unmounted(point)
+            if said != "mounted" or busy:
+                server.kill()
+            try:
+                server.wait(WAIT)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                raise
         assert not busy, "descriptors of the target are still open"
+
+
+def first_line(server: subprocess.Popen[bytes]) -> str:
+    """What a program says first; empty where it says nothing for long."""
+    assert server.stdout is not None
+    ready, _, _ = select.select([server.stdout], [], [], WAIT)
+    return server.stdout.readline().decode().rstrip("\n") if ready else ""
+
+
+def unmounted(point: Path) -> bool:
+    """Unmount what is mounted at `point`, if anything is, whoever uses it. Returns whether it was in use."""
+    if not os.path.ismount(point):
+        return False
+    busy = _LIBC.umount2(os.fsencode(point), 0) != 0
+    if busy:
+        _LIBC.umount2(os.fsencode(point), _DETACH)
+    return busy
 
 
 @dataclass
@@ -298,10 +323,16 @@ class Server:
 
 
 def main(point: str, *lacks: str) -> None:
-    fd = os.open("/dev/fuse", os.O_RDWR)
-    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
-    if _LIBC.mount(b"odd", os.fsencode(point), b"fuse.odd", 0, options):
-        sys.exit(os.strerror(ctypes.get_errno()))
+    try:
+        fd = os.open("/dev/fuse", os.O_RDWR)
+        options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+        if _LIBC.mount(b"odd", os.fsencode(point), b"fuse.odd", 0, options):
+            raise OSError(number := ctypes.get_errno(), os.strerror(number))
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        print(f"refused: {error.strerror}", flush=True)
+        return
     print("mounted", flush=True)
     Server(fd, set(lacks)).serve()
 

@@ -54,11 +54,13 @@ def disks(tmp_path: Path) -> Iterator[Disks]:
         pytest.skip("mounting is not allowed here")
     subprocess.run(["umount", "-l", probe], check=True)
     made = Disks(tmp_path)
-    for number in range(6):
-        made.mount(number)
-    yield made
-    for number in range(6):
-        made.below(number)
+    try:
+        for number in range(6):
+            made.mount(number)
+        yield made
+    finally:
+        for number in range(6):
+            made.below(number)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest, RestoreResult
-from tests.oddfs import odd_file_system
+from tests.oddfs import odd_file_system, unmounted
 from tests.trees import link_groups
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
@@ -251,14 +251,15 @@ def small_inodes(place: Path) -> Iterator[Path]:
     image, point = place / "image", place / "ext4"
     with open(image, "wb") as file:
         file.truncate(32 << 20)
-    made = subprocess.run(["mkfs.ext4", "-q", "-I", "128", image], capture_output=True, check=False)
+    subprocess.run(["mkfs.ext4", "-q", "-I", "128", image], capture_output=True, check=True)
     point.mkdir()
-    if made.returncode or subprocess.run(["mount", "-o", "loop", image, point], capture_output=True).returncode:
-        pytest.skip("no ext4 of small inodes can be mounted here")
     try:
+        if subprocess.run(["mount", "-o", "loop", image, point], capture_output=True).returncode:
+            pytest.skip("no ext4 of small inodes can be mounted here")
         yield point
     finally:
-        subprocess.run(["umount", point], check=True)
+        busy = unmounted(point)
+    assert not busy, "descriptors of the target are still open"
 
 
 @pytest.mark.parametrize("kind", ["ext4", "coarse"])
