@@ -8,6 +8,7 @@
     ├── UnsupportedFormat     a flag that this version does not know
     ├── CopiedStore           the store is a copy of one that still answers; nothing was written
     ├── TooFewBackends        not enough backends answer for what was asked
+    │   └── Unsettled         a record lies on some backends, and on too few to count
     ├── CorruptRecord         a record whose armour can't heal it
     ├── WouldLose             what was asked would make data unrecoverable
     │   └── ChunkInUse        objects that are not deleted consist of the chunk
@@ -60,6 +61,11 @@ class CopiedStore(DrystoneError):
 
 class TooFewBackends(DrystoneError):
     """Fewer backends answer than the operation needs."""
+
+
+class Unsettled(TooFewBackends):
+    """A record lies, or may lie, on fewer backends than it takes: what it records is not acknowledged, and becomes true
+    with the next command that writes and finds it."""
 
 
 class WouldLose(DrystoneError):

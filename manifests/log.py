@@ -20,7 +20,14 @@ from manifests import format as fmt
 from manifests.armour import mend_json, open_json, seal_json
 from manifests.backends import BackendStorage
 from manifests.config import DEFAULT_INDEX, INDEX_KINDS, text, whole_number
-from manifests.errors import BackendError, CorruptRecord, UnsupportedFormat
+from manifests.errors import (
+    BackendError,
+    BackendFull,
+    CorruptRecord,
+    TooFewBackends,
+    Unsettled,
+    UnsupportedFormat,
+)
 from manifests.ids import NIL, new_id, short_id
 from manifests.jsontext import as_text
 from manifests.store import BackendInfo, Members
@@ -429,8 +436,23 @@ def _whole_copy(members: Members, file: ManifestFile) -> bytes | None:
 
 def write_record(members: Members, record: LogRecord) -> int:
     """Write `record` to every backend that answers; the operation is acknowledged when this returns. Returns the
-    copies; raises TooFewBackends when it could not be settled."""
-    return members.put_everywhere(record.key, [seal_json(record.body)])
+    copies. Raises TooFewBackends or BackendFull where it is on no backend; Unsettled where it is, or may be, on too
+    few, for a write that failed may have happened."""
+    asked = members.writable
+    try:
+        return members.put_everywhere(record.key, [seal_json(record.body)])
+    except (TooFewBackends, BackendFull) as error:
+        there, unknown = [], []
+        for member in asked:
+            try:
+                if member.storage.exists(record.key):
+                    there.append(member.storage.location)
+            except BackendError:
+                unknown.append(member.storage.location)
+        if not there and not unknown:
+            raise
+        where = f"is on {', '.join(there)}" if there else f"may be on {', '.join(unknown)}"
+        raise Unsettled(f"{error}; it {where}: the next command that writes and finds it there completes it") from error
 
 
 def initialise(members: Members, index: str = DEFAULT_INDEX) -> None:

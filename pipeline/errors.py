@@ -36,7 +36,7 @@ class OutputKept(DrystoneError):
 
 
 class PipelineError(DrystoneError):
-    """A run of workers ended badly; nothing was committed. `worker`: by whom, where it was one."""
+    """A run of workers ended badly. `worker`: by whom, where it was one."""
 
     worker = ""
 
@@ -61,7 +61,7 @@ class Interrupted(PipelineError):
     """The user or the system asked for an end."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; nothing was committed")
+        super().__init__(f"stopped by {signal.Signals(number).name}")
         self.exit_code = 128 + number
 
 

@@ -47,7 +47,7 @@ class WorkerProcess:
             os.close(answers)
             raise ForkServerLost(
                 "no worker could be started, because the process that starts them ended; the reason is above, unless "
-                "the system killed it for want of memory; nothing was committed, run it again"
+                "the system killed it for want of memory: run it again"
             )
         self._pid = pid
         self._codes: list[int | None] = []

@@ -1,4 +1,5 @@
-"""What stands though an error followed: a run that was committed is not undone because printing its summary failed."""
+"""What is true of an operation that ended by an error: a run that was committed is not undone because printing its
+summary failed, and one that was not is said not to be. Errors tell what happened, and the operation what it means."""
 
 from __future__ import annotations
 
@@ -7,13 +8,15 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def standing() -> Iterator[list[str]]:
+def standing(otherwise: str = "") -> Iterator[list[str]]:
     """Errors that leave this block carry, as notes, what was done before them and stands; the block appends that to the
-    list. The command line prints the notes, and tracebacks show them."""
+    list. Where it is empty, and the error has no note yet, `otherwise` is true. The command line prints the notes, and
+    tracebacks show them."""
     done: list[str] = []
     try:
         yield done
     except BaseException as error:
-        for text in done:
+        noted = bool(getattr(error, "__notes__", ()))
+        for text in done or [otherwise] * bool(otherwise and not noted):
             error.add_note(text)
         raise

@@ -214,7 +214,7 @@ class Supervisor:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         item = arena.read_item(index)
         doing = f" while at {item}" if item else ""
-        died = WorkerDied(f"worker {spec.name} {how}{doing}; nothing was committed, run it again")
+        died = WorkerDied(f"worker {spec.name} {how}{doing}: run it again")
         died.worker = spec.name
         raise died
 

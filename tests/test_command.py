@@ -46,8 +46,9 @@ def test_output_is_archived_whole_under_its_name(make_store: MakeStore) -> None:
 )
 def test_a_command_that_fails_commits_nothing(make_store: MakeStore, script: str, how: str) -> None:
     store = make_store()
-    with pytest.raises(CommandFailed, match=f"'sh' {how}; nothing was committed"):
+    with pytest.raises(CommandFailed, match=f"'sh' {how}") as caught:
         store.ingest([], name="x", options=options("sh", "-c", script))
+    assert caught.value.__notes__ == ["nothing was committed"]
     with FileStore.open(store.members.present[0].storage.location) as opened:
         assert not opened.runs()
         assert opened.ingest([], name="x", options=options("seq", "100000")).exit_code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ import pytest
 
 from manifests import backends
 from manifests.backends import Buffer, LocalDirectory
-from manifests.errors import DrystoneError
+from manifests.errors import DrystoneError, Unsettled
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
@@ -102,10 +103,20 @@ def test_all_backends_fail_and_the_run_is_not_there(
     script = break_disks(word, after)
     with (
         FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as opened,
-        pytest.raises(DrystoneError),
+        pytest.raises(DrystoneError) as caught,
     ):
         opened.ingest([str(later)], options=INLINE)
     script.after = 10**9
+    # What is said of it is true: the record is on two backends, and on three it would count.
+    unsettled = word == "log/" and after == 2
+    assert isinstance(caught.value, Unsettled) == unsettled
+    (note,) = caught.value.__notes__
+    if unsettled:
+        assert "reached 2 backends and needs 3" in str(caught.value)
+        assert re.search(r"it is on \S+backend-\d, \S+backend-\d: the next command that writes", str(caught.value))
+        assert re.fullmatch(r"run [0-9a-f]{8} is not acknowledged, and is committed then", note)
+    else:
+        assert note == "nothing was committed"
     with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as opened:
         # A record that reached too few backends is not acknowledged; it may still be completed, whole.
         assert len(opened.runs()) == (2 if word == "log/" and after else 1)

@@ -25,7 +25,7 @@ from pipeline.streams import output
 COMMAND = str(Path(sys.executable).with_name("drystone"))
 CLOSED = {0: "<&-", 1: ">&-", 2: "2>&-"}
 COMBINATIONS = [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
-COMMITTED = r"run [0-9a-f]{8}-[0-9a-f-]{27} is committed"
+COMMITTED = r"run [0-9a-f]{8} is committed"
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_an_error_after_the_commit_says_that_the_run_is_committed(place: Path, m
     (note,) = caught.value.__notes__
     assert re.fullmatch(COMMITTED, note)
     with FileStore.open(place / "store") as store:
-        assert str(store.runs()[-1].run_id) in note
+        assert store.runs()[-1].short in note
 
 
 def test_output_to_a_pipe_that_does_not_block_is_written_whole(place: Path) -> None:

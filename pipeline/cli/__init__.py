@@ -21,7 +21,7 @@ def main() -> None:
     except KeyboardInterrupt:
         from pipeline.printing import warn
 
-        warn("drystone: stopped; nothing was committed")
+        warn("drystone: stopped")
         os._exit(130)
     run()
 

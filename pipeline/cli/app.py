@@ -143,7 +143,7 @@ def _tell(error: BaseException) -> None:
         warn(_usage_line(error))
         return
     elif isinstance(error, (KeyboardInterrupt, click.Abort)):
-        reason = "stopped" if done else "stopped; nothing was committed"
+        reason = "stopped"
     elif isinstance(error, DrystoneError):
         reason = str(error)
     elif isinstance(error, OSError) and isinstance(error.filename, str | bytes):

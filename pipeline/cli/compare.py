@@ -106,9 +106,12 @@ def _verdict(comparison: Comparison, directory: str) -> Iterator[str]:
     how = f"{format_size(comparison.hashed_bytes)} read" if comparison.data else "bytes not read; see --data"
     counts = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(comparison.counts.items()))
     yield f"{comparison.objects:,} objects looked at, {how}" + (f": {counts}" if counts else "")
-    if comparison.equal:
-        yield f"equal: all that is in {directory} is in the archive; it may be deleted"
-    elif comparison.may_be_deleted:
-        yield f"all that is still in {directory} is in the archive; it may be deleted"
+    if comparison.may_be_deleted:
+        by = "" if comparison.data else " by length, time and attributes"
+        unless = "" if comparison.data else ", unless bytes changed behind their times"
+        if comparison.equal:
+            yield f"equal{by}: all that is in {directory} is in the archive; it may be deleted{unless}"
+        else:
+            yield f"all that is still in {directory} is in the archive{by}; it may be deleted{unless}"
     else:
         yield f"do not delete {directory}: the archive has not all of it"

@@ -98,7 +98,7 @@ def status_command(context: click.Context, store: str | None, risk: bool, output
 def _show(found: StoreStatus, verbose: bool) -> None:
     say(f"safe: {_safety(found)}")
     packs = f"{found.packs:,} packs" if found.packs != 1 else "1 pack"
-    lack = f"{found.short_packs:,} short of shards" if found.short_packs else "all whole"
+    lack = f"{found.short_packs:,} short of shards" if found.short_packs else "all shards there"
     if found.spare_packs:
         lack += f", {found.spare_packs:,} lost of which all was stored again"
     say(f"{packs}, {lack}, by listing and the last verification")
@@ -175,8 +175,12 @@ def _fate(run: Unfinished) -> str:
 def _verified(name: str, last: Verification | None) -> str:
     if last is None:
         return f"{name}: never"
-    outcome = {0: "whole", 3: "LOST DATA", 4: "damage, nothing lost"}.get(last.exit_code, f"exit {last.exit_code}")
-    how = "all data read" if last.data else "presence only"
+    outcomes = {0: "all there", 3: "LOST DATA", 4: "something is missing or damaged"}
+    how = "shards looked for, bytes not read"
+    if last.data:
+        outcomes = {0: "whole", 3: "LOST DATA", 4: "damage, nothing lost"}
+        how = "all data read"
+    outcome = outcomes.get(last.exit_code, f"exit {last.exit_code}")
     return f"{name} of {last.time}, {_ago(last.time)}: {how}, {outcome}"
 
 

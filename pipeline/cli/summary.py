@@ -71,7 +71,7 @@ SURVEY_FIELDS = {
     "exit_code": Kind.INTEGER,
 }
 _ENDINGS = {
-    0: "done, nothing is amiss",
+    0: "done, nothing was skipped",
     3: "done, but items were skipped or redundancy is short; each is named above",
 }
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from pipeline.verify.run import VerifyResult
 
 NAMED_SHORT = 20
+#: What a verification by presence says of the bytes.
+UNREAD = "bytes not read (see --data)"
 _FIELDS = {
+    "data": Kind.FLAG,
     "packs": Kind.INTEGER,
     "checked_packs": Kind.INTEGER,
     "checked_bytes": Kind.INTEGER,
@@ -122,6 +125,7 @@ def verify_command(
             emit_json("item", {"run": str(run), **path_fields(path), "error": "not what was recorded"})
         emit_summary(
             {
+                "data": data,
                 "packs": result.packs,
                 "checked_packs": result.checked_packs,
                 "checked_bytes": result.checked_bytes,
@@ -147,17 +151,19 @@ def verify_command(
         )
         return result.exit_code
     if not quiet:
-        read_text = "shards present"
+        looked = f"their shards looked for, {UNREAD}"
         if data:
             checked = "chunk and digest" if result.troubles else "cell, chunk and digest"
-            read_text = f"{format_size(result.checked_bytes)} read, every {checked} checked"
-        say(f"{result.packs:,} packs, {read_text}, {result.seconds:.1f} s")
-        say(_verdict(result))
+            looked = f"{format_size(result.checked_bytes)} read, and every {checked} in it checked"
+        say(f"{result.packs:,} packs, {looked}, {result.seconds:.1f} s")
+        say(_verdict(result, data))
     return result.exit_code
 
 
-def _verdict(result: VerifyResult) -> str:
+def _verdict(result: VerifyResult, data: bool) -> str:
     if result.exit_code == 0:
+        if not data:
+            return "complete: all shards are there, and records and manifests are whole"
         return "whole: nothing is missing, nothing is damaged"
     damage = (
         f"{result.bad_cells:,} bad cells, {result.missing_shards:,} missing shards, "
@@ -173,6 +179,8 @@ def _verdict(result: VerifyResult) -> str:
         packs = "pack" if len(result.unreadable_packs) == 1 else "packs"
         damage += f", {len(result.unreadable_packs):,} {packs} that can't be read whole"
     if result.exit_code == 4:
+        if not data:
+            return f"damaged: {damage}; no pack lacks more shards than it may"
         return f"damaged, but nothing is lost: {damage}; everything can still be restored"
     if result.wrong_object_count and not result.lost_object_count:
         wrong = f"{result.wrong_object_count:,} objects are not what was recorded of them when they were archived"

@@ -56,7 +56,7 @@ class FeedingCommand:
         if code:
             names = {each.value: each.name for each in signal.Signals}
             how = f"was killed by {names.get(-code, f'signal {-code}')}" if code < 0 else f"ended with exit code {code}"
-            raise CommandFailed(f"the command {self._name!r} {how}; nothing was committed")
+            raise CommandFailed(f"the command {self._name!r} {how}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

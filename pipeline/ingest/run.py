@@ -14,7 +14,8 @@ from itertools import chain
 from typing import IO, TYPE_CHECKING, Any
 
 from manifests.config import CodecSpec, shards_per_backend
-from manifests.ids import new_id
+from manifests.errors import Unsettled
+from manifests.ids import new_id, short_id
 from manifests.inflight import Inflight
 from manifests.log import State, make_record, utc_now, write_record
 from manifests.parent import ParentFiles
@@ -241,7 +242,7 @@ def _ingest(
         shape.writers,
         checksums,
     )
-    with standing() as done, SignalWatch() as signals, ExitStack() as stack:
+    with standing("nothing was committed") as done, SignalWatch() as signals, ExitStack() as stack:
         command = stack.enter_context(FeedingCommand(options.command)) if options.command else None
         if parent is not None:
             known_files = ParentFiles(state, replicas, parent, options.digests, lost)
@@ -309,7 +310,9 @@ def _ingest(
             require_still_safe(members, collector.lacking, collector.tally.most_missing)
             record = make_record(run_id, "ingest", {"run": summary}, files)
             write_record(members, record)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Unsettled):
+                done.append(f"run {short_id(run_id)} is not acknowledged, and is committed then")
             collector.close()
             # What was stored stays for the next ingest; a run that stored nothing leaves no trace.
             if progress.packs or collector.tally.packs or collector.tally.adopted_packs:
@@ -326,7 +329,7 @@ def _ingest(
 
 def committed(run_id: uuid.UUID) -> str:
     """What errors say that come after the commit."""
-    return f"run {run_id} is committed"
+    return f"run {short_id(run_id)} is committed"
 
 
 @dataclass

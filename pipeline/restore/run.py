@@ -28,6 +28,7 @@ from pipeline.restore.plan import RestoreHome
 from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
 from pipeline.runner import run_stations
 from pipeline.signalwatch import QueryWatch, SignalWatch
+from pipeline.standing import standing
 from pipeline.topology import RESTORE_STAGES, FanShape, fan_shape
 from stages.attributes import Attributes
 from stages.durable import sync_file_system
@@ -122,14 +123,24 @@ def restore(
         request.workers,
     )
     catalog.limit_memory(DUCKDB_MEMORY + request.memory - shape.memory)  # what is left of it
-    with SignalWatch() as signals, QueryWatch(signals, catalog.stop, catalog.go_on) as queries:
+
+    def begun(totals: PlanTotals) -> None:
+        done.append(f"what was restored stays in {request.to}: run it again for the rest")
+        if on_plan is not None:
+            on_plan(totals)
+
+    with (
+        standing() as done,
+        SignalWatch() as signals,
+        QueryWatch(signals, catalog.stop, catalog.go_on) as queries,
+    ):
         staging, leftovers = _make_places(request.to)
         try:
             target = Target(options := _target_options(path, request, staging, leftovers), "home")
             try:
                 # DuckDB plans in a thread while the fork server starts the workers, which is waiting for the most part.
                 with ThreadPoolExecutor(1, "plan") as planner:
-                    planned = planner.submit(_planned, catalog, run, path, target, request, on_plan)
+                    planned = planner.submit(_planned, catalog, run, path, target, request, begun)
                     home = RestoreHome(shape.count, planned.result)
                     places = backend_places(members)
                     counters = run_stations(

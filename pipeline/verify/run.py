@@ -37,6 +37,7 @@ from pipeline.restore.run import backend_places
 from pipeline.restore.work import BackendPlaces, pack_place
 from pipeline.runner import run_stations
 from pipeline.signalwatch import QueryWatch, SignalWatch
+from pipeline.standing import standing
 from pipeline.station import Context, Station, Until
 from pipeline.supervisor import WorkerSpec
 from pipeline.topology import PLAN, RESTORE_STAGES, SMALL_SLOT, VerifyShape, fan_shape
@@ -246,7 +247,11 @@ def verify(
     started = time.monotonic()
     result = VerifyResult(packs=sum(file.rows for file in state.files("packs")))
     result.absent_backends = [info.location for info in members.absent()]
-    with SignalWatch() as signals, QueryWatch(signals, catalog.stop, catalog.go_on) as queries:
+    with (
+        standing("nothing of it is noted in the store"),
+        SignalWatch() as signals,
+        QueryWatch(signals, catalog.stop, catalog.go_on) as queries,
+    ):
         result.bad_copies = list(bad_copies(members, log, state, signals.check))
         for copy in result.bad_copies:
             catalog.replicas.forget(copy.backend, copy.key)
