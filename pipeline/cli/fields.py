@@ -80,7 +80,7 @@ def moment(text: Any) -> datetime.datetime | None:
 def flat_fields(fields: Fields) -> dict[str, Kind]:
     """The columns of a table. What is nested is text. Behind all others, each path has one more, for its bytes where
     they are not UTF-8."""
-    columns = {name: Kind.TEXT if kind is Kind.NESTED else kind for name, kind in fields.items()}
+    columns: dict[str, Kind] = {name: Kind.TEXT if kind is Kind.NESTED else kind for name, kind in fields.items()}
     return columns | {f"{name}_b64": Kind.TEXT for name, kind in fields.items() if kind is Kind.PATH}
 
 
