@@ -120,7 +120,7 @@ def _show(status: IndexStatus) -> None:
         lines.append(("contents", f"{status.contents.entries:,}", f"of several chunks, {_how(status.contents)}"))
         lines.append(("location", "", status.location))
     for name, value, more in lines:
-        say(f"{name:<14} {value:>12}  {more}".rstrip())
+        say(f"{name:<14} {value:>12}  {more}".rstrip(), at_once=False)
 
 
 def _how(part: CacheStatus) -> str:
