@@ -156,14 +156,19 @@ def test_what_can_be_decoded_in_no_other_way_is_read_all_the_same(
 def test_three_bad_sectors_give_nothing_up(store: Path, tmp_path: Path, data: bytes, disk: Disk) -> None:
     spots = (100_000, 700_000, 1_500_000)
 
+    def spots_in(path: Path) -> int:
+        with open(path, "rb") as file:
+            length = ShardRecord.parse(file.read(fmt.RECORD_SIZE))[0].shard_length
+        return sum(data_offset(length) <= spot < data_offset(length) + length for spot in spots)
+
     def fails(where: str, offset: int, length: int) -> bool:
         return "/backend-1/" in where and any(offset <= spot < offset + length for spot in spots)
 
     with FileStore.open(store, cache=tmp_path / "cache") as opened:
         disk.fails = fails
         checked = opened.verify(data=True, inline=True, workers=1)
-        packs = checked.packs
-        assert checked.bad_cells == 3 * packs and checked.missing_shards == 0
+        assert checked.bad_cells == sum(map(spots_in, store.glob("backend-1/packs/*/*"))) > 3
+        assert checked.missing_shards == 0
         assert len(checked.troubles) == 1 and "given up" not in checked.troubles[0]
         first = disk.failed.total()
         result = opened.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=True, workers=1))
