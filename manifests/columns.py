@@ -81,7 +81,8 @@ _PLACE: list[Any] = [
 ]
 
 #: `multi` is −1 for an object that one task writes whole (one chunk, or all in one block that is not crowded), else the
-#: number under which its parts are counted. `leads`: other names of the object are to be made.
+#: number under which its parts are counted. `leads`: other names of the object are to be made. `long`: the place of its
+#: fields of variable length where one is long, else 0 (manifests/longfields.py).
 PLAN_DTYPE = np.dtype(
     [
         *_PLACE,
@@ -93,6 +94,7 @@ PLAN_DTYPE = np.dtype(
         ("uid", "<u4"),
         ("gid", "<u4"),
         ("mtime_ns", "<i8"),
+        ("long", "<u8"),
         ("path_at", "<u4"),
         ("path_len", "<u4"),
         ("fixity_at", "<u4"),
@@ -103,7 +105,7 @@ PLAN_DTYPE = np.dtype(
 )
 
 #: Objects that need no block, and finished objects of many blocks. `group`: of the names of one object, the row of the
-#: first; −1 where no other name of it is to be made.
+#: first; −1 where no other name of it is to be made. `long` as in a plan.
 ITEM_DTYPE = np.dtype(
     [
         ("kind", "u1"),
@@ -116,6 +118,7 @@ ITEM_DTYPE = np.dtype(
         ("gid", "<u4"),
         ("mtime_ns", "<i8"),
         ("rdev", "<u8"),
+        ("long", "<u8"),
         ("path_at", "<u4"),
         ("path_len", "<u4"),
         ("target_at", "<u4"),

@@ -1,6 +1,7 @@
 """A run's objects beside what lies in a directory: both as tables of the catalog, joined by path.
 
-DuckDB holds both sides, so memory is bounded however many there are. An object whose kind is not known is one that
+DuckDB holds both sides, so memory is bounded however many there are. Long paths and attributes stand there in a short
+form, and are read when a difference is told (manifests/longfields.py). An object whose kind is not known is one that
 could not be looked at. Which names are hardlinks of one object is kept beside, for those that have several.
 """
 
@@ -11,12 +12,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+from blake3 import blake3
 
 from manifests import format as fmt
-from manifests.catalog import Catalog, path_filter
+from manifests.catalog import BATCH_ROWS, Catalog, path_filter
 from manifests.columns import Batch
-from manifests.plan import LINKED, ONE_OBJECT
+from manifests.longfields import (
+    FIELD_BYTES,
+    LOT_BYTES,
+    SHORT,
+    LongFields,
+    place_long_fields,
+    short_form,
+    short_form_of,
+)
+from manifests.plan import LINKED, ONE_OBJECT, TARGET_ID
 
 _COLUMNS = ("kind", "size", "mtime_ns", "mode", "uid", "gid", "target", "rdev", "xattrs")
 _FOUND = pa.schema(
@@ -33,6 +45,7 @@ _FOUND = pa.schema(
         ("rdev", pa.uint64()),
         ("xattrs", pa.binary()),
         ("error", pa.string()),
+        ("long", pa.uint64()),
     ]
 )
 _FOUND_LINKS = pa.schema([("path", pa.binary()), ("device", pa.uint64()), ("inode", pa.uint64())])
@@ -43,25 +56,30 @@ _DIRECTORY = fmt.KINDS.index("directory")
 class SideBySide:
     """The objects of a run at and below `path`, and what was found. Uses the catalog alone while it lives."""
 
-    def __init__(self, catalog: Catalog, run: uuid.UUID, path: bytes) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, run: uuid.UUID, path: bytes, long_fields: LongFields) -> None:
+        """`long_fields`: gets the fields of objects with long ones; it stays the caller's."""
+        self._catalog, self._long_fields = catalog, long_fields
+        self._closed = set[bytes]()
         condition, parameters = path_filter(path)
         catalog.use("objects")
+        compared = ", ".join(f"{short_form_of(name)} AS {name}" for name in ("path", "target", "xattrs"))
         # What was read from a pipe is a file when it is restored.
         catalog.execute(
             f"""
             CREATE OR REPLACE TABLE archived AS
-            SELECT path, CASE kind WHEN 'stream' THEN 'file' ELSE kind END AS kind, size, mtime_ns, mode, uid, gid,
-                   target, rdev, xattrs, digest, error
+            SELECT row, CASE kind WHEN 'stream' THEN 'file' ELSE kind END AS kind, size, mtime_ns, mode, uid, gid,
+                   {compared}, rdev, digest, error, {FIELD_BYTES}
             FROM objects WHERE run = ? AND {condition}
             """,
             [run.bytes, *parameters],
         )
+        place_long_fields(catalog, run, "archived", long_fields)
         catalog.execute(
             f"""
             CREATE OR REPLACE TABLE archived_links AS
-            SELECT path, min(row) OVER (PARTITION BY {ONE_OBJECT}) AS object
-            FROM objects WHERE run = ? AND {condition} AND {LINKED}
+            SELECT path, min(row) OVER (PARTITION BY {ONE_OBJECT}) AS object FROM (
+                SELECT {short_form_of("path")} AS path, * EXCLUDE (path), {TARGET_ID} FROM objects
+                WHERE run = ? AND {condition} AND {LINKED})
             """,
             [run.bytes, *parameters],
         )
@@ -72,16 +90,19 @@ class SideBySide:
 
     def add_found(self, batch: Batch) -> None:
         """Objects (OBJECT_DTYPE) that lie in the directory, by the paths that they have in the archive."""
-        rows, paths = batch.rows, batch.all_bytes("path")
+        rows = batch.rows
+        fields = {name: batch.all_bytes(name) for name in ("path", "target", "xattrs")}
+        places = np.zeros(len(rows), np.uint64)
+        if max(int(rows[f"{name}_len"].max(initial=0)) for name in fields) > SHORT:
+            self._put_away(batch, fields, places)
+        paths = fields["path"]
         kinds = pa.DictionaryArray.from_arrays(pa.array(rows["kind"].astype("i1")), pa.array(fmt.KINDS))
         columns = {
             "kind": kinds.cast(pa.string()),
             "path": pa.array(paths, pa.binary()),
-            **{
-                name: pa.array([value or None for value in batch.all_bytes(name)], pa.binary())
-                for name in ("target", "xattrs")
-            },
+            **{name: pa.array([value or None for value in fields[name]], pa.binary()) for name in ("target", "xattrs")},
             "error": pa.array([value.decode(errors="replace") or None for value in batch.all_bytes("error")]),
+            "long": pa.array(places),
         }
         arrays = [
             columns[field.name] if field.name in columns else pa.array(rows[field.name]).cast(field.type)
@@ -94,6 +115,17 @@ class SideBySide:
             links = [pa.array(names, pa.binary()), *(pa.array(rows[name][linked]) for name in ("device", "inode"))]
             self._catalog.append("found_links", pa.table(links, schema=_FOUND_LINKS))
 
+    def _put_away(self, batch: Batch, fields: dict[str, list[bytes]], places: npt.NDArray[np.uint64]) -> None:
+        """Keep the fields of objects with a long one as records, and put short forms in their place."""
+        closed = (batch.rows["kind"] == _DIRECTORY) & (batch.rows["error_len"] > 0)
+        for number, values in enumerate(zip(*fields.values(), strict=True)):
+            if max(map(len, values)) > SHORT:
+                places[number] = self._long_fields.add([*values, b""])
+                for name, value in zip(fields, values, strict=True):
+                    fields[name][number] = short_form(value)
+            if closed[number] and len(values[0]) >= SHORT:
+                self._closed.add(_digest(values[0]))
+
     def add_stray(self, path: bytes) -> None:
         """Something that lies where no object of the run would be."""
         rows = pa.Table.from_pylist([{"path": path, "kind": "stray"}], schema=_FOUND)
@@ -102,23 +134,33 @@ class SideBySide:
     def add_wrong(self, entries: Sequence[tuple[bytes, str, str]]) -> None:
         """Files of which the bytes differ (verdict changed) or can't be read (unreadable): path, verdict, reason."""
         if entries:
-            rows = [{"path": path, "verdict": verdict, "reason": reason} for path, verdict, reason in entries]
+            rows = [
+                {"path": short_form(path), "verdict": verdict, "reason": reason} for path, verdict, reason in entries
+            ]
             self._catalog.append("wrong", pa.Table.from_pylist(rows, schema=_WRONG))
 
     def files(self) -> Iterator[list[tuple[bytes, int, bytes | None]]]:
         """(path, size, BLAKE3) of files of the same length on both sides, in the order in which they were found."""
         query = """
-            SELECT path, a.size, digest FROM archived a JOIN found f USING (path)
-            WHERE a.kind = 'file' AND f.kind = 'file' AND a.size = f.size ORDER BY row
+            SELECT path, a.size, digest, f.long FROM archived a JOIN found f USING (path)
+            WHERE a.kind = 'file' AND f.kind = 'file' AND a.size = f.size ORDER BY f.row
         """
-        for batch in self._catalog.batches(query):
-            yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        lot, held = list[tuple[bytes, int, bytes | None]](), 0
+        for path, size, digest, long in self._catalog.tuples(query):
+            path = self._long_fields.read(long).path if long else path
+            lot.append((path, size, digest))
+            held += len(path)
+            if len(lot) == BATCH_ROWS or held >= LOT_BYTES:
+                yield lot
+                lot, held = [], 0
+        if lot:
+            yield lot
 
     def differences(self, owner: bool) -> Iterator[dict[str, Any]]:
-        """Rows of what differs, by path. `verdict`: missing, extra, changed, incomplete (in the archive), unreadable
-        (in the directory); `reason` where bytes differ or something could not be read; a column of the archive and one
-        with `found_` in front for each attribute; `link` and `found_link`: the first other name of the same object,
-        where they are not the same. `owner`: whether owners are compared."""
+        """Rows of what differs, by path as far as short forms tell. `verdict`: missing, extra, changed, incomplete (in
+        the archive), unreadable (in the directory); `reason` where bytes differ or something could not be read; a
+        column of the archive and one with `found_` in front for each attribute; `link` and `found_link`: the first
+        other name of the same object, where they are not the same. `owner`: whether owners are compared."""
         self._compare_links()
         self._hide()
         unequal = [
@@ -135,12 +177,14 @@ class SideBySide:
         ]
         both = ", ".join(f"a.{name}, f.{name} AS found_{name}" for name in _COLUMNS)
         none = ", ".join(f"a.{name}, NULL AS found_{name}" for name in _COLUMNS) + ", NULL, NULL"
+        longs = "coalesce(a.long, 0) AS long, coalesce(f.long, 0) AS found_long"
         query = f"""
             SELECT coalesce(a.path, f.path) AS path,
                    CASE WHEN f.path IS NULL THEN 'missing' WHEN a.path IS NULL THEN 'extra'
                         WHEN a.error IS NOT NULL THEN 'incomplete' WHEN a.kind <> f.kind THEN 'changed'
                         WHEN f.error IS NOT NULL THEN 'unreadable' ELSE coalesce(w.verdict, 'changed') END AS verdict,
-                   concat_ws('; ', a.error, nullif(f.error, a.error), w.reason) AS reason, {both}, r.link, r.found_link
+                   concat_ws('; ', a.error, nullif(f.error, a.error), w.reason) AS reason, {both}, r.link, r.found_link,
+                   {longs}
             FROM (SELECT * FROM archived WHERE kind <> 'unknown') a
             FULL JOIN (SELECT * FROM found WHERE kind <> 'unknown') f ON f.path = a.path
             LEFT JOIN wrong w ON w.path = a.path
@@ -150,12 +194,27 @@ class SideBySide:
                OR (a.path IS NOT NULL AND f.path IS NOT NULL
                    AND (a.error IS NOT NULL OR w.path IS NOT NULL OR {" OR ".join(unequal)}))
             UNION ALL
-            SELECT path, 'incomplete', error, {none} FROM archived a WHERE kind = 'unknown'
+            SELECT path, 'incomplete', error, {none}, long, 0 FROM archived a WHERE kind = 'unknown'
             UNION ALL
-            SELECT path, 'unreadable', error, {none} FROM found a WHERE kind = 'unknown'
+            SELECT path, 'unreadable', error, {none}, 0, long FROM found a WHERE kind = 'unknown'
             ORDER BY path, verdict
         """
-        return self._catalog.rows(query)
+        for row in self._catalog.rows(query):
+            for prefix, place in (("", row.pop("long")), ("found_", row.pop("found_long"))):
+                if place:
+                    row["path"], target, xattrs, _ = self._long_fields.read(place)
+                    row[f"{prefix}target"], row[f"{prefix}xattrs"] = target or None, xattrs or None
+            if not (self._closed and row["verdict"] == "missing" and self._is_hidden(row["path"])):
+                yield row
+
+    def _is_hidden(self, path: bytes) -> bool:
+        """Whether a path lies below a directory of a long path that could not be listed."""
+        at = path.find(b"/", SHORT)
+        while at >= 0:
+            if _digest(path[:at]) in self._closed:
+                return True
+            at = path.find(b"/", at + 1)
+        return False
 
     def _hide(self) -> None:
         """Table `hidden`: what could not be looked at, and what lies in directories that could not be listed, so is not
@@ -165,8 +224,9 @@ class SideBySide:
         execute(
             """
             CREATE OR REPLACE TABLE closed AS SELECT path || '/'::BLOB AS first, path || '0'::BLOB AS last
-            FROM found WHERE kind = 'directory' AND error IS NOT NULL
-            """
+            FROM found WHERE kind = 'directory' AND error IS NOT NULL AND octet_length(path) < $short
+            """,
+            {"short": SHORT},
         )
         if self._catalog.one("SELECT count(*) AS n FROM closed")["n"]:
             execute(
@@ -197,3 +257,8 @@ class SideBySide:
             FROM firsts WHERE link <> found_link
             """
         )
+
+
+def _digest(path: bytes) -> bytes:
+    digest: bytes = blake3(path).digest()
+    return digest

@@ -19,6 +19,7 @@ from manifests.arrowrows import to_batch
 from manifests.catalog import Catalog
 from manifests.columns import PIECE_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY, digest_column
+from manifests.longfields import name_objects
 from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, places_of
 from manifests.sense import NONSENSE, find_doubles
 
@@ -214,7 +215,7 @@ def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> t
     catalog.append("wrong_contents", pa.Table.from_pylist([each._asdict() for each in wrong], schema=_WRONG))
     find_doubles(catalog, "objects")
     columns = " ".join(f"WHEN '{name}' THEN o.{digest_column(name)}" for name in fmt.DIGESTS)
-    catalog.execute("CREATE TABLE IF NOT EXISTS lost_objects (run BLOB, path BLOB)")
+    catalog.execute("CREATE TABLE IF NOT EXISTS lost_objects (run BLOB, row UBIGINT)")
     catalog.execute(
         f"""
         CREATE OR REPLACE TABLE wrong_objects AS
@@ -223,20 +224,19 @@ def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> t
             SELECT chunk_id, arg_min(length, pack_id) AS length FROM chunks
             WHERE chunk_id IN (SELECT content_id FROM sound WHERE content_kind = {fmt.CONTENT_CHUNK})
             GROUP BY chunk_id)
-        SELECT DISTINCT o.run, o.path FROM (
-            SELECT run, path FROM sound o JOIN wrong_contents w
+        SELECT DISTINCT o.run, o.row FROM (
+            SELECT run, row FROM sound o JOIN wrong_contents w
               ON w.content_id IS NOT DISTINCT FROM o.content_id AND w.content_kind = o.content_kind AND w.size = o.size
              AND (w.name = '' OR CASE w.name {columns} END = w.digest)
             UNION ALL
-            SELECT run, path FROM sound JOIN lengths ON content_id = chunk_id
+            SELECT run, row FROM sound JOIN lengths ON content_id = chunk_id
             WHERE content_kind = {fmt.CONTENT_CHUNK} AND size <> length
             UNION ALL
-            SELECT run, path FROM sound ANTI JOIN extents ON extents.content_id = sound.content_id
+            SELECT run, row FROM sound ANTI JOIN extents ON extents.content_id = sound.content_id
             WHERE content_kind = {fmt.CONTENT_EXTENTS}
-            UNION ALL SELECT run, path FROM objects WHERE {NONSENSE} IS NOT NULL
-            UNION ALL SELECT run, path FROM objects SEMI JOIN contradicted USING (run, row)
-        ) o ANTI JOIN lost_objects l ON l.run = o.run AND l.path = o.path
+            UNION ALL SELECT run, row FROM objects WHERE {NONSENSE} IS NOT NULL
+            UNION ALL SELECT run, row FROM objects SEMI JOIN contradicted USING (run, row)
+        ) o ANTI JOIN lost_objects l ON l.run = o.run AND l.row = o.row
         """
     )
-    count = catalog.one("SELECT count(*) AS n FROM wrong_objects")["n"]
-    return count, list(catalog.rows(f"SELECT run, path FROM wrong_objects ORDER BY run, path LIMIT {limit}"))
+    return name_objects(catalog, "wrong_objects", limit)

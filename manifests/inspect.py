@@ -17,6 +17,7 @@ from manifests.columns import PLAN_DTYPE, Batch
 from manifests.directories import SUMS
 from manifests.errors import BackendError, CorruptRecord
 from manifests.log import Log, State
+from manifests.longfields import name_objects
 from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND
 from manifests.plan import sound_rows
 from manifests.store import BACKEND_KEY, STORE_KEY, Member, Members
@@ -167,15 +168,14 @@ def affected_objects(
         )
     catalog.execute(
         f"""
-        CREATE OR REPLACE TABLE lost_objects AS SELECT run, path FROM objects
+        CREATE OR REPLACE TABLE lost_objects AS SELECT run, row FROM objects
         WHERE {HAS_BYTES} AND (
             content_kind = {fmt.CONTENT_CHUNK} AND content_id IN (SELECT chunk_id FROM lost_chunks)
             OR content_kind = {fmt.CONTENT_EXTENTS} AND content_id IN (
                 SELECT content_id FROM extents WHERE chunk_id IN (SELECT chunk_id FROM lost_chunks)))
         """
     )
-    count = catalog.one("SELECT count(*) AS n FROM lost_objects")["n"]
-    return count, list(catalog.rows(f"SELECT run, path FROM lost_objects ORDER BY run, path LIMIT {limit}"))
+    return name_objects(catalog, "lost_objects", limit)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from manifests.catalog import Catalog, path_filter
 from manifests.errors import NotFound, Unreadable, UsageError
 from manifests.fixity import digest_column
 from manifests.ids import short_id
+from manifests.longfields import short_columns, with_long_columns
 from manifests.places import BLOCK_AND_PACK, CONTENT_KINDS, SOUND, places_of
 
 OBJECT_COLUMNS = (
@@ -56,8 +57,10 @@ def list_objects(catalog: Catalog, run: uuid.UUID, path: bytes, recursive: bool)
         depth = path.count(b"/") + (1 if path else 0)
         # As text, DuckDB escapes the bytes of a BLOB that are not printable; a '/' stays what it is.
         condition += f" AND length(path::VARCHAR) - length(replace(path::VARCHAR, '/', '')) <= {depth}"
-    query = f"SELECT {OBJECT_COLUMNS} FROM objects WHERE run = ? AND {condition} ORDER BY row"
-    for row in catalog.rows(query, [run.bytes, *parameters]):
+    names = ("path", "target", "holes")
+    columns = ", ".join(name for name in OBJECT_COLUMNS.split(", ") if name not in names)
+    query = f"SELECT {columns}, {short_columns(names)} FROM objects WHERE run = ? AND {condition} ORDER BY row"
+    for row in with_long_columns(catalog, run, catalog.rows(query, [run.bytes, *parameters]), names):
         yield ObjectInfo(run, **row)
 
 
@@ -67,10 +70,11 @@ def object_digests(catalog: Catalog, run: uuid.UUID, path: bytes, name: str) -> 
     catalog.use("objects")
     condition, parameters = path_filter(path)
     query = f"""
-        SELECT path, {digest_column(name)} AS digest FROM objects
+        SELECT row, {digest_column(name)} AS digest, {short_columns(["path"])} FROM objects
         WHERE run = ? AND kind IN ('file', 'stream') AND {condition} ORDER BY row
     """
-    yield from catalog.tuples(query, [run.bytes, *parameters])
+    for row in with_long_columns(catalog, run, catalog.rows(query, [run.bytes, *parameters]), ["path"]):
+        yield row["path"], row["digest"]
 
 
 def find_object(catalog: Catalog, run: uuid.UUID, path: bytes) -> ObjectInfo:

@@ -18,6 +18,7 @@ from manifests.columns import OBJECT_DTYPE, Batch
 from manifests.known import BATCH_ROWS, fixed_bytes, open_parquet, readable_paths
 from manifests.log import Run, State
 from manifests.replicas import Replicas
+from manifests.tables import ROW_GROUP_BYTES
 
 #: Candidates in one batch, at most.
 CANDIDATE_ROWS = 4096
@@ -61,7 +62,7 @@ class ParentFiles:
                 ]
                 if not groups or not set(self._digests) <= set(file.schema_arrow.names):
                     continue
-                for batch in file.iter_batches(size, row_groups=groups, columns=["run", *columns]):
+                for batch in _batches_of(file, groups, ["run", *columns], size):
                     mine = (fixed_bytes(batch.column("run"), 16) == self._id).all(axis=1)
                     left -= int(mine.sum())
                     if mine.any():
@@ -155,6 +156,17 @@ def _may_hold(group: Any, run: bytes) -> bool:
                 return True
             return bool(statistics.min <= run <= statistics.max)
     return True
+
+
+def _batches_of(file: Any, groups: list[int], columns: list[str], size: int) -> Iterator[Any]:
+    """Batches of up to `size` rows, of row groups of long fields fewer: what one takes in memory is about that of a row
+    group as it is written now, also where an earlier version made larger ones."""
+    for number in groups:
+        group = file.metadata.row_group(number)
+        chunks = (group.column(column) for column in range(group.num_columns))
+        held = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+        most = max(1, ROW_GROUP_BYTES * group.num_rows // max(1, held))
+        yield from file.iter_batches(min(size, most), row_groups=[number], columns=columns)
 
 
 def _are_files(kinds: Any) -> Mask:

@@ -19,6 +19,7 @@ from manifests.arrowrows import bools, to_batch
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY
+from manifests.longfields import LongFields, named_paths, place_long_fields, short_columns
 from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, places_of
 from manifests.sense import CONTRADICTION, NONSENSE, NOT_ITS_EXTENTS, find_doubles, not_their_extents
 
@@ -30,10 +31,12 @@ GROUP_ROWS = 32 << 10
 #: Names of one hardlinked object, among the rows of a run: those that this condition holds for, and that have these
 #: columns in common. What was changed between the readings of two names is two objects. This is the rule.
 LINKED = "links > 1 AND kind <> 'directory' AND error IS NULL"
-ONE_OBJECT = "device, inode, kind, content_kind, content_id, digest, size, mtime_ns, rdev, target"
+ONE_OBJECT = "device, inode, kind, content_kind, content_id, digest, size, mtime_ns, rdev, target_id"
+#: What tells the targets of such objects apart.
+TARGET_ID = "CASE WHEN links > 1 THEN sha256(target) END AS target_id"
 
 _PLAN_VARIABLE = {name: name for name in ("path", "fixity", "xattrs")}
-_ITEM_COLUMNS = 'row, "group", size, mode, uid, gid, mtime_ns, rdev, path, target, fixity, xattrs, holes'
+_ITEM_COLUMNS = 'row, "group", size, mode, uid, gid, mtime_ns, rdev, path, target, fixity, xattrs, holes, long'
 _ITEM_VARIABLE = {name: name for name in ("path", "target", "fixity", "xattrs", "holes")}
 #: Objects that can be made, though something of them may be missing: what was read of a file, a link with its target.
 _MAKEABLE = """
@@ -57,27 +60,30 @@ class RestorePlan:
     """The plan for the objects of one run at and below a path. Uses the catalog's connection alone while it lives. It
     knows the objects from the beginning, and where their bytes lie after `locate`."""
 
-    def __init__(self, catalog: Catalog, run: uuid.UUID, path: bytes) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, run: uuid.UUID, path: bytes, long_fields: LongFields) -> None:
+        """`long_fields`: gets the fields of objects with long ones, whose rows in batches have the place in `long`."""
+        self._catalog, self._run, self.long_fields = catalog, run, long_fields
         condition, parameters = path_filter(path)
         catalog.use("objects", spare=True)
         execute = catalog.execute
         execute(
             f"""
             CREATE OR REPLACE TABLE wanted AS
-            SELECT * EXCLUDE (ctime_ns, clean, md5, sha1, sha256, sha512),
-                   {FIXITY} AS fixity, {NONSENSE} AS nonsense, (-1)::BIGINT AS "group"
+            SELECT run, row, kind, size, content_kind, content_id, digest, mode, uid, gid, user_name, group_name,
+                   mtime_ns, device, inode, links, rdev, {FIXITY} AS fixity, {NONSENSE} AS nonsense,
+                   {LINKED} AS linked, {TARGET_ID}, {_MAKEABLE} AS makeable, holes IS NOT NULL AS has_holes,
+                   (-1)::BIGINT AS "group", {short_columns()}
             FROM objects WHERE run = ? AND {condition}
             """,
             [run.bytes, *parameters],
         )
         self.count: int = catalog.one("SELECT count(*) AS n FROM wanted")["n"]
-        execute(
-            "CREATE OR REPLACE TABLE senseless AS SELECT row, path, nonsense FROM wanted WHERE nonsense IS NOT NULL"
-        )
+        execute("CREATE OR REPLACE TABLE senseless AS SELECT row, nonsense FROM wanted WHERE nonsense IS NOT NULL")
+        execute("CREATE OR REPLACE TABLE doubled (row UBIGINT, path BLOB)")
         execute("DELETE FROM wanted WHERE nonsense IS NOT NULL")
         if find_doubles(catalog, "wanted"):
-            self._part_doubles()
+            self._part_doubles(condition, parameters)
+        place_long_fields(catalog, run, "wanted", long_fields)
         self._part_links()
 
     def locate(self) -> None:
@@ -110,8 +116,8 @@ class RestorePlan:
             """
             CREATE OR REPLACE TABLE multis AS
             WITH placed AS (
-                SELECT row, pack_id, block, holes IS NOT NULL AS has_holes,
-                       octet_length(path) + octet_length(fixity) + coalesce(octet_length(xattrs), 0) AS heap_bytes
+                SELECT row, pack_id, block, has_holes, coalesce(octet_length(path), 0) + octet_length(fixity)
+                           + coalesce(octet_length(xattrs), 0) AS heap_bytes
                 FROM located JOIN wanted USING (row) WHERE pack_id IS NOT NULL),
             crowded AS (
                 SELECT pack_id, block, true AS is_crowded FROM placed
@@ -125,16 +131,18 @@ class RestorePlan:
             {"row_bytes": PLAN_DTYPE.itemsize, "crowd": CROWDED_BYTES},
         )
 
-    def _part_doubles(self) -> None:
+    def _part_doubles(self, condition: str, parameters: list[Any]) -> None:
         """Rows tell objects apart from here on: leave one of equal ones, and none of those that differ, which get
         numbers of their own."""
         execute = self._catalog.execute
         execute(
             f"""
-            INSERT INTO senseless SELECT (1::UBIGINT << 63) + row_number() OVER (), path, '{CONTRADICTION}'
-            FROM wanted SEMI JOIN contradicted USING (row)
-            """
+            INSERT INTO doubled SELECT (1::UBIGINT << 63) + row_number() OVER (), path
+            FROM objects SEMI JOIN contradicted USING (run, row) WHERE run = ? AND {condition}
+            """,
+            [self._run.bytes, *parameters],
         )
+        execute(f"INSERT INTO senseless SELECT row, '{CONTRADICTION}' FROM doubled")
         execute("DELETE FROM wanted WHERE row IN (SELECT row FROM contradicted)")
         execute("DELETE FROM wanted WHERE rowid NOT IN (SELECT min(rowid) FROM wanted GROUP BY row)")
 
@@ -150,7 +158,7 @@ class RestorePlan:
         """
         wrong = list(not_their_extents(self._catalog.tuples(query)))
         some, execute = "row IN (SELECT unnest(?::UBIGINT[]))", self._catalog.execute
-        execute(f"INSERT INTO senseless SELECT row, path, '{NOT_ITS_EXTENTS}' FROM wanted WHERE {some}", [wrong])
+        execute(f"INSERT INTO senseless SELECT row, '{NOT_ITS_EXTENTS}' FROM wanted WHERE {some}", [wrong])
         execute(f"DELETE FROM wanted WHERE {some}", [wrong])
 
     def _part_links(self) -> None:
@@ -159,7 +167,7 @@ class RestorePlan:
             f"""
             CREATE OR REPLACE TABLE links AS
             SELECT row, first FROM (
-                SELECT row, min(row) OVER (PARTITION BY {ONE_OBJECT}) AS first FROM wanted WHERE {LINKED})
+                SELECT row, min(row) OVER (PARTITION BY {ONE_OBJECT}) AS first FROM wanted WHERE linked)
             WHERE row <> first
             """
         )
@@ -167,7 +175,7 @@ class RestorePlan:
             """
             CREATE OR REPLACE TABLE other_names AS
             SELECT l.row, l.first::BIGINT AS "group", w.kind, w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
-                   f.path AS target, w.xattrs
+                   f.path AS target, w.xattrs, w.long
             FROM links l JOIN wanted w ON w.row = l.row JOIN wanted f ON f.row = l.first
             """
         )
@@ -179,11 +187,15 @@ class RestorePlan:
         them with the reason. Between `locate` and `blocks`."""
         for folder, reason in folders:
             condition, parameters = path_filter(folder)
+            self._catalog.execute(
+                f"CREATE OR REPLACE TABLE left_out AS SELECT row FROM objects WHERE run = ? AND {condition}",
+                [self._run.bytes, *parameters],
+            )
             for table in ("wanted", "other_names"):
                 self._catalog.execute(
-                    f"INSERT INTO senseless SELECT row, path, ? FROM {table} WHERE {condition}", [reason, *parameters]
+                    f"INSERT INTO senseless SELECT row, ? FROM {table} SEMI JOIN left_out USING (row)", [reason]
                 )
-                self._catalog.execute(f"DELETE FROM {table} WHERE {condition}", parameters)
+                self._catalog.execute(f"DELETE FROM {table} WHERE row IN (SELECT row FROM left_out)")
         if folders:
             self._catalog.execute("DELETE FROM located WHERE row NOT IN (SELECT row FROM wanted)")
 
@@ -214,13 +226,14 @@ class RestorePlan:
     def needs_root(self, uid: int, gid: int) -> int:
         """How many objects have another owner, or attributes that only root can set."""
         query = """
-            SELECT count(*) AS n FROM wanted
-            WHERE uid <> ? OR gid <> ?
-               OR contains(xattrs::VARCHAR, 'security.') OR contains(xattrs::VARCHAR, 'trusted.')
+            SELECT uid <> ? OR gid <> ?, xattrs, long, count(*) FROM wanted
+            WHERE uid <> ? OR gid <> ? OR xattrs IS NOT NULL OR long > 0 GROUP BY ALL
         """
-        for row in self._catalog.rows(query, [uid, gid]):
-            return int(row["n"])
-        return 0
+        count = 0
+        for another, xattrs, long, times in self._catalog.tuples(query, [uid, gid, uid, gid]):
+            packed = self.long_fields.read(long).xattrs if long else xattrs or b""
+            count += times * (another or b"security." in packed or b"trusted." in packed)
+        return count
 
     def other_names(self) -> Iterator[Batch]:
         """ITEM_DTYPE batches of hardlinks, by row; `target` is the path of the name that was restored."""
@@ -233,14 +246,10 @@ class RestorePlan:
             yield to_batch(batch, ITEM_DTYPE, _ITEM_VARIABLE)
 
     def paths(self, rows: list[int]) -> dict[int, bytes]:
-        """Paths of some objects by row."""
-        query = """
-            SELECT row, path FROM (
-                SELECT row, path FROM wanted UNION ALL SELECT row, path FROM other_names
-                UNION ALL SELECT row, path FROM senseless)
-            WHERE row IN (SELECT unnest(?::UBIGINT[]))
-        """
-        return {row["row"]: row["path"] for row in self._catalog.rows(query, [rows])}
+        """Paths of some objects by row; of very long ones the first, as long as they are few."""
+        doubled = "SELECT row, path FROM doubled WHERE row IN (SELECT unnest(?::UBIGINT[]))"
+        found = dict(self._catalog.tuples(doubled, [rows]))
+        return found | dict(named_paths(self._catalog, self._run, rows))
 
     def missing(self) -> Iterator[dict[str, Any]]:
         """Objects (row, reason) that nothing can give back: those of which the manifests make no sense, and those with
@@ -318,7 +327,7 @@ class RestorePlan:
                    coalesce(mu.multi, -1) AS multi, (w."group" >= 0)::UTINYINT AS leads,
                    w.size, w.mode, w.uid, w.gid, w.mtime_ns, w.path,
                    CASE WHEN mu.multi IS NULL THEN w.fixity ELSE ''::BLOB END AS fixity,
-                   CASE WHEN mu.multi IS NULL THEN w.xattrs END AS xattrs,
+                   CASE WHEN mu.multi IS NULL THEN w.xattrs END AS xattrs, w.long,
                    {SOUND} AND pl.file_offset::HUGEINT + pl.length <= w.size
                        AND (w.content_kind <> {fmt.CONTENT_CHUNK} OR pl.length = w.size) AS sound
             FROM places pl JOIN wanted w USING (row) {BLOCK_AND_PACK}
@@ -347,7 +356,7 @@ class RestorePlan:
         cases = " ".join(f"WHEN '{kind}' THEN {number}" for number, kind in enumerate(fmt.KINDS))
         query = f"""
             SELECT CASE kind {cases} END::UTINYINT AS kind, -1::BIGINT AS multi, {_ITEM_COLUMNS} FROM wanted
-            WHERE kind IN ({names}) AND {_MAKEABLE} {condition}
+            WHERE kind IN ({names}) AND makeable {condition}
             ORDER BY row {"DESC" if backwards else ""}
         """
         for batch in self._catalog.batches(query):

@@ -1,7 +1,7 @@
 """The rows of one run: arrays from the workers in, manifest files out.
 
-Owned by the supervisor. Bounded: rows leave for a temporary file by row group, files are closed after FILE_ROWS rows,
-and the extents of an object whose content id is not known yet are spooled to disk.
+Owned by the supervisor. Bounded: rows leave for a temporary file by row group, files are closed when they are full, and
+the extents of an object whose content id is not known yet are spooled to disk.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from manifests.log import ManifestFile
 from manifests.owners import group_name, user_name
 from manifests.schema import SCHEMAS
 from manifests.store import Members
-from manifests.tables import TableWriter, constant_id, file_name, fixed_column, plain_column
+from manifests.tables import FILE_ROWS, TableWriter, constant_id, file_name, fixed_column, plain_column
 
-FILE_ROWS = 512 << 10
 SPOOL_MEMORY = 4 << 20
 SPOOL_PIECE = 32 << 10
 
@@ -166,7 +165,7 @@ class RunRows:
         if writer is None:
             writer = self._writers[table] = TableWriter(table, sorted_by)
         writer.append(columns)
-        if writer.rows >= FILE_ROWS:
+        if writer.is_full:
             self._publish(table)
 
     def _publish(self, table: str) -> None:

@@ -35,23 +35,25 @@ NONSENSE = f"""
 CONTRADICTION = "the manifests tell of different objects under its number"
 NOT_ITS_EXTENTS = "its extents are not those of its content id"
 #: What tells objects of one number apart.
-_OBJECT = "(path, kind, content_kind, content_id, size, digest)"
+_OBJECT = "(sha256(path), kind, content_kind, content_id, size, digest)"
 
 
 def find_doubles(catalog: Catalog, objects: str) -> bool:
-    """Make the table `contradicted` of the objects (run, row) of which the table `objects` has several that differ.
-    Whether a number stands there more than once at all: equal rows do no harm."""
+    """Make the table `contradicted` of those objects (run, row) of the table `objects` of which the manifests tell
+    different things. Whether a number stands there more than once at all: equal rows do no harm."""
     catalog.execute(
         f"CREATE OR REPLACE TABLE doubles AS SELECT run, row FROM {objects} GROUP BY run, row HAVING count(*) > 1"
     )
+    catalog.execute("CREATE OR REPLACE TABLE contradicted (run BLOB, row UBIGINT)")
+    if not catalog.one("SELECT count(*) AS n FROM doubles")["n"]:
+        return False
     catalog.execute(
         f"""
-        CREATE OR REPLACE TABLE contradicted AS
-        SELECT run, row FROM {objects} SEMI JOIN doubles USING (run, row)
+        INSERT INTO contradicted SELECT run, row FROM objects SEMI JOIN doubles USING (run, row)
         GROUP BY run, row HAVING count(DISTINCT {_OBJECT}) > 1
         """
     )
-    return bool(catalog.one("SELECT count(*) AS n FROM doubles")["n"])
+    return True
 
 
 def not_their_extents(rows: Iterable[tuple[int, int, bytes, int, int, bytes]]) -> Iterator[int]:

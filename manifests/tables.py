@@ -24,8 +24,12 @@ from manifests.schema import DICTIONARY_COLUMNS, SCHEMAS
 from manifests.store import Members
 
 ROW_GROUP = 64 << 10
-#: Bytes of rows that are kept for a row group; fewer rows make one where paths are very long.
-GROUP_BYTES = 64 << 20
+#: Bytes of fields of variable length at which a row group ends: readers hold no more than a row group of them, however
+#: long paths and extended attributes are.
+ROW_GROUP_BYTES = 8 << 20
+#: Likewise of a file, which is held whole while it is copied.
+FILE_BYTES = 32 << 20
+FILE_ROWS = 512 << 10
 
 
 class TableWriter:
@@ -36,7 +40,7 @@ class TableWriter:
         self.rows = 0
         self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by publish or close
         self._pending: list[Any] = []
-        self._pending_rows = self._pending_bytes = 0
+        self._pending_rows = self._pending_bytes = self._bytes = 0
         sorting = None
         if sorted_by is not None:
             sorting = [pq.SortingColumn(SCHEMAS[table].get_field_index(sorted_by))]
@@ -57,17 +61,22 @@ class TableWriter:
             _as_arrow(columns[field.name], field.type) if field.name in columns else pa.nulls(length, field.type)
             for field in SCHEMAS[self.table]
         ]
-        rows = pa.record_batch(arrays, schema=SCHEMAS[self.table])
-        self._pending.append(rows)
+        self._pending.append(pa.record_batch(arrays, schema=SCHEMAS[self.table]))
         self._pending_rows += length
-        self._pending_bytes += rows.nbytes
+        self._pending_bytes += sum(array.nbytes for array in arrays if pa.types.is_binary(array.type))
         self.rows += length
-        if self._pending_rows >= ROW_GROUP or self._pending_bytes >= GROUP_BYTES:
+        if self._pending_rows >= ROW_GROUP or self._pending_bytes >= ROW_GROUP_BYTES:
             self._flush()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the file is large enough, and rows should go to another one."""
+        return self.rows >= FILE_ROWS or self._bytes + self._pending_bytes >= FILE_BYTES
 
     def _flush(self) -> None:
         if self._pending:
             self._writer.write_table(pa.Table.from_batches(self._pending), row_group_size=ROW_GROUP)
+            self._bytes += self._pending_bytes
             self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
     def publish(self, members: Members, name: str) -> ManifestFile:

@@ -20,14 +20,16 @@ import numpy as np
 from blake3 import blake3
 
 from manifests.catalog import Catalog
-from manifests.columns import Batch, with_fields
+from manifests.columns import Batch, cut_batch, with_fields
 from manifests.compare import SideBySide
-from manifests.errors import CorruptRecord, NotFound
+from manifests.errors import CorruptRecord, NotFound, UsageError
 from manifests.log import Run
+from manifests.longfields import LongFields
 from manifests.objects import list_objects, no_such_object
 from manifests.recorded import log_text
+from manifests.sizes import format_size
 from manifests.xattrs import FOR_EVERYBODY, read_xattrs, unpack_xattrs
-from pipeline.budget import available_cores
+from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.ingest.sources import find_place
 from stages.digest import read_pieces
 from stages.read import FolderCache, open_below
@@ -35,6 +37,10 @@ from stages.scan import KIND, Source, scan
 
 #: Files that one thread hashes in one go: up to so many, of so many bytes.
 LOT_FILES, LOT_BYTES = 64, 64 << 20
+#: Extended attributes that are held at a time, in bytes.
+XATTRS_AT_ONCE = 4 << 20
+#: What a comparison takes besides DuckDB: interpreter, libraries, pieces of files that are hashed.
+COMPARE_MEMORY = 164 << 20
 VERDICTS = ("missing", "changed", "extra", "incomplete", "unreadable")
 
 
@@ -125,14 +131,28 @@ def _xattrs(archived: bytes, found: bytes, owner: bool) -> Iterator[str]:
             yield f"extended attribute {name.decode(errors='backslashreplace')} {how}"
 
 
-def compare(catalog: Catalog, run: Run, path: bytes, directory: str, *, data: bool = False) -> Comparison:
+def compare(
+    catalog: Catalog,
+    run: Run,
+    path: bytes,
+    directory: str,
+    long_fields: LongFields,
+    *,
+    data: bool = False,
+    memory: int = DEFAULT_MEMORY,
+) -> Comparison:
     """Compare the objects at and below `path` of a run with `directory`; with an empty path see `_sources`. `data`:
-    read the files and compare their BLAKE3. Raises NotFound where there is no such object or directory."""
+    read the files and compare their BLAKE3; `memory`: bytes; `long_fields` is the comparison's as long as it lives.
+    Raises NotFound where there is no such object or directory, UsageError with the least `memory`."""
+    if memory < COMPARE_MEMORY + DUCKDB_MEMORY:
+        least = format_size(COMPARE_MEMORY + DUCKDB_MEMORY)
+        raise UsageError(f"--memory {format_size(memory)} is too little for a comparison, which needs {least}")
+    catalog.limit_memory(memory - COMPARE_MEMORY)
     place = find_place(directory)
     if place.trouble:
         raise NotFound(f"there is no directory {directory}: {place.trouble}")
     here = place.path
-    side = SideBySide(catalog, run.run_id, path)
+    side = SideBySide(catalog, run.run_id, path, long_fields)
     if not side.count:
         raise no_such_object(run.run_id, path)
     sources = [Source(here, path)] if path else _sources(catalog, run, here)
@@ -143,7 +163,8 @@ def compare(catalog: Catalog, run: Run, path: bytes, directory: str, *, data: bo
     walked = [source for source in sources if os.path.lexists(source.path)]
     with closing(FolderCache()) as folders:
         for batch in scan(walked):
-            side.add_found(_with_xattrs(batch, walked, folders))
+            for part in _with_xattrs(batch, walked, folders):
+                side.add_found(part)
             comparison.objects += len(batch.rows)
     if data:
         _compare_data(comparison, {source.name: source.path for source in sources})
@@ -175,20 +196,27 @@ def _add_strays(side: SideBySide, names: set[bytes], here: bytes) -> None:
         raise NotFound(f"listing {os.fsdecode(here)}: {error.strerror}; give a directory that can be read") from error
 
 
-def _with_xattrs(batch: Batch, sources: list[Source], folders: FolderCache) -> Batch:
-    """Scanned objects (OBJECT_DTYPE) with the extended attributes of files, too; no file is opened for them."""
-    found, errors = dict[int, bytes](), dict[int, bytes]()
+def _with_xattrs(batch: Batch, sources: list[Source], folders: FolderCache) -> Iterator[Batch]:
+    """Scanned objects (OBJECT_DTYPE) with the extended attributes of files, too, in parts of some MiB of them; no file
+    is opened for them."""
+    found, errors, held, first = dict[int, bytes](), dict[int, bytes](), 0, 0
     paths, origins = batch.all_bytes("path"), batch.rows["source"].tolist()
     for number in np.flatnonzero(batch.rows["kind"] == KIND["file"]).tolist():
         source = sources[origins[number]]
         try:
             packed = read_xattrs(folders.short(source.path + paths[number][len(source.name) :]))
         except OSError as error:
-            errors[number] = f"reading its extended attributes failed: {error.strerror}".encode()
-        else:
-            if packed:
-                found[number] = packed
-    return with_fields(batch, {"xattrs": found, "error": errors}) if found or errors else batch
+            errors[number - first] = f"reading its extended attributes failed: {error.strerror}".encode()
+            continue
+        if packed:
+            found[number - first] = packed
+            held += len(packed)
+        if held >= XATTRS_AT_ONCE:
+            part = cut_batch(batch, first, number + 1)
+            yield with_fields(part, {"xattrs": found, "error": errors})
+            found, errors, held, first = {}, {}, 0, number + 1
+    rest = cut_batch(batch, first, len(batch.rows)) if first else batch
+    yield with_fields(rest, {"xattrs": found, "error": errors}) if found or errors else rest
 
 
 def _compare_data(comparison: Comparison, places: dict[bytes, bytes]) -> None:

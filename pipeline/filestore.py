@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from manifests.catalog import Catalog
     from manifests.indexcache import IndexStatus
     from manifests.inspect import StoreStats
+    from manifests.longfields import LongFields
     from manifests.objects import ObjectInfo
     from manifests.plan import PlanTotals
     from manifests.scrubs import ShardFinding
@@ -124,6 +125,7 @@ class FileStore(ObjectOperations):
         self.replicas = Replicas(members, self._cache)
         self._scratch = Scratch(self._cache)
         self._folders = OpenFolders()
+        self._long_fields: LongFields | None = None
         self._catalog: Catalog | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -213,6 +215,8 @@ class FileStore(ObjectOperations):
                 if self._catalog is not None:
                     self._catalog.close()
                     self._catalog = None
+        if self._long_fields is not None:
+            self._long_fields.close()
         self._folders.close()
         self._scratch.close()
         self.members.close()
@@ -629,18 +633,26 @@ class FileStore(ObjectOperations):
         pieces = RangeReader(places, source, make_decoder=decoder).read(info, offset, length)
         return _counting(pieces, partial(HealingCounter, self.figures.meters, source.figures))
 
-    def compare(self, selection: str, directory: str | Path, *, data: bool = False) -> Comparison:
-        """Compare `RUN[:PATH]` with a directory; `data`: read the files, too. Iterate over the answer.
+    def compare(
+        self, selection: str, directory: str | Path, *, data: bool = False, memory: int = DEFAULT_MEMORY
+    ) -> Comparison:
+        """Compare `RUN[:PATH]` with a directory; `data`: read the files, too; `memory`: bytes that it may take. Iterate
+        over the answer, before the next comparison.
 
         >>> comparison = store.compare("latest:data", "data", data=True)
         >>> list(comparison), comparison.equal
         ([], True)
         """
+        from manifests.longfields import LongFields
         from pipeline.compare import compare
 
         chosen = Selection.parse(selection)
         run = self.run(chosen.run, path=chosen.path)
-        return compare(self.catalog, run, chosen.within(run), os.fspath(directory), data=data)
+        if self._long_fields is not None:
+            self._long_fields.close()
+        self._long_fields = fields = LongFields()
+        path = chosen.within(run)
+        return compare(self.catalog, run, path, os.fspath(directory), fields, data=data, memory=memory)
 
     @property
     def notices(self) -> Sequence[str]:

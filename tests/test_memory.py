@@ -31,13 +31,13 @@ def pss(pid: int) -> int:
         return 0
 
 
-def peak_of(process: subprocess.Popen[bytes]) -> int:
-    """Largest sum of PSS over a process and all below it while it runs."""
+def peak_of(process: subprocess.Popen[bytes], code: int = 0) -> int:
+    """Largest sum of PSS over a process and all below it while it runs; it must end with `code`."""
     peak = 0
     while process.poll() is None:
         peak = max(peak, sum(pss(pid) for pid in [process.pid, *descendants(process.pid)]))
         time.sleep(0.02)
-    assert process.returncode == 0
+    assert process.returncode == code
     return peak
 
 

@@ -15,6 +15,7 @@ import pytest
 from manifests.catalog import Catalog
 from manifests.ids import new_id
 from manifests.log import make_record, write_record
+from manifests.longfields import LongFields
 from manifests.plan import RestorePlan
 from manifests.tables import TableWriter, constant_id, file_name
 from pipeline.filestore import FileStore
@@ -136,8 +137,8 @@ def test_of_a_large_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with FileStore.create([tmp_path / "store"], cache=tmp_path / "cache") as made:
         run_id = write_manifests(made)
     plans = Plans(monkeypatch)
-    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store:
-        plan = RestorePlan(store.catalog, run_id, b"")
+    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store, LongFields() as fields:
+        plan = RestorePlan(store.catalog, run_id, b"", fields)
         plan.locate()
         assert sum(len(batch.rows) for batch in plan.blocks()) == OBJECTS
         assert not list(plan.missing())

@@ -12,7 +12,7 @@ from pipeline.cli.choosing import choose, run_options, tell_which
 from pipeline.cli.command import Command
 from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
-from pipeline.cli.options import format_options, open_store, quiet_option, store_option
+from pipeline.cli.options import format_options, memory_option, open_store, quiet_option, store_option
 from pipeline.cli.output import Column, emit, emit_json, emit_table, path_fields
 from pipeline.printing import say, shown
 
@@ -29,6 +29,7 @@ _FIELDS = {"path": Kind.PATH, "verdict": Kind.TEXT, "what": Kind.TEXTS}
 @store_option
 @run_options
 @click.option("--data", is_flag=True, help="Read the files, and compare their bytes by BLAKE3.")
+@memory_option
 @format_options
 @quiet_option
 @metrics_options
@@ -39,6 +40,7 @@ def compare_command(
     store: str | None,
     which: RunFilter,
     data: bool,
+    memory: int,
     output: str,
     quiet: bool,
 ) -> int:
@@ -72,7 +74,7 @@ def compare_command(
             selection = str(found)
             if not quiet and not found.path:
                 tell_which(opened, opened.run(found.run), which, found.path)
-        comparison = opened.compare(selection, directory, data=data)
+        comparison = opened.compare(selection, directory, data=data, memory=memory)
         if output != "table":
             emit(map(_record, comparison), _FIELDS, output)
             if output == "jsonl":

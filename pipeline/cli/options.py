@@ -73,15 +73,19 @@ def verbose_option(command: Decorated) -> Decorated:
     return click.option("-v", "--verbose", is_flag=True, help="Name everything that is wrong.")(command)
 
 
-def resource_options(command: Decorated) -> Decorated:
-    """`--workers` and `--memory`."""
-    command = click.option(
+def memory_option(command: Decorated) -> Decorated:
+    return click.option(
         "--memory",
         type=SIZE,
         default=DEFAULT_MEMORY,
         metavar="SIZE",
         help="Of all processes together [default: 600MiB].",
     )(command)
+
+
+def resource_options(command: Decorated) -> Decorated:
+    """`--workers` and `--memory`."""
+    command = memory_option(command)
     return click.option("--workers", type=click.IntRange(1), help="Worker processes [default: one a core].")(command)
 
 

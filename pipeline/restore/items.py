@@ -11,6 +11,7 @@ from typing import NamedTuple
 from manifests.columns import Batch
 from manifests.errors import DrystoneError, Unreadable
 from manifests.fixity import parse_fixity
+from manifests.longfields import read_fields
 from pipeline import messages
 from pipeline.restore.outcomes import Outcomes
 from pipeline.station import Context
@@ -28,7 +29,8 @@ OPEN_PARTS = 64
 
 
 class Item(NamedTuple):
-    """A row of ITEM_DTYPE. `target`: of a symlink, or the first name of a hardlinked object; `group`: see there."""
+    """A row of ITEM_DTYPE. `target`: of a symlink, or the first name of a hardlinked object; `group`, `long`: see
+    there."""
 
     kind: int
     row: int
@@ -40,6 +42,7 @@ class Item(NamedTuple):
     target: bytes
     fixity: bytes
     holes: bytes
+    long: int
 
 
 class Begun:
@@ -98,9 +101,11 @@ def _part_name(row: int) -> bytes:
 class ItemMaker:
     """Makes objects in a target. Owned by one worker."""
 
-    def __init__(self, context: Context, target: Target, parts: PartFiles) -> None:
-        """`parts`: those of this worker; a file that is finished is closed in them."""
+    def __init__(self, context: Context, target: Target, parts: PartFiles, long_fields: int) -> None:
+        """`parts`: those of this worker; a file that is finished is closed in them; `long_fields`: descriptor of the
+        file of long fields (manifests/longfields.py)."""
         self._context = context
+        self._long_fields = long_fields
         self._target = target
         self._parts = parts
 
@@ -117,6 +122,8 @@ class ItemMaker:
         for item in _items(batch):
             is_file = item.kind in CONTENTS
             try:
+                if item.long:
+                    item = self._with_long_fields(item)
                 trouble = self._make_link(item) if kind == messages.LINKS else self._make(item, begun(item))
                 outcomes.files += is_file
                 outcomes.in_place += is_file and trouble is None
@@ -126,6 +133,11 @@ class ItemMaker:
                 trouble = str(error)
             if trouble:
                 outcomes.failed(item.row, item.multi, trouble)
+
+    def _with_long_fields(self, item: Item) -> Item:
+        """The item with the fields that its batch has no room for."""
+        path, target, xattrs, holes = read_fields(self._long_fields, item.long)
+        return item._replace(path=path, target=target, holes=holes, attributes=item.attributes._replace(xattrs=xattrs))
 
     def _make_link(self, item: Item) -> str | None:
         if not self._target.wanted(item.path, item.attributes):
@@ -174,14 +186,14 @@ class ItemMaker:
 
 
 def _items(batch: Batch) -> Iterator[Item]:
-    names = ("kind", "row", "multi", "group", "rdev", "mode", "uid", "gid", "mtime_ns", "size")
+    names = ("kind", "row", "multi", "group", "rdev", "long", "mode", "uid", "gid", "mtime_ns", "size")
     numbers = zip(*(batch.rows[name].tolist() for name in names), strict=True)
     texts = zip(*(batch.all_bytes(name) for name in ("path", "target", "fixity", "holes", "xattrs")), strict=True)
-    for (kind, row, multi, group, device, mode, uid, gid, mtime, size), (path, target, fixity, holes, xattrs) in zip(
-        numbers, texts, strict=True
-    ):
+    for (kind, row, multi, group, device, long, mode, uid, gid, mtime, size), (
+        path, target, fixity, holes, xattrs,
+    ) in zip(numbers, texts, strict=True):  # fmt: skip
         attributes = Attributes(mode, uid, gid, mtime, size, xattrs)
-        yield Item(kind, row, multi, group, device, attributes, path, target, fixity, holes)
+        yield Item(kind, row, multi, group, device, attributes, path, target, fixity, holes, long)
 
 
 def _zeros(count: int) -> Iterator[memoryview]:

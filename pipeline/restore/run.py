@@ -17,12 +17,14 @@ from manifests.backends import place_of
 from manifests.catalog import Catalog
 from manifests.columns import Batch
 from manifests.errors import BackendError, DrystoneError, Unreadable, UsageError
+from manifests.longfields import LongFields
 from manifests.objects import no_such_object
 from manifests.owners import renumbered
 from manifests.plan import PlanTotals, RestorePlan
 from manifests.store import Members
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.fan import fan_workers
+from pipeline.handles import FdHandle
 from pipeline.outcome import NamedError, StageFigures, stage_figures
 from pipeline.restore.plan import RestoreHome
 from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
@@ -133,6 +135,7 @@ def restore(
         standing() as done,
         SignalWatch() as signals,
         QueryWatch(signals, catalog.stop, catalog.go_on) as queries,
+        LongFields() as long_fields,
     ):
         staging, leftovers = _make_places(request.to)
         try:
@@ -140,12 +143,12 @@ def restore(
             try:
                 # DuckDB plans in a thread while the fork server starts the workers, which is waiting for the most part.
                 with ThreadPoolExecutor(1, "plan") as planner:
-                    planned = planner.submit(_planned, catalog, run, path, target, request, begun)
+                    planned = planner.submit(_planned, catalog, run, path, long_fields, target, request, begun)
                     home = RestoreHome(shape.count, planned.result)
-                    places = backend_places(members)
+                    places, fields = backend_places(members), FdHandle(long_fields.fd)
                     counters = run_stations(
                         shape.layout().with_meters(members.numbers),
-                        fan_workers(shape, restore_station, lambda index: RestoreOptions(index, places, options)),
+                        fan_workers(shape, restore_station, lambda i: RestoreOptions(i, places, options, fields)),
                         {"plan": home.plan_station, "reports": home.reports_station},
                         inline=request.inline,
                         signals=signals,
@@ -191,12 +194,13 @@ def _planned(
     catalog: Catalog,
     run: uuid.UUID,
     path: bytes,
+    long_fields: LongFields,
     target: Target,
     request: RestoreRequest,
     on_plan: Callable[[PlanTotals], None] | None,
 ) -> tuple[RestorePlan, list[tuple[int, str]]]:
     """The plan, with its directories made, and those that could not be made. Raises NotFound."""
-    plan = RestorePlan(catalog, run, path)
+    plan = RestorePlan(catalog, run, path, long_fields)
     if not plan.count and catalog.lost:
         raise Unreadable("; ".join(catalog.lost))
     if not plan.count:
@@ -268,14 +272,16 @@ def _sync(to: str) -> None:
 
 def _each_folder(plan: RestorePlan, backwards: bool) -> Any:
     for batch in plan.items(("directory",), backwards=backwards):
-        yield from _rows(batch)
+        yield from _rows(batch, plan.long_fields)
 
 
-def _rows(batch: Batch) -> Any:
-    columns = [batch.rows[name].tolist() for name in ("row", "mode", "uid", "gid", "mtime_ns", "size")]
-    for (row, mode, uid, gid, mtime, size), path, xattrs in zip(
+def _rows(batch: Batch, long_fields: LongFields) -> Any:
+    columns = [batch.rows[name].tolist() for name in ("row", "mode", "uid", "gid", "mtime_ns", "size", "long")]
+    for (row, mode, uid, gid, mtime, size, long), path, xattrs in zip(
         zip(*columns, strict=True), batch.all_bytes("path"), batch.all_bytes("xattrs"), strict=True
     ):
+        if long:
+            path, _, xattrs, _ = long_fields.read(long)
         yield row, path, Attributes(mode, uid, gid, mtime, size, xattrs)
 
 

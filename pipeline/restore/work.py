@@ -7,6 +7,7 @@ larger one goes to its staged file.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ from manifests.backends import BackendStorage, Place
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch
 from manifests.config import ECScheme
 from manifests.errors import DrystoneError, Unreadable
+from manifests.longfields import read_fields
 from manifests.placement import Seat
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.badmedia import BadMedia
 from pipeline.fan import Work, fan_station
+from pipeline.handles import FdHandle
 from pipeline.metrics.backend import MeteredBackend
 from pipeline.metrics.codec import MeteredDecoder
 from pipeline.metrics.meters import Meters
@@ -40,8 +43,9 @@ from stages.attributes import Attributes
 from stages.target import NO_GROUP, Target, TargetOptions
 
 FETCH_AT_ONCE = 8 << 20
-#: Path, fixity and extended attributes of a planned chunk's object.
-Texts = tuple[bytes, bytes, bytes]
+#: Path, fixity and extended attributes of a planned chunk's object; and where the first and the last are, if they are
+#: long.
+Texts = tuple[bytes, bytes, bytes, int]
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class RestoreOptions:
     index: int
     backends: BackendPlaces
     target: TargetOptions
+    long_fields: FdHandle
 
 
 class Restorer:
@@ -80,12 +85,15 @@ class Restorer:
         self._decoder = MeteredDecoder(context.meters)
         self._target = Target(options.target, f"restore-{options.index}")
         self._parts = PartFiles(self._target)
-        self._maker = ItemMaker(context, self._target, self._parts)
+        self._long_fields = options.long_fields.detach()
+        self._maker = ItemMaker(context, self._target, self._parts, self._long_fields)
         self._hashed: dict[int, Begun] = {}
 
     def close(self) -> None:
+        """Release descriptors: inline, the process goes on."""
         self._parts.close_all()
         self._target.close()
+        os.close(self._long_fields)
 
     @property
     def figures(self) -> ReadFigures:
@@ -100,13 +108,17 @@ class Restorer:
         places: dict[bytes, int] = {}
         before = self._target.replaced
         for path, reason in self._target.settle():
-            places = places or {each: number for number, each in enumerate(task.all_bytes("path"))}
+            places = places or {each: number for number, each in enumerate(self._paths(task))}
             row = task.rows[places[path]]
             outcomes.failed(int(row["row"]), -1, reason)
             if kind == messages.PLAN:
                 outcomes.bytes -= int(row["size"])
             outcomes.files -= kind == messages.PLAN or int(row["kind"]) in CONTENTS
         outcomes.replaced += self._target.replaced - before
+
+    def _paths(self, task: Batch) -> Iterator[bytes]:
+        for path, long in zip(task.all_bytes("path"), task.rows["long"].tolist(), strict=True):
+            yield read_fields(self._long_fields, long).path if long else path
 
     def hash(self, batch: Batch) -> None:
         """Hash large files (HASH_DTYPE) as far as they are written, while others of their parts are on their way."""
@@ -121,7 +133,8 @@ class Restorer:
     def restore(self, batch: Batch, outcomes: Outcomes) -> None:
         """Fetch the blocks of a PLAN_DTYPE batch and write what they hold."""
         rows = batch.rows
-        texts = list(zip(*(batch.all_bytes(name) for name in ("path", "fixity", "xattrs")), strict=True))
+        columns = (batch.all_bytes(name) for name in ("path", "fixity", "xattrs"))
+        texts = list(zip(*columns, rows["long"].tolist(), strict=True))
         same = (rows["pack_id"][1:] == rows["pack_id"][:-1]).all(axis=1) & (rows["block"][1:] == rows["block"][:-1])
         starts = [0, *(np.flatnonzero(~same) + 1).tolist(), len(rows)]
         blocks = list(pairwise(starts))
@@ -287,10 +300,12 @@ class Restorer:
     def _write_file(
         self, row: int, leads: bool, texts: Texts, pieces: list[Any], attributes: Attributes, outcomes: Outcomes
     ) -> None:
-        path, fixity, xattrs = texts
+        path, fixity, xattrs, long = texts
         group = row if leads else NO_GROUP
-        attributes = attributes._replace(xattrs=xattrs) if xattrs else attributes
         try:
+            if long:
+                path, _, xattrs, _ = read_fields(self._long_fields, long)
+            attributes = attributes._replace(xattrs=xattrs) if xattrs else attributes
             if sum(map(len, pieces)) != attributes.size:
                 raise Unreadable("its chunks do not add up to its size")
             if self._target.wanted(path, attributes, group):
