@@ -19,15 +19,8 @@ from blake3 import blake3
 from manifests import format as fmt
 from manifests.catalog import BATCH_ROWS, Catalog, path_filter
 from manifests.columns import Batch
-from manifests.longfields import (
-    FIELD_BYTES,
-    LOT_BYTES,
-    SHORT,
-    LongFields,
-    place_long_fields,
-    short_form,
-    short_form_of,
-)
+from manifests.longcolumns import FIELD_BYTES, LOT_BYTES, place_long_fields, short_form_of
+from manifests.longfields import SHORT, LongFields, short_form
 from manifests.plan import LINKED, ONE_OBJECT, TARGET_ID
 
 _COLUMNS = ("kind", "size", "mtime_ns", "mode", "uid", "gid", "target", "rdev", "xattrs")

@@ -19,7 +19,7 @@ from manifests.arrowrows import to_batch
 from manifests.catalog import Catalog
 from manifests.columns import PIECE_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY, digest_column
-from manifests.longfields import name_objects
+from manifests.longcolumns import name_objects
 from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, places_of
 from manifests.sense import NONSENSE, find_doubles
 

@@ -17,7 +17,7 @@ from manifests.columns import PLAN_DTYPE, Batch
 from manifests.directories import SUMS
 from manifests.errors import BackendError, CorruptRecord
 from manifests.log import Log, State
-from manifests.longfields import name_objects
+from manifests.longcolumns import name_objects
 from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND
 from manifests.plan import sound_rows
 from manifests.store import BACKEND_KEY, STORE_KEY, Member, Members

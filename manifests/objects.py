@@ -12,7 +12,7 @@ from manifests.catalog import Catalog, path_filter
 from manifests.errors import NotFound, Unreadable, UsageError
 from manifests.fixity import digest_column
 from manifests.ids import short_id
-from manifests.longfields import short_columns, with_long_columns
+from manifests.longcolumns import short_columns, with_long_columns
 from manifests.places import BLOCK_AND_PACK, CONTENT_KINDS, SOUND, places_of
 
 OBJECT_COLUMNS = (

@@ -19,7 +19,8 @@ from manifests.arrowrows import bools, to_batch
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY
-from manifests.longfields import LongFields, named_paths, place_long_fields, short_columns
+from manifests.longcolumns import named_paths, place_long_fields, short_columns
+from manifests.longfields import LongFields
 from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, places_of
 from manifests.sense import CONTRADICTION, NONSENSE, NOT_ITS_EXTENTS, find_doubles, not_their_extents
 

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests.config import ECScheme
-from manifests.longfields import SHORT, LongFields, read_fields, short_form, short_form_of
+from manifests.longcolumns import short_form_of
+from manifests.longfields import SHORT, LongFields, read_fields, short_form
 from manifests.tables import ROW_GROUP_BYTES, TableWriter
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
