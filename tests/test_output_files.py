@@ -310,7 +310,7 @@ def test_an_error_of_the_output_names_it(tmp_path: Path) -> None:
         inner.rename(tmp_path / "moved")
         shutil.rmtree(tmp_path / "moved")
     with (
-        pytest.raises(BackendError, match="writing .*none/file failed"),
+        pytest.raises(BackendError, match=r"writing .*none/file failed"),
         output_file(f"{tmp_path}/none/file", OutputOptions()),
     ):
         pass
