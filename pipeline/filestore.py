@@ -38,6 +38,7 @@ from manifests.store import Members
 from manifests.totals import chunk_totals
 from pipeline.backend import Backend, describe
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
+from pipeline.errors import PipelineError
 from pipeline.metrics.figures import StoreFigures
 from pipeline.objects.operations import ObjectOperations
 from pipeline.standing import standing
@@ -602,7 +603,11 @@ class FileStore(ObjectOperations):
         request = replace(request or RestoreRequest(""), to=absolute_path(to))
         run = self.run(chosen.run, path=chosen.path)
         tick = self.figures.watch(RESTORE_COUNTERS, on_tick)
-        return restore(self.members, self.catalog, run.run_id, chosen.within(run), request, on_plan, tick)
+        try:
+            return restore(self.members, self.catalog, run.run_id, chosen.within(run), request, on_plan, tick)
+        except PipelineError as error:
+            error.add_note(f"what was restored stays in {request.to}: run it again for the rest")
+            raise
 
     def open_range(
         self, selection: str | ObjectInfo, byte_range: ByteRange | None = None, figures: ReadFigures | None = None

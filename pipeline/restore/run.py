@@ -30,7 +30,6 @@ from pipeline.restore.plan import RestoreHome
 from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
 from pipeline.runner import run_stations
 from pipeline.signalwatch import QueryWatch, SignalWatch
-from pipeline.standing import standing
 from pipeline.topology import RESTORE_STAGES, FanShape, fan_shape
 from stages.attributes import Attributes
 from stages.durable import sync_file_system
@@ -125,14 +124,7 @@ def restore(
         request.workers,
     )
     catalog.limit_memory(DUCKDB_MEMORY + request.memory - shape.memory)  # what is left of it
-
-    def begun(totals: PlanTotals) -> None:
-        done.append(f"what was restored stays in {request.to}: run it again for the rest")
-        if on_plan is not None:
-            on_plan(totals)
-
     with (
-        standing() as done,
         SignalWatch() as signals,
         QueryWatch(signals, catalog.stop, catalog.go_on) as queries,
         LongFields() as long_fields,
@@ -143,7 +135,7 @@ def restore(
             try:
                 # DuckDB plans in a thread while the fork server starts the workers, which is waiting for the most part.
                 with ThreadPoolExecutor(1, "plan") as planner:
-                    planned = planner.submit(_planned, catalog, run, path, long_fields, target, request, begun)
+                    planned = planner.submit(_planned, catalog, run, path, long_fields, target, request, on_plan)
                     home = RestoreHome(shape.count, planned.result)
                     places, fields = backend_places(members), FdHandle(long_fields.fd)
                     counters = run_stations(
