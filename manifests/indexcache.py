@@ -35,6 +35,7 @@ from manifests.index import MEMORY_BYTES, Entries
 from manifests.known import KNOWN_OF, count_rows, read_tombstones
 from manifests.log import State
 from manifests.ordering import in_order
+from manifests.processes import boot_id
 from manifests.replicas import Replicas
 
 #: Changed when what lies in the folder is laid out in another way.
@@ -242,7 +243,8 @@ class IndexCache:
         generation = self._folder / str(pointer.get("generation"))
         # Marked as being changed by a process of this boot, it is whole for readers, even if that one died; after a
         # power loss nothing is known.
-        if pointer.get("mark", ()) != (None if pointer.get("boot") == _boot() else _mark(generation)):
+        same_boot = pointer.get("boot") == boot_id() != ""
+        if pointer.get("mark", ()) != (None if same_boot else _mark(generation)):
             return nothing
         try:
             index = DiskIndex(generation, read_only=True)
@@ -329,7 +331,7 @@ class IndexCache:
             "layout": LAYOUT,
             "generation": generation.name,
             "mark": _mark(generation) if whole else None,
-            "boot": None if whole else _boot(),
+            "boot": None if whole else boot_id(),
         }
         temp = self._folder / f"{_POINTER}.new"
         with open(temp, "w") as file:
@@ -379,11 +381,6 @@ def _hold(generation: Path) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _boot() -> str:
-    """Which boot of the machine this is."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _mark(generation: Path) -> list[int] | None:

@@ -2,6 +2,12 @@
 
 Only a process of this machine can be looked at, and a host's name alone does not make a machine: containers and clones
 share names. What can't be told for sure counts as alive.
+
+On the same boot, which the kernel gives an id that no other has, a process is looked up by number and start time. A
+mark of another boot is one of this machine before it was started anew, or one of another machine that looks the same
+and is at work: containers of one image share the host's name and the id in `/etc/machine-id`, wherever they run. So
+that id counts only outside of containers, where it is the machine's own (machine-id(5) asks for that of clones, too).
+In a container nothing is told of other boots.
 """
 
 from __future__ import annotations
@@ -16,11 +22,21 @@ from blake3 import blake3
 
 from manifests.config import text, whole_number
 
+#: The namespaces of processes and host names that a machine has from its start: who is in them is in no container. The
+#: kernel gives them fixed numbers (PROC_PID_INIT_INO and PROC_UTS_INIT_INO).
+_FIRST = {"pid": "pid:[4026531836]", "uts": "uts:[4026531838]"}
+
+
+def boot_id() -> str:
+    """Which start of the machine this is, as the kernel names it; empty where it does not tell."""
+    return _first_line("/proc/sys/kernel/random/boot_id")
+
 
 @dataclass(frozen=True)
 class ProcessMark:
     """A process. `machine` and `boot`: ids of the machine and of its start; `namespace`: in which `pid` counts;
-    `started`: in clock ticks since the start of the machine. Empty or 0 where the system does not tell."""
+    `started`: in clock ticks since the start of the machine. Empty or 0 where the system does not tell; `machine` also
+    in a container."""
 
     host: str
     pid: int
@@ -33,15 +49,12 @@ class ProcessMark:
     def here(cls) -> ProcessMark:
         """This process."""
         # A machine id is not for everybody's eyes, its digest is.
-        machine = _first_line("/etc/machine-id")
+        in_container = any(_namespace(kind) != first for kind, first in _FIRST.items())
+        machine = "" if in_container else _first_line("/etc/machine-id")
         digest = blake3(b"drystone machine\0" + machine.encode()).hexdigest()[:16] if machine else ""
-        namespace = ""
-        with suppress(OSError):
-            namespace = os.readlink("/proc/self/ns/pid")
         pid = os.getpid()
         _, started = _look(pid)
-        boot = _first_line("/proc/sys/kernel/random/boot_id")
-        return cls(socket.gethostname(), pid, digest, boot, namespace, started)
+        return cls(socket.gethostname(), pid, digest, boot_id(), _namespace("pid"), started)
 
     def to_record(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -54,17 +67,24 @@ class ProcessMark:
         return cls(text(record["host"]), whole_number(record["pid"]), machine, boot, namespace, started)
 
     def is_gone(self) -> bool | None:
-        """Whether it is gone: its machine, which is this one, was started anew since; or on this machine there is no
-        such process, or another one that has its number now. None where that can't be told from here."""
+        """Whether it is gone: on this boot there is no such process, or another one that has its number now; or it is
+        of an earlier boot of this very machine, which no container can tell. None where that can't be told from here:
+        it may be alive, and only somebody who knows that it has ended may clear its traces away."""
         me = ProcessMark.here()
         if (self.host, self.machine) != (me.host, me.machine) or not (self.boot and me.boot):
             return None
         if self.boot != me.boot:
-            return True if self.machine else None
+            return True if self.machine and self.namespace == me.namespace == _FIRST["pid"] else None
         if self.namespace != me.namespace or not (self.namespace and self.started and 0 < self.pid < 1 << 31):
             return None
         alive, started = _look(self.pid)
         return not alive or started not in (0, self.started)
+
+
+def _namespace(kind: str) -> str:
+    with suppress(OSError):
+        return os.readlink(f"/proc/self/ns/{kind}")
+    return ""
 
 
 def _first_line(path: str) -> str:

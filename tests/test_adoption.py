@@ -235,6 +235,24 @@ def test_only_a_process_of_this_machine_is_told_to_be_gone(make_store: MakeStore
     assert marked(store, replace(alive, pid=1 << 70)) == "unknown"
     assert marked(store, None) == "unknown"
     assert marked(store, replace(here, boot="before")) == ("died" if here.machine else "unknown")
+    assert marked(store, replace(here, boot="before", machine="")) == "unknown"
+    assert marked(store, replace(here, boot="before", namespace="pid:[4026532000]")) == "unknown"
+
+
+@pytest.mark.parametrize("private", [["--pid", "--fork", "--mount-proc"], ["--uts"]])
+def test_a_container_tells_nothing_of_other_boots(private: list[str]) -> None:
+    """One of the same image, with the same name and id, may be at work on another machine."""
+    program = (
+        "import json; from dataclasses import replace; from manifests.processes import ProcessMark\n"
+        "here = ProcessMark.here(); other = replace(here, boot='other')\n"
+        "gone = replace(here, pid=(1 << 22) - 1)\n"
+        "print(json.dumps([here.machine, other.is_gone(), here.is_gone(), gone.is_gone()]))"
+    )
+    line = ["unshare", *private, sys.executable, "-c", program]
+    done = subprocess.run(line, capture_output=True, cwd=Path(__file__).parent.parent, timeout=60)
+    if b"unshare failed" in done.stderr:
+        pytest.skip(f"no namespaces can be made here: {done.stderr.decode()}")
+    assert json.loads(done.stdout) == ["", None, False, True]
 
 
 def _started(pid: int) -> int:

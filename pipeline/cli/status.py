@@ -168,7 +168,8 @@ def _fate(run: Unfinished) -> str:
         "stopped": f"stopped: {where}",
         "died": f"died: {where} is gone",
         "running": f"under way: {where}",
-        "unknown": f"under way, or died: {where}, which can't be looked at from here",
+        "unknown": f"under way, or died: {where}, which can't be looked at from here; once it has surely ended, "
+        f"remove inflight/{run.run_id} on every backend",
     }[run.state]
 
 
