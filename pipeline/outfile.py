@@ -24,7 +24,7 @@ from pipeline.errors import Interrupted, OutputFailed, OutputKept
 from stages.durable import sync_file
 from stages.inheritance import ACCESS_ACL
 from stages.naming import Namer
-from stages.staging import Staging
+from stages.staging import Staging, open_own, remove_leftovers
 
 _NEW = "new"
 _MOST_LINKS = 40
@@ -186,9 +186,13 @@ def _new_file(path: str, found: os.stat_result | None, options: OutputOptions) -
             if found is not None and not (os.path.exists(real) and os.path.samestat(os.stat(real), found)):
                 raise UsageError(f"{path} leads to a file that has no name; name one")
             folder, name = os.path.split(real)
+            with suppress(OSError):  # a directory may be written into and not be read
+                remove_leftovers(folder)
             staging = Staging(folder, bequeath=options.inherit)
             stack.callback(staging.close)
-            source, target = (_opened_folder(each, stack) for each in (staging.objects, folder))
+            source = open_own(staging.objects, staging.identity)
+            stack.callback(os.close, source)
+            target = _opened_folder(folder, stack)
             fd = os.open(_NEW, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, options.mode, dir_fd=source)
             stack.callback(_close, path, fd)
         output = Output(path, fd)

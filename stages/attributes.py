@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def set_attributes_by_name(folder: int, name: bytes, attributes: Attributes, own
         args = (name, attributes.uid, attributes.gid)
         _try(troubles, "owner", os.chown, *args, dir_fd=folder, follow_symlinks=False)
     if not stat.S_ISLNK(attributes.mode):
-        _try(troubles, "mode", os.chmod, name, stat.S_IMODE(attributes.mode), dir_fd=folder)
+        _try(troubles, "mode", change_mode, folder, name, stat.S_IMODE(attributes.mode))
     if attributes.xattrs:
         path = b"/proc/self/fd/%d/%s" % (folder, name)
         if trouble := set_xattrs(path, attributes.xattrs, owner):
@@ -70,6 +71,21 @@ def set_attributes_by_name(folder: int, name: bytes, attributes: Attributes, own
         follow_symlinks=False,
     )
     return "; ".join(troubles)
+
+
+def change_mode(folder: int, name: bytes, mode: int) -> None:
+    """Set the mode of what `name` is in the directory `folder`; no link is followed, nothing is opened. Raises OSError,
+    for a symlink, too."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        try:
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+        except FileNotFoundError:  # no /proc: by name, which is the nearest
+            os.chmod(name, mode, dir_fd=folder)
+    finally:
+        os.close(fd)
 
 
 def _try(troubles: list[str], what: str, call: Callable[..., None], *arguments: Any, **more: Any) -> None:

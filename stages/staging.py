@@ -1,8 +1,11 @@
 """The directory in which objects are made before they get their names, beside where they are going.
 
-It holds a record of whose it is, which its restore keeps locked while it lives. So the next restore knows what a killed
-one left behind: a directory whose record names it, by name and inode, and that nobody holds. The record goes last, so
-that a removal that is cut short is completed by the next restore, too.
+It holds a record of whose it is, which its restore keeps locked while it lives. So the next one that writes there knows
+what a killed one left behind: a directory whose record names it, by name and inode, and whose process is gone
+(manifests/processes.py). The record goes last, so that a removal that is cut short is completed by the next one, too.
+
+The directory around it may be somebody else's, who can put another one in its place. So it is opened once, and all that
+is done in it goes through that descriptor; those who open it again compare its identity.
 """
 
 from __future__ import annotations
@@ -14,19 +17,56 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from manifests.processes import ProcessMark, boot_id
 from stages.inheritance import disinherit
 
 STAGING_MARK = ".drystone-restore-"
 _NAME = re.compile(re.escape(STAGING_MARK) + "[0-9a-f]{16}")
 _RECORD, _OBJECTS = "whose.json", "objects"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Identity(NamedTuple):
+    """Which directory it is, whatever leads to it."""
+
+    device: int
+    inode: int
+    uid: int
+
+    @classmethod
+    def of(cls, fd: int) -> Identity:
+        found = os.fstat(fd)
+        return cls(found.st_dev, found.st_ino, found.st_uid)
+
+
+class Exchanged(OSError):
+    """Another directory is where one of ours was."""
+
+    @classmethod
+    def at(cls, path: str) -> Exchanged:
+        return cls(
+            errno.ESTALE,
+            f"another directory took the place of {os.path.basename(path)}; write where nobody else can rename things",
+            path,
+        )
+
+
+def open_own(path: str, identity: Identity) -> int:
+    """Descriptor of the directory at `path`. Raises Exchanged if it is another one, OSError."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Exchanged.at(path) from None
+    if Identity.of(fd) != identity:
+        os.close(fd)
+        raise Exchanged.at(path)
+    return fd
 
 
 class Staging:
@@ -39,17 +79,20 @@ class Staging:
         self.path = os.path.join(folder, self.name)
         #: Where objects are made.
         self.objects = os.path.join(self.path, _OBJECTS)
-        self._record = -1
+        self._record = self._folder = -1
         os.mkdir(self.path, 0o700)
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._folder = os.open(self.path, _FOLDER)
+            self._claim(self._folder)
+            if not bequeath:
+                disinherit(self._folder)
+            os.mkdir(_OBJECTS, 0o700, dir_fd=self._folder)
+            objects = os.open(_OBJECTS, _FOLDER, dir_fd=self._folder)
             try:
-                if not bequeath:
-                    disinherit(fd)
-                self._claim(fd)
-                os.mkdir(_OBJECTS, 0o700, dir_fd=fd)
+                #: Of `objects`, for those who open it.
+                self.identity = Identity.of(objects)
             finally:
-                os.close(fd)
+                os.close(objects)
         except BaseException:
             self.close()
             raise
@@ -60,9 +103,16 @@ class Staging:
         return (self.objects, self.path)
 
     def _claim(self, folder: int) -> None:
-        self._record = os.open(_RECORD, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        record = os.open(_RECORD, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        self._record = record
+        # What we make has our owner, or the one that the file system gives to everything.
+        if os.fstat(record).st_uid != os.fstat(folder).st_uid:
+            os.unlink(_RECORD, dir_fd=folder)
+            self._folder = -1
+            os.close(folder)
+            raise Exchanged.at(self.path)
         try:
-            fcntl.flock(self._record, fcntl.LOCK_EX)  # before it says anything
+            fcntl.flock(record, fcntl.LOCK_EX)  # before it says anything
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -70,18 +120,22 @@ class Staging:
             "made_by": "drystone restore",
             "name": self.name,
             "inode": os.fstat(folder).st_ino,
-            "host": socket.gethostname(),
-            "boot": _boot_id(),
-            "pid": os.getpid(),
+            **ProcessMark.here().to_record(),
         }
-        os.write(self._record, json.dumps(whose).encode())
+        os.write(record, json.dumps(whose).encode())
 
     def close(self) -> None:
         """Remove it with all that is left in it."""
-        for path in self.cleanup:
-            shutil.rmtree(path, ignore_errors=True)
-        if self._record >= 0:
-            os.close(self._record)
+        with suppress(OSError):
+            if self._folder < 0:  # not opened, or not ours
+                os.rmdir(self.path)
+            else:
+                shutil.rmtree(_OBJECTS, ignore_errors=True, dir_fd=self._folder)
+                _remove(self._folder, self.path)
+        for fd in (self._record, self._folder):
+            if fd >= 0:
+                os.close(fd)
+        self._record = self._folder = -1
 
 
 @dataclass(frozen=True)
@@ -97,7 +151,9 @@ class Leftovers:
 def remove_leftovers(folder: str) -> Leftovers:
     """Remove what killed restores left in the directory `folder`. Raises OSError where it can't be listed."""
     removed, left, at_work = [], [], []
-    for name in sorted(filter(_NAME.fullmatch, os.listdir(folder))):
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if _NAME.fullmatch(entry.name))
+    for name in names:
         try:
             reason = _removed(os.path.join(folder, name), name)
         except BlockingIOError:
@@ -117,12 +173,17 @@ def _removed(path: str, name: str) -> str:
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         return "it belongs to somebody else"
-    try:
-        record = os.open(os.path.join(path, _RECORD), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        os.lstat(path)
-        return "it has no record of its restore"
-    try:
+    with ExitStack() as stack:
+        folder = os.open(path, _FOLDER)
+        stack.callback(os.close, folder)
+        if not os.path.samestat(os.fstat(folder), found):
+            return "it belongs to somebody else"
+        try:
+            record = os.open(_RECORD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        except FileNotFoundError:
+            os.lstat(path)
+            return "it has no record of its restore"
+        stack.callback(os.close, record)
         locked = True
         try:
             fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,19 +192,30 @@ def _removed(path: str, name: str) -> str:
                 raise
             locked = False
         whose = _parsed(os.read(record, 4096))
-        if whose.get("name") != name or whose.get("inode") != found.st_ino:
+        try:
+            process = ProcessMark.from_record(whose)
+        except (KeyError, TypeError, ValueError):
+            process = None
+        if process is None or whose.get("name") != name or whose.get("inode") != found.st_ino:
             return "its record is not that of this directory"
-        host, boot = whose.get("host"), whose.get("boot")
-        if boot != _boot_id() and host != socket.gethostname():
-            return f"it was made on the host {host!r}, which alone can tell whether its restore still runs"
-        if not locked and boot == _boot_id():
-            return f"the file system has no locks to tell whether process {whose.get('pid')} still runs"
-        if os.path.lexists(objects := os.path.join(path, _OBJECTS)):
-            shutil.rmtree(objects)
-        shutil.rmtree(path)
-    finally:
-        os.close(record)
+        # Whoever made it holds the lock while he lives, which the same kernel sees, in whatever container.
+        released = locked and process.boot == boot_id() != ""
+        if not released and process.is_gone() is not True:
+            return (
+                f"process {process.pid} on the host {process.host!r} may still use it, which can't be told from here; "
+                "remove it once that has ended"
+            )
+        _remove(folder, path)
     return ""
+
+
+def _remove(folder: int, path: str) -> None:
+    """Remove the open staging directory at `path`, its record last. Raises OSError."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(_OBJECTS, dir_fd=folder)
+    with suppress(FileNotFoundError):
+        os.unlink(_RECORD, dir_fd=folder)
+    os.rmdir(path)
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
@@ -152,9 +224,3 @@ def _parsed(text: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return whose if isinstance(whose, dict) else {}
-
-
-def _boot_id() -> str:
-    with suppress(OSError), open(_BOOT_ID) as file:
-        return file.read().strip()
-    return ""

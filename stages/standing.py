@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +26,11 @@ _MAPPED = 1 << 20
 class StandingNames:
     """The listings of one restore."""
 
-    def __init__(self, staging: str) -> None:
-        """`staging`: the directory that the listings lie in, of a name that nobody foresees."""
+    def __init__(self, staging: int, salt: str) -> None:
+        """`staging`: descriptor of the directory that the listings lie in, which stays the caller's; `salt`: of the
+        restore, that nobody foresees."""
         self._staging = staging
-        self._salt = os.fsencode(staging)
+        self._salt = os.fsencode(salt)
         self._folder: bytes | None = None
         self._names: npt.NDArray[np.uint64] = _NONE
 
@@ -40,16 +42,17 @@ class StandingNames:
         marks = np.frombuffer(digests, "<u8")
         marks.sort()
         self._folder = None
-        marks.tofile(self._file(folder))
+        with self._open(folder, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+            marks.tofile(file)
 
     def holds(self, folder: bytes, name: bytes) -> bool:
         """Whether `name` was listed in `folder`; no directory was listed that this restore made. Raises OSError."""
         if folder != self._folder:
             self._folder = folder
             try:
-                file = self._file(folder)
-                load = np.fromfile if os.path.getsize(file) < _MAPPED else np.memmap
-                self._names = load(file, "<u8")
+                with self._open(folder, os.O_RDONLY) as file:
+                    small = os.fstat(file.fileno()).st_size < _MAPPED
+                    self._names = np.fromfile(file, "<u8") if small else np.memmap(file, "<u8", "r")
             except FileNotFoundError:
                 self._names = _NONE
         mark = np.frombuffer(self._digest(name), "<u8")
@@ -59,5 +62,7 @@ class StandingNames:
     def _digest(self, name: bytes) -> bytes:
         return blake3(self._salt + name).digest(8)
 
-    def _file(self, folder: bytes) -> str:
-        return os.path.join(self._staging, f"listing-{blake3(folder).hexdigest(16)}")
+    def _open(self, folder: bytes, flags: int) -> BinaryIO:
+        name = f"listing-{blake3(folder).hexdigest(16)}"
+        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._staging)
+        return os.fdopen(fd, "wb" if flags & os.O_WRONLY else "rb")

@@ -15,11 +15,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from stages.attributes import Attributes, set_attributes, set_attributes_by_name, set_time
+from stages.attributes import Attributes, change_mode, set_attributes, set_attributes_by_name, set_time
 from stages.copying import copy_data
 from stages.durable import sync_file_system
 from stages.errors import StageError
 from stages.naming import NO_LINKS, Namer
+from stages.staging import Exchanged, Identity, open_own
+from stages.standing import StandingNames
 from stages.targetfolders import READ_FOLDER, SEE, Kept, TargetFolders
 
 #: Name of an object in the making, in the staging directory of the process that makes it.
@@ -35,12 +37,13 @@ _KEPT = f"something else is in place and was kept; {SEE}"
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """`strip`: leading bytes of each object's path that fall away; `overwrite`: never, if-changed or always; `fresh`:
-    the target was empty, so nothing stood in it; `passes_on`: new directories may inherit something; `durable`: what
-    replaces something is on disk before it does."""
+    """`staging`: the directory that objects are made in, and its `identity`; `strip`: leading bytes of each object's
+    path that fall away; `overwrite`: never, if-changed or always; `fresh`: the target was empty: nothing stood in it;
+    `passes_on`: new directories may inherit something; `durable`: what replaces something is on disk before it does."""
 
     root: str
     staging: str
+    identity: Identity
     strip: int
     overwrite: str
     owner: bool
@@ -56,13 +59,15 @@ class Target:
         """`name`: of the process, for a staging directory of its own: in a common one they would wait for each other
         at every file."""
         self._options = options
+        try:
+            self._staging = open_own(options.staging, options.identity)
+            self._own = self._make_own(name)
+        except Exchanged as error:
+            raise StageError(f"restoring into {options.root} failed: {error.strerror}") from error
+        standing = StandingNames(self._staging, options.staging)
         self.folders = TargetFolders(
-            options.root, options.staging, options.strip, fresh=options.fresh, passes_on=options.passes_on
+            options.root, standing, options.strip, fresh=options.fresh, passes_on=options.passes_on
         )
-        self._staging = os.open(options.staging, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        with suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=self._staging)
-        self._own = os.open(name, READ_FOLDER, dir_fd=self._staging)
         # What a new file has by itself; setting it again would cost a third of a small file. A file system that has no
         # modes shows that here.
         own = os.fstat(self._own)
@@ -75,6 +80,15 @@ class Target:
         self._held: list[tuple[bytes, bytes]] = []
         #: Objects that replaced something.
         self.replaced = 0
+
+    def _make_own(self, name: str) -> int:
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self._staging)
+        fd = os.open(name, READ_FOLDER, dir_fd=self._staging)
+        if os.fstat(fd).st_uid != self._options.identity.uid:
+            os.close(fd)
+            raise Exchanged.at(os.path.join(self._options.staging, name))
+        return fd
 
     def close(self) -> None:
         self.folders.close()
@@ -274,7 +288,7 @@ class Target:
                 os.mknod(copy, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev, dir_fd=folder)
             return set_attributes_by_name(folder, copy, attributes, self._options.owner)
         if source == self._staging and not found.st_mode & stat.S_IRUSR:
-            os.chmod(name, 0o600, dir_fd=source)  # of our own, and nobody else sees it
+            change_mode(source, name, 0o600)  # of our own, and nobody else sees it
         original = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
         try:
             fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)

@@ -49,14 +49,14 @@ def split_path(path: bytes) -> list[bytes]:
 class TargetFolders:
     """The directories below a target's root. Owned by one process."""
 
-    def __init__(self, root: str, staging: str, strip: int, *, fresh: bool, passes_on: bool) -> None:
+    def __init__(self, root: str, standing: StandingNames, strip: int, *, fresh: bool, passes_on: bool) -> None:
         """As in TargetOptions."""
         self._root_path = root
         self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._strip = strip
         self._fresh = fresh
         self._passes_on = passes_on
-        self._standing = StandingNames(staging)
+        self._standing = standing
         self._folder_path: bytes | None = None
         self._open: list[tuple[list[bytes], int]] = []
         #: Inodes of the directories that this process made because they were archived, 8 bytes each.

@@ -73,7 +73,7 @@ def unmounted(point: Path) -> bool:
     """Unmount what is mounted at `point`, if anything is, whoever uses it. Returns whether it was in use."""
     if not os.path.ismount(point):
         return False
-    busy = _LIBC.umount2(os.fsencode(point), 0) != 0
+    busy = bool(_LIBC.umount2(os.fsencode(point), 0))
     if busy:
         _LIBC.umount2(os.fsencode(point), _DETACH)
     return busy

@@ -19,7 +19,7 @@ def served_by(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     """Let the server be another program."""
     start = subprocess.Popen
     monkeypatch.setattr(
-        oddfs.subprocess, "Popen", lambda line, **how: start([sys.executable, "-c", program, *line[3:]], **how)
+        subprocess, "Popen", lambda line, **how: start([sys.executable, "-c", program, *line[3:]], **how)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from manifests.processes import ProcessMark
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
+from pipeline.outfile import OutputOptions, output_file
 from pipeline.restore.run import RestoreRequest, RestoreResult
 from stages.staging import Staging, remove_leftovers
 from tests.test_endings import descendants, process_table
@@ -73,8 +76,9 @@ def test_a_restore_whose_processes_are_all_killed_is_cleared_away_by_the_next(
     while not (out.exists() and staging(out)) and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.002)
     time.sleep(moment - 0.25)
+    process.send_signal(signal.SIGSTOP)  # it starts no more workers: one that is not killed would clear all away
     below = descendants(process.pid)
-    for pid in (process.pid, *below):
+    for pid in (*below, process.pid):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -164,7 +168,48 @@ def test_a_rebooted_machine_knows_its_leftovers(tmp_path: Path) -> None:
     leftover = make_leftover(tmp_path)
     record = leftover / "whose.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "boot": "before"}))
-    assert remove_leftovers(str(tmp_path)).removed == (leftover.name,)
+    known = (leftover.name,) if ProcessMark.here().machine else ()
+    assert remove_leftovers(str(tmp_path)).removed == known
+
+
+@pytest.mark.parametrize("changed", ["machine", "namespace", "host"])
+def test_a_leftover_of_another_boot_that_may_be_of_another_machine_is_left(tmp_path: Path, changed: str) -> None:
+    """Containers of one image have one host name, wherever they run."""
+    leftover = make_leftover(tmp_path)
+    record = leftover / "whose.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "boot": "another", changed: "another"}))
+    found = remove_leftovers(str(tmp_path))
+    assert not found.removed and "may still use it" in dict(found.left)[leftover.name]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_where_no_locks_are_the_process_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool) -> None:
+    def refuse(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    leftover = Path(Staging(str(tmp_path)).path) if alive else make_leftover(tmp_path)
+    assert remove_leftovers(str(tmp_path)).removed == (() if alive else (leftover.name,))
+    assert leftover.exists() == alive
+
+
+def test_writing_a_file_clears_away_what_a_killed_writer_left(tmp_path: Path) -> None:
+    leftover = make_leftover(tmp_path)
+    (leftover / "objects" / "new").write_bytes(b"half")
+    at_work = Staging(str(tmp_path))
+    with output_file(str(tmp_path / "file"), OutputOptions()) as out:
+        out.write(b"whole")
+    assert sorted(os.listdir(tmp_path)) == sorted([at_work.name, "file"])
+    at_work.close()
+
+
+@pytest.mark.parametrize("command", [["restore", "--range", "0-9", "--to"], ["cat", "--metrics-dir"]])
+def test_a_range_or_metrics_clear_it_away(place: Path, tmp_path: Path, command: list[str]) -> None:
+    leftover = make_leftover(tmp_path)
+    to = tmp_path / "part" if "--to" in command else tmp_path
+    line = [COMMAND, "-s", place / "store", command[0], "latest:tree/large0", *command[1:], to]
+    assert subprocess.run(line, stdout=subprocess.DEVNULL, timeout=60).returncode == 0
+    assert not leftover.exists() and len(os.listdir(tmp_path)) == 1
 
 
 def test_a_removal_that_was_cut_short_is_completed(tmp_path: Path) -> None:

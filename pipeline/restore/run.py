@@ -238,6 +238,7 @@ def _target_options(path: bytes, request: RestoreRequest, staging: Staging, left
     return TargetOptions(
         request.to,
         staging.objects,
+        staging.identity,
         len(folder + slash),
         request.overwrite,
         owner=os.geteuid() == 0,
