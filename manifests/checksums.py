@@ -1,8 +1,8 @@
 """A supplied list of digests, compared with a run's objects while their rows come home.
 
-The list lies in a DuckDB of its own, sorted by path, and spills to disk; each batch of objects is joined with it, and
-as neighbours in a batch are neighbours in the list, only a part of it is looked at. Which lines were met is one byte a
-line.
+The list lies in a DuckDB of its own, sorted by the short forms of its paths (longfields.py), and spills to disk; each
+batch of objects is joined with it, and as neighbours in a batch are neighbours in the list, only a part of it is looked
+at. Which lines were met is one byte a line.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pyarrow as pa
 from manifests import format as fmt
 from manifests.columns import Batch
 from manifests.duck import connect
+from manifests.longfields import SHORT, short_form
 from manifests.openfolders import OpenFolders
 from manifests.runrows import digest_columns
 from manifests.tables import fixed_column
@@ -87,6 +88,7 @@ class ChecksumList:
 
     def _load(self, lines: list[ListLine]) -> None:
         rows = {name: [getattr(line, name) for line in lines] for name in _LISTED.names}
+        rows["path"] = list(map(short_form, rows["path"]))
         self._connection.register("incoming", pa.table(rows, schema=_LISTED))
         self._connection.execute("INSERT INTO unsorted SELECT * FROM incoming")
         self._connection.unregister("incoming")
@@ -98,7 +100,7 @@ class ChecksumList:
         if not len(rows):
             return {}
         read = Batch(batch.rows[rows], batch.heap)
-        paths = read.all_bytes("path")
+        paths = list(map(short_form, read.all_bytes("path")))
         first = max(0, bisect_left(self._samples, min(paths)) - 1) * SAMPLED
         last = bisect_right(self._samples, max(paths)) * SAMPLED
         columns = {
@@ -136,7 +138,7 @@ class ChecksumList:
         return int((~self._met).sum())
 
     def missing_paths(self, limit: int) -> list[bytes]:
-        """The first of them."""
+        """The first of them; of very long ones the beginning."""
         numbers = np.flatnonzero(~self._met)[:limit].tolist()
         query = "SELECT path FROM listed WHERE number IN (SELECT unnest(?::UBIGINT[])) ORDER BY number"
-        return [path for (path,) in self._connection.execute(query, [numbers]).fetchall()]
+        return [path[:SHORT] for (path,) in self._connection.execute(query, [numbers]).fetchall()]

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from manifests.checksums import ChecksumList, ListLine
+from manifests.columns import OBJECT_DTYPE, Batch, HeapBuilder
 from manifests.config import ECScheme
 from manifests.longcolumns import short_form_of
 from manifests.longfields import SHORT, LongFields, read_fields, short_form
@@ -163,3 +165,15 @@ def test_a_deep_tree(deep: Path, tmp_path: Path) -> None:
     assert told - changed <= {(b"changed", b""), (b"changed", b"/file0")}, "the directory's time, and the other name"
     assert run(store, "ingest", deep, "-q", limit=600)
     assert run(store, "cat", f"latest:{bottom}/file7", limit=300) == b"7"
+
+
+def test_a_list_of_digests_with_long_paths(tmp_path: Path) -> None:
+    paths = [b"a/" * 40_000 + b"%d" % number for number in range(3)]
+    lines = [ListLine(path, "blake3", bytes(32)) for path in paths]
+    rows, heap = np.zeros(2, OBJECT_DTYPE), HeapBuilder()
+    rows["path_at"], rows["path_len"] = heap.add_all(paths[:2])
+    rows["has_digest"], rows["digest"][1] = 1, 7
+    with ChecksumList(iter(lines), tmp_path, 96 << 20) as listed:
+        assert listed.compare(Batch(rows, heap.getvalue()), ()) == {1: ["blake3"]}
+        assert (listed.checked, listed.missing) == (2, 1)
+        assert listed.missing_paths(5) == [paths[2][:SHORT]]
