@@ -394,6 +394,19 @@ class Log:
         self.records[record.key] = record
         self.holders[record.key] = {member.number for member in members.writable}
 
+    def behind(self, members: Members) -> list[str]:
+        """Which backends lack records that others hold, as sentences: one was away when they were written, or is an old
+        copy of itself. Then it lacks shards, too, of which no record tells."""
+        found = []
+        for member in members.writable:
+            lacking = sum(member.number not in holders for holders in self.holders.values())
+            if lacking:
+                records = f"{lacking} records" if lacking > 1 else "a record"
+                found.append(
+                    f"{member.storage.location} lacks {records} of the log: it was away, or is an old copy of itself"
+                )
+        return found
+
     def complete(self, members: Members) -> int:
         """Copy records that lie on fewer than the settled number of backends to the others, manifests first.
         Returns how many were completed."""

@@ -457,11 +457,13 @@ class FileStore(ObjectOperations):
                 paths, name, options.files_from, command=options.command, nul=options.nul, stream=options.stream
             ) as inputs:
                 self._prepare_to_write()
+                behind, earlier = self.log.behind(self.members), bool(self.state.files("packs"))
                 result = ingest(self.members, self.state, self.replicas, inputs.sources, options, tick, inputs.listed)
                 done.append(committed(result.run_id))
             self._reload()
-            if self.state.known_short():
-                result = replace(result, short=True, may_lose=min(result.may_lose, self._bears()))
+            result = replace(result, behind=behind, unseen=earlier)
+            if behind or self.state.known_short():
+                result = replace(result, short=True, unseen=False, may_lose=min(result.may_lose, self._bears()))
         return result
 
     def _bears(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -207,3 +209,26 @@ def test_a_backend_that_becomes_read_only_is_named(tmp_path: Path) -> None:
     assert "/b5" in done.stderr and "Read-only file system" in done.stderr and "shards of this run" in done.stderr
     assert "safe: any 1 of 6" in first and "safe: any 1 of 6" in second
     assert "exit code 0: done, but packs of earlier runs lack shards" in second
+
+
+def test_an_old_copy_of_a_backend_is_named_and_counted(tmp_path: Path) -> None:
+    """A disk that comes back as it was before a run lacks that run's shards; what is unchanged is not read again."""
+    store, source = tmp_path / "store", tmp_path / "source"
+    source.write_bytes(random.Random(1).randbytes(300_000))
+    old = [tmp_path / f"old-{number}" for number in (1, 2)]
+    with FileStore.create([store]) as opened:
+        for number, copy in zip((1, 2), old, strict=True):
+            shutil.copytree(store / f"backend-{number}", copy)
+        assert not opened.ingest([str(source)], options=INLINE).behind
+    for number, copy in zip((1, 2), old, strict=True):
+        shutil.rmtree(store / f"backend-{number}")
+        copy.rename(store / f"backend-{number}")
+    for _ in range(2):
+        done = subprocess.run(
+            [Path(sys.executable).with_name("drystone"), "-s", store, "ingest", source],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stderr.count("lacks a record of the log: it was away, or is an old copy of itself") == 2
+        assert "safe: for now, but none of 6 backends may be lost any more; packs lack shards" in done.stdout

@@ -204,6 +204,8 @@ def ingest_command(
         warn(f"manifests lost: {reason}; what they alone placed was stored again, as far as it is here")
     for reason in result.lost_backends:
         warn(f"short of redundancy: {reason}")
+    for reason in result.behind:
+        warn(f"behind: {reason}")
     if result.memory_wanted:
         warn(
             f"--memory {memory >> 20}MiB was room for {result.compressors} compressors; one for each core takes "

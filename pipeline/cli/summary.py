@@ -50,6 +50,7 @@ RESULT_FIELDS = {
     "missing_shards": Kind.INTEGER,
     "lost_manifests": Kind.TEXTS,
     "short_of_redundancy": Kind.TEXTS,
+    "behind": Kind.TEXTS,
     "backends": Kind.INTEGER,
     "backends_that_may_be_lost": Kind.INTEGER,
     "packs_lack_shards": Kind.FLAG,
@@ -135,7 +136,8 @@ def _safety(result: IngestResult) -> str:
     short = "; packs lack shards, see: drystone status" if result.short else ""
     if not result.may_lose:
         return f"for now, but none {of} may be lost any more{short}"
-    return f"any {result.may_lose} {of} may be lost, and all comes back{short}"
+    unseen = ", if earlier packs are as recorded; to look: drystone status" if result.unseen else ""
+    return f"any {result.may_lose} {of} may be lost, and all comes back{short}{unseen}"
 
 
 def _show_left_out(left_out: dict[str, tuple[int, int]]) -> None:
@@ -185,6 +187,7 @@ def result_record(result: IngestResult) -> dict[str, object]:
         "missing_shards": tally.missing_shards,
         "lost_manifests": list(result.lost_manifests),
         "short_of_redundancy": result.lost_backends,
+        "behind": result.behind,
         "backends": result.backends,
         "backends_that_may_be_lost": max(0, result.may_lose),
         "packs_lack_shards": result.short,

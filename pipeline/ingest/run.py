@@ -83,8 +83,9 @@ class IngestResult:
     """A committed run. `tally` in bytes and objects, `began` in RFC 3339, `seconds` from then to commit; `left_out`:
     reason → objects and bytes that were not wanted; `may_lose`: backends of `backends` that may be lost, or may rot,
     from now on, with nothing lost, −1 where something is lost already, or can't be told; `short`: packs, of this run or
-    of earlier ones, are known to lack shards; `lost_backends`: what each backend lacks of this run, and why; `parent`:
-    the run from which unchanged files took their contents, `ignored`: what of their stat was not compared;
+    of earlier ones, are known to lack shards; `unseen`: there are earlier ones, taken to be as they are recorded;
+    `behind`: which backends lack records of earlier runs; `lost_backends`: what each backend lacks of this run, and
+    why; `parent`: the run from which unchanged files took their contents, `ignored`: what of their stat was not compared;
     `lost_manifests`: why manifest files could not be read, so that what they alone told was stored again;
     `index_trouble`: why the index on disk could not be used, or empty; `memory_wanted`: bytes for one compressor a
     core, where the memory was room for `compressors` only, else 0."""
@@ -108,6 +109,8 @@ class IngestResult:
     compressors: int = 0
     memory_wanted: int = 0
     short: bool = False
+    unseen: bool = False
+    behind: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
