@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from manifests.errors import BackendError
+from manifests.paths import from_current_directory
 from manifests.storage import storage_error
 
 #: What DuckDB reads as something else than a name.
@@ -73,7 +74,7 @@ def _leads_to(named: str, fd: int) -> bool:
 
 def _plain(path: str) -> str:
     """The path itself, absolute, where nothing in it can be misread. Raises BackendError."""
-    path = os.path.join(os.getcwd(), path)  # so that it does not begin like a URL
+    path = os.fsdecode(from_current_directory(os.fsencode(path)))  # so that it does not begin like a URL
     if not _SPECIAL.isdisjoint(path) or _as_text(path) != path:
         raise BackendError(
             f"{_as_text(path)}: DuckDB misreads a path with one of *?[\\ or with bytes that are not UTF-8, and without "

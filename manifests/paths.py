@@ -19,10 +19,25 @@ def absolute_path(text: str | os.PathLike[str]) -> str:
     written = os.fspath(text)
     if not written or "\0" in written:
         raise UsageError("an empty path names nothing" if not written else f"{written!r} holds a zero byte")
+    path = from_current_directory(os.fsencode(written))
     try:
-        return os.fsdecode(take_out_dots(os.path.join(os.getcwdb(), os.fsencode(written))))
+        return os.fsdecode(take_out_dots(path))
     except OSError as error:
         raise UsageError(f"{written}: {error.strerror}") from error
+
+
+def from_current_directory(path: bytes) -> bytes:
+    """`path`, behind the current directory if it is relative. Raises UsageError where it is, and that directory is
+    gone: an absolute path needs none."""
+    if os.path.isabs(path):
+        return path
+    try:
+        return os.path.join(os.getcwdb(), path)
+    except OSError as error:
+        raise UsageError(
+            f"{os.fsdecode(path)}: the current directory can't be found ({error.strerror}); give an absolute path, or "
+            "change to a directory that is there"
+        ) from error
 
 
 def take_out_dots(path: bytes) -> bytes:

@@ -11,6 +11,7 @@ one long file because it is one face: thin methods, whose work is in the modules
 from __future__ import annotations
 
 import os
+import pwd
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -96,8 +97,19 @@ class Selection:
 
 
 def default_cache() -> Path:
-    """Where disposable caches lie unless told: the user's cache directory."""
-    return Path.home() / ".cache" / "drystone"
+    """Where disposable caches lie unless told: the user's cache directory. Raises UsageError where the user has no
+    home, by HOME or the password database."""
+    home = os.environ.get("HOME", "")
+    if not os.path.isabs(home):
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            home = ""
+    if not os.path.isabs(home):
+        raise UsageError(
+            f"user {os.getuid()} has no home directory to keep caches in; set DRYSTONE_CACHE to a directory, or HOME"
+        )
+    return Path(home) / ".cache" / "drystone"
 
 
 class FileStore(ObjectOperations):

@@ -90,10 +90,11 @@ def resource_options(command: Decorated) -> Decorated:
 
 
 def cache_directory() -> Path | None:
-    """Where the environment wants caches: DRYSTONE_CACHE, XDG_CACHE_HOME, or None for the default."""
+    """Where the environment wants caches: DRYSTONE_CACHE, XDG_CACHE_HOME, or None for the default. A relative
+    XDG_CACHE_HOME counts for nothing, as the XDG rules say."""
     if own := os.environ.get("DRYSTONE_CACHE"):
         return Path(own)
-    if base := os.environ.get("XDG_CACHE_HOME"):
+    if os.path.isabs(base := os.environ.get("XDG_CACHE_HOME", "")):
         return Path(base) / "drystone"
     return None
 

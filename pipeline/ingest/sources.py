@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from manifests.errors import NotFound, UsageError
-from manifests.paths import asks_for_directory, take_out_dots
+from manifests.paths import asks_for_directory, from_current_directory, take_out_dots
 from pipeline.ingest.filelist import sort_list
 from pipeline.names import parse_name
 from stages.scan import Source
@@ -42,7 +42,7 @@ def find_place(text: str) -> Place:
     written = os.fsencode(text)
     if not written:
         raise UsageError("an empty path names nothing; write . for the current directory")
-    path = os.path.join(current_directory(), written)
+    path = from_current_directory(written)
     try:
         os.lstat(written)
         path = take_out_dots(path)
@@ -55,14 +55,6 @@ def find_place(text: str) -> Place:
         return Place(path, str(error.strerror))
     except OSError as error:
         return Place(path, str(error.strerror))
-
-
-def current_directory() -> bytes:
-    """Raises UsageError where it is gone."""
-    try:
-        return os.getcwdb()
-    except OSError as error:
-        raise UsageError(f"the current directory can't be found: {error.strerror}") from error
 
 
 def make_sources(paths: Sequence[str], name: str = "") -> tuple[Source, ...]:
@@ -146,7 +138,7 @@ def list_sources(paths: Sequence[str], name: str = "") -> tuple[Source, ...]:
         if not os.path.isdir(source.path) or os.path.islink(source.path):
             raise UsageError(f"{paths[0]} is no directory, so no list of paths (--files-from) can be for it")
         return (source,)
-    here = current_directory()
+    here = take_out_dots(from_current_directory(b"."))
     base = os.fsencode(parse_name(name)) if name else os.path.basename(here)
     if here == b"/":
         return (Source(here, base or _ROOT_NAMES[0]),)
