@@ -21,6 +21,9 @@ from pipeline.carefulreads import SECTOR, CarefulReader
 from stages.errors import DamagedShard
 from stages.shard import CellTable, ShardRecord, confirmed, data_offset, file_size, shard_key, table_size
 
+#: Why a shard is missing that was looked for everywhere, and met no error.
+NOWHERE = "it is on no backend that answers"
+
 
 class ForeignShard(DamagedShard):
     """A shard file whose record says that it is another shard."""
@@ -146,7 +149,7 @@ class ShardSource(CarefulReader):
                 unnamed.append(file)
         if not found:
             reasons += self._given_up()
-            reason = "; ".join(reasons) or "it is on no backend that answers"
+            reason = "; ".join(reasons) or NOWHERE
             self.figures.missing[place.pack_id, index] = reason
         elif reasons:
             self.figures.flaws[place.pack_id, index] = "; ".join(reasons)

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from manifests import format as fmt
-from manifests.errors import NotFound, Unreadable
+from manifests.backends import LocalDirectory
+from manifests.errors import BackendError, NotFound, Unreadable
 from manifests.inflight import Inflight
 from manifests.presence import Pattern
 from pipeline.filestore import FileStore
@@ -309,3 +310,21 @@ def test_a_pack_is_shown_as_its_shards(store: FileStore, tmp_path: Path) -> None
     assert len(group.data_shards) == 4 and len(group.parity_shards) == 2
     with pytest.raises(NotFound):
         store.get_ec_group(uuid.UUID(int=9))
+
+
+def test_shards_that_cannot_be_opened_are_remembered(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are listed with their lengths, so that a listing alone takes them for good ones."""
+    plain = LocalDirectory.read_range
+
+    def refuse(self: LocalDirectory, key: str, offset: int, length: int) -> bytes:
+        if key.startswith("packs/") and self.location.endswith(("backend-1", "backend-2")):
+            raise BackendError(f"reading {self.location}/{key}: Permission denied")
+        return plain(self, key, offset, length)
+
+    assert store.status().bears_backends == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalDirectory, "read_range", refuse)
+        assert store.verify(data=True, inline=True).exit_code == 4
+    assert store.status().bears_backends == 0

@@ -85,8 +85,8 @@ class IngestResult:
     from now on, with nothing lost, −1 where something is lost already, or can't be told; `short`: packs, of this run or
     of earlier ones, are known to lack shards; `unseen`: there are earlier ones, taken to be as they are recorded;
     `behind`: which backends lack records of earlier runs; `lost_backends`: what each backend lacks of this run, and
-    why; `parent`: the run from which unchanged files took their contents, `ignored`: what of their stat was not compared;
-    `lost_manifests`: why manifest files could not be read, so that what they alone told was stored again;
+    why; `parent`: the run from which unchanged files took their contents, `ignored`: what of their stat was not
+    compared; `lost_manifests`: why manifest files could not be read, so that what they alone told was stored again;
     `index_trouble`: why the index on disk could not be used, or empty; `memory_wanted`: bytes for one compressor a
     core, where the memory was room for `compressors` only, else 0."""
 

@@ -36,6 +36,7 @@ from pipeline.fan import FanHome, fan_workers
 from pipeline.restore.run import backend_places
 from pipeline.restore.work import BackendPlaces, pack_place
 from pipeline.runner import run_stations
+from pipeline.shardfiles import NOWHERE
 from pipeline.signalwatch import QueryWatch, SignalWatch
 from pipeline.standing import standing
 from pipeline.station import Context, Station, Until
@@ -203,7 +204,8 @@ class VerifyHome:
             result.damaged_shards.append(f"{shard}: {int(row['count'])} bad cells: {reason}")
         elif kind == MISSING_SHARD:
             result.missing_shards += 1
-            result.shard_findings.append(ShardFinding(pack_id, int(row["shard"]), missing=True))
+            # One that can't be opened is listed all the same, so the note must name the backend that it is bad on.
+            result.shard_findings.append(ShardFinding(pack_id, int(row["shard"]), missing=reason == NOWHERE))
             result.damaged_shards.append(f"{shard}: {reason}")
         elif kind == FLAWED_SHARD:
             result.flawed_shards += 1
