@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -369,8 +370,36 @@ def test_what_can_not_be_written_is_said_and_costs_nothing(site: Path, tmp_path:
     (tmp_path / "drystone_verify.prom").mkdir()
     done = drystone("-s", site / "store", "verify", "--metrics-dir", tmp_path)
     assert done.returncode == 0 and "whole" in done.stdout
-    assert f"metrics are not written: {tmp_path}/drystone_verify.prom" in done.stderr
+    assert f"metrics are not written: writing {tmp_path}/drystone_verify.prom failed: Is a directory" in done.stderr
     assert os.listdir(tmp_path) == ["drystone_verify.prom"]
+
+
+@pytest.mark.parametrize("planted", ["symlink", "hardlink", "fifo"])
+def test_what_another_user_put_in_the_place_of_the_file_is_replaced_and_never_followed(
+    site: Path, tmp_path: Path, planted: str
+) -> None:
+    (folder := tmp_path / "prom").mkdir()
+    (victim := tmp_path / "victim").write_bytes(b"precious")
+    place = folder / "drystone_cat.prom"
+    match planted:
+        case "symlink":
+            place.symlink_to(victim)
+        case "hardlink":
+            place.hardlink_to(victim)
+        case _:
+            os.mkfifo(place)
+    done = drystone("-s", site / "store", "cat", "--metrics-dir", folder, "latest:tree/text")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert victim.read_bytes() == b"precious"
+    assert stat.S_ISREG(place.lstat().st_mode)
+    assert total(published(folder, "cat"), "drystone_command_exit_code", command="cat") == 0
+    assert os.listdir(folder) == [place.name]
+
+
+def test_a_collector_of_another_user_reads_the_file_whatever_the_umask(site: Path, tmp_path: Path) -> None:
+    line = [str(DRYSTONE), "-s", str(site / "store"), "cat", "--metrics-dir", str(tmp_path), "latest:tree/text"]
+    assert subprocess.run(line, umask=0o077, stdout=subprocess.DEVNULL, timeout=120).returncode == 0
+    assert stat.S_IMODE((tmp_path / "drystone_cat.prom").stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize(

@@ -353,34 +353,3 @@ def test_signals_leave_nothing_behind(tmp_path: Path, number: signal.Signals) ->
         process.send_signal(number)
         assert process.wait(30) == 128 + number
     assert os.listdir(tmp_path) == []
-
-
-@needs_root
-@pytest.mark.parametrize("kind", ["fifo", "device", "link", "file"])
-def test_metrics_go_the_same_way(store: Path, tmp_path: Path, kind: str) -> None:
-    metrics = tmp_path / "metrics"
-    metrics.mkdir()
-    file = metrics / "drystone_cat.prom"
-    if kind == "fifo":
-        os.mkfifo(file)
-    elif kind == "device":
-        os.mknod(file, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    elif kind == "link":
-        (tmp_path / "real").write_text("old")
-        file.symlink_to(tmp_path / "real")
-    else:
-        file.write_text("old")
-        file.chmod(0o604)
-    line = [COMMAND, "-s", store, "cat", "latest:tree/file", "--range", "0-6", "--metrics-dir", metrics]
-    done = subprocess.run(line, capture_output=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, b"0000000")
-    assert os.listdir(metrics) == [file.name]
-    if kind == "fifo":
-        assert stat.S_ISFIFO(file.lstat().st_mode)
-        assert done.stderr.startswith(b"metrics are not written: writing ")
-    elif kind == "device":
-        assert stat.S_ISCHR(file.lstat().st_mode) and not done.stderr
-    else:
-        assert file.is_symlink() == (kind == "link")
-        assert "drystone_command_exit_code" in file.read_text()
-        assert kind == "link" or stat.S_IMODE(file.stat().st_mode) == 0o604

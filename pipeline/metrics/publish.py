@@ -20,11 +20,11 @@ from manifests.errors import DrystoneError
 from pipeline.metrics.collector import LAST_SUCCESS, CommandFigures, registry_of
 from pipeline.metrics.figures import StoreFigures
 from pipeline.metrics.publication import Address, Publication, host_of
-from pipeline.outfile import OutputOptions, output_file
+from pipeline.ownfile import write_own_file
 
 JOB = "drystone"
-#: For others to read, whom the directory may admit by a default ACL; a command ends whether somebody reads it or not.
-_REPLACED = OutputOptions(overwrite="always", inherit=True, fsync=False, wait=False)
+#: Of a metrics file: the collector is another user.
+_MODE = 0o644
 #: A push takes no longer, whatever the gateway does.
 PUSH_SECONDS = 10.0
 
@@ -40,7 +40,7 @@ class Publisher:
         self._say = say
         self._command = CommandFigures(command)
         if publication.directory is not None:
-            self._file = os.path.join(publication.directory, f"drystone_{command}.prom")
+            self._folder, self._name = publication.directory, f"drystone_{command}.prom"
             self._command.last_success = self._earlier_success()
         self._registry: CollectorRegistry = registry_of(figures, self._command)
         # Node-exporter puts the files of all commands together; no series may be in two of them.
@@ -75,24 +75,25 @@ class Publisher:
 
     def _earlier_success(self) -> float | None:
         """When an earlier run of this command had its last success, by the file that is there."""
+        path = os.path.join(self._folder, self._name)
         try:
-            if not stat.S_ISREG(os.stat(self._file).st_mode):
-                return None  # it may be a FIFO, which tells nothing of earlier
-            with open(self._file, encoding="utf-8", errors="replace") as file:
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                return None  # not a file that was written here
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(fd, encoding="utf-8", errors="replace") as file:
                 found = re.search(rf"^{LAST_SUCCESS}\{{.*\}} (\S+)$", file.read(), re.MULTILINE)
             return None if found is None else float(found[1])
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            self._say(f"the last success is not known: reading {self._file} failed: {error}")
+            self._say(f"the last success is not known: reading {path} failed: {error}")
             return None
 
     def _write(self) -> None:
-        """Write the file: whole, or what was there stays. Its name is not .prom before it is complete."""
+        """Write the file: whole, or what was there stays. Its name ends in .prom when it is complete."""
         try:
-            with output_file(self._file, _REPLACED) as file:
-                file.write(generate_latest(self._named))
-        except (DrystoneError, OSError) as error:
+            write_own_file(self._folder, self._name, generate_latest(self._named), _MODE)
+        except DrystoneError as error:
             self._say(f"metrics are not written: {error}")
 
     def _push(self, url: str) -> None:
