@@ -7,6 +7,7 @@ A record is written after everything that it names, to every backend that answer
 from __future__ import annotations
 
 import datetime
+import os
 import re
 import uuid
 from collections.abc import Iterable
@@ -314,11 +315,13 @@ def _parse(key: str, body: dict[str, Any]) -> LogRecord:
 @dataclass
 class Log:
     """The records that were found, and on which backends each lies. `lost`: records that no backend holds whole, and
-    why; `unlisted`: backends whose records could not be listed; `healed` counts records of which a copy was rotten."""
+    why; `unread`: those of them of which no copy could be read at all, so that nothing says that they are damaged;
+    `unlisted`: backends whose records could not be listed; `healed` counts records of which a copy was rotten."""
 
     records: dict[str, LogRecord]
     holders: dict[str, set[int]]
     lost: dict[str, str] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
     unlisted: dict[int, str] = field(default_factory=dict)
     healed: int = 0
 
@@ -329,11 +332,19 @@ class Log:
         log = cls.gather(members)
         if log.lost:
             raise CorruptRecord(
-                f"{len(log.lost)} log records are damaged beyond healing on every backend that answers, so what the "
-                f"store holds is not known: {'; '.join(log.lost.values())}. Attach the backends that are absent, or "
-                "put back a copy of the file"
+                f"{len(log.lost)} log records {log.ailment()} on every backend that answers, so what the "
+                f"store holds is not known: {'; '.join(log.lost.values())}. {log.advice()}"
             )
         return log
+
+    def ailment(self) -> str:
+        """What is the matter with the records that are lost."""
+        return "can't be read" if self.lost.keys() <= self.unread else "are damaged beyond healing"
+
+    def advice(self) -> str:
+        if self.lost.keys() <= self.unread:
+            return f"Let this user (number {os.geteuid()}) read them, or attach the backends that are absent"
+        return "Attach the backends that are absent, or put back a copy of the file"
 
     @classmethod
     def gather(cls, members: Iterable[tuple[int, BackendStorage]]) -> Log:
@@ -355,9 +366,11 @@ class Log:
         """Take a record from the first copy that is whole or heals, or out of all copies together."""
         copies: list[bytes] = []
         reasons: list[str] = []
+        was_read = False
         for storage in storages:
             try:
                 sealed = storage.read(key)
+                was_read = True
                 try:
                     body, healed = open_json(sealed)
                 except CorruptRecord:
@@ -367,7 +380,11 @@ class Log:
                 self.healed += healed or bool(reasons)
                 return
             except (CorruptRecord, BackendError) as error:
-                reasons.append(f"{storage.location}/{key}: {error}")
+                reasons.append(f"{storage.location}/{key}: {error}" if was_read else str(error))
+        if not was_read:
+            self.lost[key] = "; ".join(reasons)
+            self.unread.add(key)
+            return
         try:
             self.records[key] = _parse(key, mend_json(copies))
             self.healed += 1
@@ -385,7 +402,8 @@ class Log:
             self._read_one(key, [m.storage for m in members.present.values() if m.number in self.holders[key]])
         if self.lost:
             raise CorruptRecord(
-                f"a log record is damaged on every backend that answers: {'; '.join(self.lost.values())}"
+                f"{len(self.lost)} log records {self.ailment()} on every backend that answers: "
+                f"{'; '.join(self.lost.values())}. {self.advice()}"
             )
         return [record for key, record in self.records.items() if key not in seen]
 

@@ -235,7 +235,7 @@ class PackWriter:
         space, size = self._space(number), sum(map(len, pieces))
         if is_full(space, size):
             raise BackendFull(
-                f"writing {storage.location}/{key}: No space left on device that is worth the name: "
+                f"writing {storage.location}/{key}: No space left on device beyond what is kept free: "
                 f"{format_size(space.free)} are free, and a shard takes {format_size(size)}; free some space or remove "
                 "the backend"
             )

@@ -19,7 +19,7 @@ import pytest
 
 from manifests import format as fmt
 from manifests.backends import LocalDirectory
-from manifests.errors import BackendError, NotFound, Unreadable
+from manifests.errors import BackendError, CorruptRecord, NotFound, Unreadable
 from manifests.inflight import Inflight
 from manifests.presence import Pattern
 from pipeline.filestore import FileStore
@@ -328,3 +328,20 @@ def test_shards_that_cannot_be_opened_are_remembered(
         patch.setattr(LocalDirectory, "read_range", refuse)
         assert store.verify(data=True, inline=True).exit_code == 4
     assert store.status().bears_backends == 0
+
+
+def test_records_that_may_not_be_read_are_not_called_damaged(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: LocalDirectory, key: str) -> bytes:
+        if key.endswith(".ingest.json"):
+            raise BackendError(f"reading {self.location}/{key}: Permission denied")
+        return plain(self, key)
+
+    plain = LocalDirectory.read
+    monkeypatch.setattr(LocalDirectory, "read", refuse)
+    with pytest.raises(
+        CorruptRecord, match=r"1 log records can't be read .* Permission denied.* Let this user"
+    ) as found:
+        reopened(tmp_path)
+    assert "damaged" not in str(found.value)
