@@ -19,11 +19,13 @@ from manifests import format as fmt
 from manifests.armour import open_json, open_record
 from manifests.backends import BACKEND_TYPES, BackendStorage, open_backend, parse_place
 from manifests.config import text, truth
-from manifests.errors import BackendError, CopiedStore, CorruptRecord, NotFound, UsageError
+from manifests.errors import BackendError, CopiedStore, CorruptRecord, KeyNotFound, NotFound, UsageError
 from manifests.store import BACKEND_KEY, STORE_KEY, BackendInfo, Member, family, read_ids
 
 #: Shard files that are looked at to learn which store they belong to.
 PROBED_SHARDS = 16
+#: What is said of a backend that is not where it was.
+UNANSWERED = "it does not answer"
 #: Kind of the log record by which a copy gets ids of its own.
 ADOPT = "adopt"
 
@@ -71,6 +73,19 @@ def probe(kind: str, location: str) -> FoundBackend | None:
         trouble = f"{location}/{BACKEND_KEY} is that of another store"
         return FoundBackend(store_id, None, storage, trouble=trouble, origins=origins)
     return FoundBackend(own[0], own[1], storage, healed, origins=origins)
+
+
+def why_absent(info: BackendInfo) -> str:
+    """Why a backend that is not present does not answer where the log says it is, as the end of a sentence: a disk that
+    fails or may not be read is not one that was taken away."""
+    if info.type in BACKEND_TYPES:
+        try:
+            open_backend(info.type, info.location).read(BACKEND_KEY)
+        except KeyNotFound:
+            pass
+        except BackendError as error:
+            return str(error)
+    return UNANSWERED
 
 
 def _may_be_backend(storage: BackendStorage) -> bool:

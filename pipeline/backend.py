@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from manifests.errors import BackendError
+from manifests.finding import why_absent
 from manifests.storage import Space
 from manifests.store import BackendInfo, Member, Members
 
@@ -95,7 +96,7 @@ def describe(members: Members, info: BackendInfo) -> Backend:
     trouble = members.failed.get(info.number) or members.unsure.get(info.number, "")
     room = Space(0, 0)
     if member is None:
-        trouble = trouble or "it does not answer"
+        trouble = trouble or why_absent(info)
     else:
         try:
             room = member.storage.space()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from manifests.catalog import Catalog
 from manifests.errors import BackendError
+from manifests.finding import UNANSWERED
 from manifests.inflight import Unfinished, unfinished
 from manifests.log import FOLDER as LOG_FOLDER
 from manifests.log import Log, Run, State, Verification
@@ -234,7 +235,10 @@ def _advice(found: StoreStatus, members: Members) -> list[str]:
     if members.copied and absent:
         advice.append("copy the backends that are absent, too, or restore from the original")
     for backend in () if members.copied else absent:
-        advice.append(f"attach {backend.path} again, or, if it is gone for good: drystone backend remove {backend.id}")
+        way = (
+            f"attach {backend.path} again" if backend.trouble == UNANSWERED else f"see why {backend.path} can't be read"
+        )
+        advice.append(f"{way}, or, if it is gone for good: drystone backend remove {backend.id}")
     if found.lost_packs and not absent:
         advice.append(
             "name what is lost: drystone verify --data; then drystone ingest SOURCE stores again what is still there"
@@ -251,7 +255,7 @@ def _advice(found: StoreStatus, members: Members) -> list[str]:
     full = [share.backend for share in found.backends if share.backend.usage_percent > NEARLY_FULL]
     for backend in full:
         advice.append(f"{backend.path} is nearly full: drystone backend add DIR")
-    if found.packs and 0 <= found.bears_domains < min(1, found.should_bear):
+    if found.packs and not absent and 0 <= found.bears_domains < min(1, found.should_bear):
         advice.append("the loss of one failure domain loses everything: put backends on disks of their own")
     if not found.troubles and found.bears_backends < found.should_bear:
         advice.append(

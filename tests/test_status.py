@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -345,3 +345,23 @@ def test_records_that_may_not_be_read_are_not_called_damaged(
     ) as found:
         reopened(tmp_path)
     assert "damaged" not in str(found.value)
+
+
+def test_a_backend_that_fails_is_not_called_absent_without_its_reason(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: LocalDirectory, key: str, offset: int, length: int | None) -> bytes:
+        if self.location.endswith("backend-2"):
+            raise BackendError(f"reading {self.location}/{key}: Input/output error")
+        return plain(self, key, offset, length)
+
+    def gone(self: LocalDirectory, prefix: str) -> Iterator[str]:
+        return iter(()) if self.location.endswith("backend-2") else listing(self, prefix)
+
+    plain, listing = LocalDirectory._read, LocalDirectory.list
+    monkeypatch.setattr(LocalDirectory, "_read", refuse)
+    monkeypatch.setattr(LocalDirectory, "list", gone)
+    again = reopened(tmp_path)
+    [trouble] = [each.trouble for each in again.list_backends() if each.path.endswith("backend-2")]
+    assert "Input/output error" in trouble
+    assert not any("attach" in line for line in again.status().advice)

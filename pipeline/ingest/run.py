@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from manifests.config import CodecSpec, shards_per_backend
 from manifests.errors import Unsettled
+from manifests.finding import why_absent
 from manifests.ids import new_id, short_id
 from manifests.inflight import Inflight
 from manifests.log import State, make_record, utc_now, write_record
@@ -374,7 +375,7 @@ def _lost(members: Members, collector: Collector) -> list[str]:
         reason = members.failed.get(number) or collector.troubles.get(number)
         if reason is None and number in members.present and not lacking:
             continue
-        reason = reason or "does not answer"
+        reason = reason or why_absent(info)
         member = members.present.get(number) or members.dropped.get(number)
         location = info.location if member is None else member.storage.location
         where = "" if location in reason else f"{location}: "
