@@ -220,7 +220,7 @@ def test_names_that_became_names_of_one_file(rich: tuple[FileStore, Path]) -> No
 def as_somebody(place: Path, check: Callable[[], object]) -> None:
     """Let a process do `check` that has no rights of root's, having given them up where it must. It has all modules
     loaded already."""
-    for path in (place, *place.parents, *(place / "store").rglob("*")):
+    for path in (place, *place.parents, place / "store", *(place / "store").rglob("*")):
         if ROOT:
             path.chmod(path.stat().st_mode | 0o755)
     child = os.fork()

@@ -389,7 +389,7 @@ def test_somebody_else_restores_all_but_what_is_roots_and_counts_it(place: Path)
     os.setxattr(tree / "file", "trusted.note", b"2")
     os.chown(tree / "file", 1234, 1234)
     archive(place).close()
-    for path in (place, *(place / "store").rglob("*"), *place.parents):
+    for path in (place, place / "store", *(place / "store").rglob("*"), *place.parents):
         path.chmod(path.stat().st_mode | 0o755)
     (place / "out").mkdir()
     os.chown(place / "out", 65534, 65534)
