@@ -9,6 +9,7 @@
     ├── CopiedStore           the store is a copy of one that still answers; nothing was written
     ├── TooFewBackends        not enough backends answer for what was asked
     │   └── Unsettled         a record lies on some backends, and on too few to count
+    ├── StoreBusy             a run, or another change of the backends, is under way; nothing was changed
     ├── CorruptRecord         a record whose armour can't heal it
     ├── WouldLose             what was asked would make data unrecoverable
     │   └── ChunkInUse        objects that are not deleted consist of the chunk
@@ -82,6 +83,10 @@ class WrongChunk(DrystoneError):
 
 class Superseded(DrystoneError):
     """What was written builds on chunks that may have been deleted meanwhile; do it again."""
+
+
+class StoreBusy(DrystoneError):
+    """A run, or another change of the backends, is under way, or may be; nothing was changed."""
 
 
 class CorruptRecord(DrystoneError):

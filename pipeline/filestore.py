@@ -14,6 +14,7 @@ import os
 import pwd
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -377,38 +378,62 @@ class FileStore(ObjectOperations):
         self._require_writable_format()
         with self._alone():
             self._reload()
-            new = joining(self.members, self.state, place, backend_id=backend_id, domain=domain, read_only=read_only)
-            if not dry_run:
-                join(self.members, self.log, self.state, self.replicas, new)
+            with self._changing("backend add", dry_run):
                 self._reopen()
-                self.log.complete(self.members)  # what others wrote in the meantime counts on fewer backends
-                return self.get_backend(new.info.backend_id)
+                new = joining(
+                    self.members, self.state, place, backend_id=backend_id, domain=domain, read_only=read_only
+                )
+                if not dry_run:
+                    join(self.members, self.log, self.state, self.replicas, new)
+                    self._reopen()
+                    self.log.complete(self.members)  # what others wrote in the meantime counts on fewer backends
+                    return self.get_backend(new.info.backend_id)
         return describe(Members(self.config, [new.info], {}), new.info)
 
     def remove_backend(self, name: str | uuid.UUID, *, force: bool = False, dry_run: bool = False) -> Removal:
         """Take a backend out of the store; its files stay where they are. Raises WouldLose where packs could not be
-        recovered without it, unless `force`; NotFound, UsageError, TooFewBackends.
+        recovered without it, and StoreBusy where a run may be under way, unless `force`; StoreBusy also where somebody
+        else changes the backends; NotFound, UsageError, TooFewBackends.
 
         >>> store.remove_backend("archive/backend-1", dry_run=True).lost_packs
         0
         """
+        from manifests.inflight import unfinished
         from pipeline.presence import look_around
-        from pipeline.removal import require_safe, weigh
+        from pipeline.removal import noted_patterns, require_no_runs, require_safe, weigh
 
         self._require_writable_format()
         with self._alone():
             self._reload()
-            leaving = find_info(self.members, str(name))
-            left = without(self.members, leaving)
-            presence, _ = look_around(self.members, self.state, self.catalog)
-            removal = weigh(presence, leaving)
-            if not force:
-                require_safe(removal, self.members, leaving)
-            if not dry_run:
-                leave(self.members, self.log, self.state, self._cache, leaving)
-                self.members = left
+            with self._changing("backend remove", dry_run):
+                # A run that ends between the two looks is seen by its marker or by its record.
+                traces, _ = unfinished(self.members)
                 self._reopen()
+                committed = {record.record_id for record in self.log.records.values()}
+                runs = [run for run in traces if run.run_id not in committed]
+                leaving = find_info(self.members, str(name))
+                left = without(self.members, leaving)
+                if not force:
+                    require_no_runs(runs)
+                presence, _ = look_around(self.members, self.state, self.catalog)
+                removal = weigh(presence, leaving, noted_patterns(self.members, presence, runs))
+                if not force:
+                    require_safe(removal, self.members, leaving)
+                if not dry_run:
+                    leave(self.members, self.log, self.state, self._cache, leaving)
+                    self.members = left
+                    self._reopen()
             return removal
+
+    def _changing(self, what: str, dry_run: bool) -> AbstractContextManager[None]:
+        """Nobody else changes the backends meanwhile; a dry run only looks whether somebody does."""
+        from manifests.changing import changing, require_no_change
+
+        places = [member.storage for member in self.members.present.values()]
+        if dry_run:
+            require_no_change(places)
+            return nullcontext()
+        return changing(what, places, self.members.put_everywhere)
 
     def get_ec_group(self, pack_id: uuid.UUID) -> ECGroup:
         """A pack and its shards, each read and checked. Raises NotFound.

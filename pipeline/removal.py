@@ -1,13 +1,18 @@
-"""What a store would lose with a backend."""
+"""What a store would lose with a backend, and who would."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
-from manifests.errors import WouldLose
-from manifests.presence import Presence
+from manifests.errors import StoreBusy, WouldLose
+from manifests.ids import short_id
+from manifests.inflight import Unfinished
+from manifests.presence import Pattern, Presence
 from manifests.store import BackendInfo, Members
+from pipeline.ingest.adopt import locate
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,38 @@ class Removal:
     bears: int
 
 
-def weigh(presence: Presence, leaving: BackendInfo) -> Removal:
-    """Count over all packs what is left without a backend."""
+def require_no_runs(runs: Iterable[Unfinished]) -> None:
+    """Raises StoreBusy where one of the runs, none of them committed, is not surely over: no manifest names its packs,
+    so nobody can tell what would be lost of it."""
+    for run in runs:
+        if not run.over:
+            host = "an unknown host" if run.process is None else f"host {run.process.host}"
+            began = f", begun {run.time}," if run.time else ""
+            certain = "is" if run.state == "running" else "may still be"
+            raise StoreBusy(
+                f"run {short_id(run.run_id)} of {host}{began} {certain} under way, and has packs that it may need the "
+                "backend for. Nothing was changed: wait for its end, or, if it will never end, give --force"
+            )
+
+
+def noted_patterns(members: Members, presence: Presence, runs: Iterable[Unfinished]) -> Iterator[Pattern]:
+    """Where the shards lie of packs that runs have journalled, that no manifest names, and that can be given back."""
+    noted = sorted({pack_id for run in runs for pack_id in run.packs})
+    named = presence.named(noted) if noted else set()
+    for pack_id in noted:
+        found = None if pack_id in named else locate(members, pack_id)
+        if found is not None:
+            record, backends = found
+            pattern = Pattern(record.scheme.k, record.scheme.m, tuple(sorted(backends.items())), 1, pack_id)
+            if pattern.good >= pattern.k:
+                yield pattern
+
+
+def weigh(presence: Presence, leaving: BackendInfo, noted: Iterable[Pattern] = ()) -> Removal:
+    """Count over all packs, those that manifests name and `noted` ones, what is left without a backend."""
     packs = lost = 0
     bears: int | None = None
-    for pattern in presence.patterns():
+    for pattern in chain(presence.patterns(), noted):
         packs += pattern.packs * any(backend == leaving.number for _, backend in pattern.placed)
         rest = pattern.without(leaving.number)
         if pattern.spare:
@@ -49,4 +81,4 @@ def require_safe(removal: Removal, members: Members, leaving: BackendInfo) -> No
     )
 
 
-__all__ = ["Removal", "require_safe", "weigh"]
+__all__ = ["Removal", "noted_patterns", "require_no_runs", "require_safe", "weigh"]

@@ -173,7 +173,11 @@ _REMOVED_FIELDS = {
 @click.argument("name", default="", metavar="BACKEND")
 @store_option
 @click.option("--id", "backend_id", metavar="ID", default="", help="The backend by its id, or the beginning of it.")
-@click.option("--force", is_flag=True, help="Also where packs are lost with it: for disks that will never come back.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also where packs are lost with it, or a run may be under way: for disks that will never come back.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would happen.")
 @format_options
 @metrics_options
@@ -182,7 +186,7 @@ def remove_command(
     context: click.Context, name: str, store: str | None, backend_id: str, force: bool, dry_run: bool, output: str
 ) -> None:
     """Take BACKEND, an id or a directory, out of the store: a disk that died, or one that is wanted elsewhere. Refused
-    where the others could not give back all data. Its files are left where they are.
+    where the others could not give back all data, and while a run is under way. Its files are left where they are.
 
     \b
     drystone -s /mnt/archive backend remove /mnt/b/archive

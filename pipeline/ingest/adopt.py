@@ -99,8 +99,8 @@ class Adoption:
         source = ShardSource(members.config.shard_stores, storages, tuple(info.seat for info in members.all))
         readers, decoder = PackReaders(source), Decoder()
         for pack_id in sorted(wanted):
-            found = _find(members, pack_id)
-            if found is None:
+            found = locate(members, pack_id)
+            if found is None or not _is_safe(members, *found):
                 self._waits = self._waits or bool(members.absent())
                 continue
             record, backends = found
@@ -120,8 +120,8 @@ class Adoption:
             remove_traces(self._members, run.run_id)
 
 
-def _find(members: Members, pack_id: uuid.UUID) -> tuple[ShardRecord, dict[int, int]] | None:
-    """A shard's record and where each shard lies whole in length, if there are enough of them."""
+def locate(members: Members, pack_id: uuid.UUID) -> tuple[ShardRecord, dict[int, int]] | None:
+    """A shard's record and where each shard lies whole in length; None where there is none."""
     record: ShardRecord | None = None
     backends: dict[int, int] = {}
     for index in range(members.config.scheme.total_shards):
@@ -134,7 +134,9 @@ def _find(members: Members, pack_id: uuid.UUID) -> tuple[ShardRecord, dict[int, 
                     break
             except (BackendError, DamagedShard):
                 continue
-    if record is None:
-        return None
+    return None if record is None else (record, backends)
+
+
+def _is_safe(members: Members, record: ShardRecord, backends: dict[int, int]) -> bool:
     held = list(Counter(backends.values()).values())
-    return (record, backends) if survives_another_loss(record.scheme, len(members.seats), held) else None
+    return survives_another_loss(record.scheme, len(members.seats), held)
