@@ -47,13 +47,15 @@ class OutputOptions:
 
 class Output:
     """A file that is being written. `written`: bytes so far; `is_stdout`: they go where standard output goes;
-    `in_place`, in the end: the file that is there holds the same, and was left as it is."""
+    `in_place`, in the end: the file that is there holds the same, and was left as it is; `left_behind`, in the end:
+    a directory of ours that could not be removed, and why."""
 
     def __init__(self, path: str, fd: int) -> None:
         self._path = path
         self._fd = fd
         self.written = 0
         self.in_place = False
+        self.left_behind = ""
         self.is_stdout = _same_file(fd, 1)
 
     def write(self, data: bytes | memoryview) -> None:
@@ -189,13 +191,15 @@ def _new_file(path: str, found: os.stat_result | None, options: OutputOptions) -
             with suppress(OSError):  # a directory may be written into and not be read
                 remove_leftovers(folder)
             staging = Staging(folder, bequeath=options.inherit)
-            stack.callback(staging.close)
+            stack.callback(_clear, staging, made := list[Output]())
             source = open_own(staging.objects, staging.identity)
             stack.callback(os.close, source)
             target = _opened_folder(folder, stack)
             fd = os.open(_NEW, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, options.mode, dir_fd=source)
-            stack.callback(_close, path, fd)
+            file = stack.enter_context(ExitStack())
+            file.callback(_close, path, fd)
         output = Output(path, fd)
+        made.append(output)
         yield output
         with _blamed(path):
             if found is not None:
@@ -205,6 +209,7 @@ def _new_file(path: str, found: os.stat_result | None, options: OutputOptions) -
                 _resemble(fd, real, found)
             if durable:
                 sync_file(fd)
+            file.close()  # network file systems and quotas say at last whether it could be written
             _give_name(path, source, target, name, replace=found is not None)
             if durable:
                 with suppress(PermissionError):  # a directory may be written into and not be read
@@ -214,6 +219,12 @@ def _new_file(path: str, found: os.stat_result | None, options: OutputOptions) -
 def _close(path: str, fd: int) -> None:
     with _blamed(path):
         os.close(fd)
+
+
+def _clear(staging: Staging, made: list[Output]) -> None:
+    reason = staging.close()
+    for output in made if reason else ():
+        output.left_behind = f"{staging.path}: {reason}"
 
 
 def _opened_folder(path: str, stack: ExitStack, flags: int = os.O_PATH) -> int:

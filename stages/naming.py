@@ -62,13 +62,13 @@ def _link(source: int, temp: bytes, folder: int, name: bytes) -> bool:
 
 def _reserve(source: int, temp: bytes, folder: int, name: bytes) -> bool:
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    reserved = os.fstat(fd)
     try:
+        os.close(fd)
         os.rename(temp, name, src_dir_fd=source, dst_dir_fd=folder)
     except OSError:
         with suppress(OSError):
-            if os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False)):
+            if os.path.samestat(reserved, os.stat(name, dir_fd=folder, follow_symlinks=False)):
                 os.unlink(name, dir_fd=folder)
         raise
-    finally:
-        os.close(fd)
     return True

@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,6 +30,9 @@ STAGING_MARK = ".drystone-restore-"
 _NAME = re.compile(re.escape(STAGING_MARK) + "[0-9a-f]{16}")
 _RECORD, _OBJECTS = "whose.json", "objects"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY}
+#: Seconds that a file which is closed may take to be gone.
+_LINGERS = 2.0
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -124,18 +128,25 @@ class Staging:
         }
         os.write(record, json.dumps(whose).encode())
 
-    def close(self) -> None:
-        """Remove it with all that is left in it."""
-        with suppress(OSError):
-            if self._folder < 0:  # not opened, or not ours
+    def close(self) -> str:
+        """Remove it with all that is left in it. Returns why it stays, if it does."""
+        record, folder = self._record, self._folder
+        self._record = self._folder = -1
+        try:
+            if folder < 0:  # not opened, or not ours
+                _close_record(record)
                 os.rmdir(self.path)
             else:
-                shutil.rmtree(_OBJECTS, ignore_errors=True, dir_fd=self._folder)
-                _remove(self._folder, self.path)
-        for fd in (self._record, self._folder):
-            if fd >= 0:
-                os.close(fd)
-        self._record = self._folder = -1
+                shutil.rmtree(_OBJECTS, ignore_errors=True, dir_fd=folder)
+                _remove(folder, self.path, record)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            return error.strerror or str(error)
+        finally:
+            if folder >= 0:
+                os.close(folder)
+        return ""
 
 
 @dataclass(frozen=True)
@@ -183,7 +194,8 @@ def _removed(path: str, name: str) -> str:
         except FileNotFoundError:
             os.lstat(path)
             return "it has no record of its restore"
-        stack.callback(os.close, record)
+        held = stack.enter_context(ExitStack())
+        held.callback(_close_record, record)
         locked = True
         try:
             fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -205,12 +217,40 @@ def _removed(path: str, name: str) -> str:
                 f"process {process.pid} on the host {process.host!r} may still use it, which can't be told from here; "
                 "remove it once that has ended"
             )
-        _remove(folder, path)
+        held.pop_all()
+        _remove(folder, path, record)
     return ""
 
 
-def _remove(folder: int, path: str) -> None:
-    """Remove the open staging directory at `path`, its record last. Raises OSError."""
+def _remove(folder: int, path: str, record: int) -> None:
+    """Remove the open staging directory at `path`, its record last, which is closed. Raises OSError."""
+    try:
+        _take_apart(folder, path)
+        return
+    except OSError as error:
+        if error.errno not in _NOT_EMPTY:
+            raise
+    finally:
+        _close_record(record)
+    # NFS and FUSE keep a deleted file under another name until it is closed, and some time longer.
+    until = time.monotonic() + _LINGERS
+    while True:
+        try:
+            _take_apart(folder, path)
+            return
+        except OSError as error:
+            if error.errno not in _NOT_EMPTY or time.monotonic() > until:
+                raise
+        time.sleep(0.02)
+
+
+def _close_record(record: int) -> None:
+    if record >= 0:
+        with suppress(OSError):  # it is no longer needed, whether it was written or not
+            os.close(record)
+
+
+def _take_apart(folder: int, path: str) -> None:
     with suppress(FileNotFoundError):
         shutil.rmtree(_OBJECTS, dir_fd=folder)
     with suppress(FileNotFoundError):

@@ -36,7 +36,9 @@ WAIT = 30
 @contextlib.contextmanager
 def odd_file_system(place: Path, *lacks: str) -> Iterator[Path]:
     """A mounted file system below `place`, with: `case` (R is r), `nfd` (names are decomposed when stored), `nolink`,
-    `nosymlink`, `noflags` (renameat2 takes none), `coarse` (times of 2 s), `nomode` (modes can't be changed)."""
+    `nosymlink`, `noflags` (renameat2 takes none), `coarse` (times of 2 s), `nomode` (modes can't be changed);
+    or that fails: `flush` (closing a file fails), `full` (closing one of more than 100,000 bytes does), `nosync` (fsync
+    fails); or `hides` (a deleted file has another name until it is closed, as with NFS)."""
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("mounting a FUSE file system takes root and /dev/fuse")
     point = place / "odd"
@@ -91,6 +93,9 @@ class Node:
     data: bytearray = field(default_factory=bytearray)
     #: Stored name and inode by the name as it is compared.
     names: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
+    #: How often it is open, and the directory in which it is hidden and as what, once it is deleted.
+    opened: int = 0
+    hidden: tuple[int, bytes] | None = None
 
 
 class Refused(Exception):
@@ -106,7 +111,7 @@ class Server:
         self.handlers: dict[int, Callable[[int, bytes, int, int], bytes | None]] = {
             1: self.lookup, 3: self.getattr, 4: self.setattr, 5: self.readlink, 6: self.symlink, 8: self.mknod,
             9: self.mkdir, 10: self.unlink, 11: self.rmdir, 12: self.rename, 13: self.link, 14: self.open,
-            15: self.read, 16: self.write, 17: self.statfs, 18: self.nothing, 20: self.nothing, 25: self.nothing,
+            15: self.read, 16: self.write, 17: self.statfs, 18: self.release, 20: self.fsync, 25: self.flush,
             26: self.init,
             27: self.open, 28: self.readdir, 29: self.nothing, 30: self.nothing, 35: self.create, 38: self.nothing,
             45: self.rename2,
@@ -240,7 +245,12 @@ class Server:
 
     def unlink(self, nodeid: int, body: bytes, uid: int, gid: int) -> None:
         name = body.rstrip(b"\0")
-        self.find(nodeid, name).links -= 1
+        node = self.find(nodeid, name)
+        if "hides" in self.lacks and node.opened:
+            node.hidden = (nodeid, hidden := b".hidden%d" % node.ino)
+            self.add(nodeid, hidden, node)
+        else:
+            node.links -= 1
         del self.nodes[nodeid].names[self.key(name)]
 
     def rmdir(self, nodeid: int, body: bytes, uid: int, gid: int) -> None:
@@ -281,13 +291,32 @@ class Server:
         node.links += 1
         return self.entry(node)
 
+    def flush(self, nodeid: int, body: bytes, uid: int, gid: int) -> None:
+        if "flush" in self.lacks:
+            raise Refused(errno.EIO)
+        if "full" in self.lacks and len(self.nodes[nodeid].data) > 100_000:
+            raise Refused(errno.EDQUOT)
+
+    def fsync(self, nodeid: int, body: bytes, uid: int, gid: int) -> None:
+        if "nosync" in self.lacks:
+            raise Refused(errno.EIO)
+
+    def release(self, nodeid: int, body: bytes, uid: int, gid: int) -> None:
+        node = self.nodes[nodeid]
+        node.opened -= 1
+        if node.hidden is not None and not node.opened:
+            folder, name = node.hidden
+            self.nodes[folder].names.pop(self.key(name), None)
+
     def open(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:
+        self.nodes[nodeid].opened += not stat.S_ISDIR(self.nodes[nodeid].mode)
         return struct.pack("<QII", 0, 0, 0)
 
     def create(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:
         mode = struct.unpack_from("<IIII", body)[1]
         mode = 0o755 if "nomode" in self.lacks else mode & 0o7777
         node = self.make(nodeid, body[16:].rstrip(b"\0"), stat.S_IFREG | mode, uid, gid)
+        node.opened = 1
         return self.entry(node) + struct.pack("<QII", 0, 0, 0)
 
     def read(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:

@@ -160,9 +160,11 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
     for name in result.leftovers.removed:
         warn(f"removed what a killed restore had left behind: {request.to}/{name}")
     for name, reason in result.leftovers.left:
-        warn(f"perhaps left behind by a killed restore, not removed as {reason}: {request.to}/{name}")
+        warn(f"perhaps left behind by an earlier restore, not removed as {reason}: {request.to}/{name}")
     for name in result.leftovers.at_work:
         warn(f"another restore was at work in the same directory: {request.to}/{name}")
+    if result.left_behind:
+        warn(f"left behind, as it can't be removed: {result.left_behind}")
     for trouble in result.troubles:
         warn(f"ailing: {trouble}")
     for reason in result.lost_manifests:
@@ -232,6 +234,8 @@ def _restore_bytes(
             for piece in pieces:
                 out.write(piece)
             written[number] = out.written - before
+    if out.left_behind:
+        warn(f"left behind, as it can't be removed: {out.left_behind}")
     for trouble in (troubles := list(figures.media.lines())):
         warn(f"ailing: {trouble}")
     report = warn if out.is_stdout else say

@@ -83,6 +83,7 @@ class RestoreResult:
     troubles: list[str]
     left_to_root: int
     leftovers: Leftovers
+    left_behind: str
     seconds: float
     stages: list[StageFigures]
 
@@ -157,7 +158,8 @@ def restore(
             finally:
                 target.close()
         finally:
-            staging.close()
+            reason = staging.close()
+            left_behind = f"{staging.path}: {reason}" if reason else ""
         replaced = home.tally.replaced + target.folders.replaced
         if request.fsync or (request.fsync is None and replaced):
             _sync(request.to)
@@ -177,6 +179,7 @@ def restore(
         home.troubles(),
         left_to_root,
         leftovers,
+        left_behind,
         seconds,
         stage_figures(counters, RESTORE_STAGES, seconds),
     )
