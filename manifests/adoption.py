@@ -18,18 +18,41 @@ from typing import Any
 from manifests import format as fmt
 from manifests.armour import open_json, seal_json
 from manifests.backends import parse_place
+from manifests.changing import changing
 from manifests.config import StoreConfig, text
 from manifests.errors import BackendError, CorruptRecord, UsageError
 from manifests.finding import ADOPT, FoundBackend, adoptions, hinted_places, look_around, probe
 from manifests.ids import new_id
 from manifests.log import FOLDER, make_record
 from manifests.opening import open_store
+from manifests.storage import Buffer
 from manifests.store import STORE_KEY, BackendInfo, Members, write_identity
 
 
 def adopt_copy(location: str | Path) -> None:
     """Make a store of its own of the copy at `location`, or finish that. Nothing is taken from its original, nor
-    changed there. Raises UsageError where it is no copy, or a backend of it can't be told for sure; BackendError."""
+    changed there. Raises UsageError where it is no copy (any more), or a backend of it can't be told for sure;
+    StoreBusy where somebody else adopts it; BackendError."""
+    own, near = look_around(*parse_place(location))
+    around = [*([own] if own else []), *near]
+    places = [place.storage for place in around if _family(place) & _family(around[0])]
+
+    def write(key: str, pieces: Sequence[Buffer]) -> None:
+        for storage in places:
+            storage.write(key, pieces)
+
+    with changing("adoption of this copy", places, write):
+        _adopt(location)
+
+
+def _family(place: FoundBackend) -> frozenset[uuid.UUID]:
+    """The stores that a place is of, or was: a copy that was adopted in part belongs together all the same."""
+    return place.origins | {place.store_id}
+
+
+def _adopt(location: str | Path) -> None:
+    """Nobody else adopts it meanwhile: two would each give it ids, and their records together name twice the backends
+    that there are."""
     if _finish(location):
         return
     members, _, state = open_store(location)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from manifests.armour import open_json, seal_json
-from manifests.errors import WouldLose
+from manifests.errors import StoreBusy, WouldLose
 from manifests.processes import ProcessMark
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
@@ -131,16 +130,15 @@ def mark(store: Path, **changed: object) -> None:
     place.write_bytes(seal_json(record))
 
 
-def test_a_change_is_refused_while_another_is_under_way_and_not_by_a_dead_one(
-    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(kept / "backend-4", tmp_path / "before")
+def test_a_change_is_refused_while_another_is_under_way_and_not_by_a_dead_one(kept: Path, tmp_path: Path) -> None:
     for changed, words in (({}, "is under way"), ({"host": "elsewhere"}, "may be under way")):
         mark(kept, **changed)
         for command in (("remove", kept / "backend-1"), ("add", tmp_path / "new")):
             refused = drystone("-s", kept, "backend", *command, "--dry-run")
             assert refused.returncode == 1 and words in refused.stderr, refused.stderr
             assert "another backend add" in refused.stderr and "2026-01-02T03:04:05.678Z" in refused.stderr
+    with FileStore.open(kept, cache=tmp_path / "cache") as store, pytest.raises(StoreBusy, match="another backend add"):
+        store.add_backend(tmp_path / "new", dry_run=True)
     process = subprocess.Popen(["true"])
     process.wait()
     mark(kept, pid=process.pid)

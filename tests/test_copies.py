@@ -207,6 +207,25 @@ def test_a_backend_that_left_before_the_copy_was_made_is_of_no_account(original:
     require_whole(copy, tmp_path / "tree", runs=2)
 
 
+def test_a_copy_that_is_adopted_by_several_at_once_gets_ids_once(original: Path, tmp_path: Path) -> None:
+    copy = copy_of(original)
+    old = contents(original)
+    named = (copy, copy, copy / "backend-3")
+    started = [
+        subprocess.Popen([COMMAND, "-s", str(each), "runs", "--adopt-copy"], stderr=subprocess.PIPE, text=True)
+        for each in named
+    ]
+    ended = [(process.communicate(timeout=120)[1], process.returncode) for process in started]
+    assert sorted(code for _, code in ended).count(0) == 1, ended
+    assert all(code == 0 or "is no copy" in err or "under way" in err for err, code in ended), ended
+    with opened(copy) as store:
+        assert len(store.members.all) == 6 and not store.members.absent()
+        assert store.ingest([str(tmp_path / "tree")], options=INLINE).exit_code == 0
+        assert store.verify(data=True, inline=True).exit_code == 0
+    require_whole(copy, tmp_path / "tree", runs=2)
+    assert contents(original) == old and not list(copy.glob("backend-*/changing/*"))
+
+
 def test_only_a_copy_can_be_adopted(original: Path, tmp_path: Path) -> None:
     before = contents(original)
     (tmp_path / "link").symlink_to(original)
@@ -235,7 +254,7 @@ def test_a_copy_whose_original_is_away_may_be_adopted(original: Path, tmp_path: 
 def test_an_adoption_that_is_interrupted_is_finished_by_the_next(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """It writes 26 files: a mark, a record, and two identities, to each of six backends."""
+    """It writes 32 files: two marks, a record, and two identities, to each of six backends."""
     copy = copy_of(original)
     old, write, left = contents(original), LocalDirectory.write, [step]
 
