@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from stages.attributes import Attributes, change_mode, set_attributes, set_attributes_by_name, set_time
 from stages.copying import copy_data
-from stages.durable import sync_file_system
+from stages.durable import sync_file, sync_file_system, syncs_files_alone
 from stages.errors import StageError
 from stages.naming import NO_LINKS, Namer
 from stages.staging import Exchanged, Identity, open_own
@@ -39,7 +39,8 @@ _KEPT = f"something else is in place and was kept; {SEE}"
 class TargetOptions:
     """`staging`: the directory that objects are made in, and its `identity`; `strip`: leading bytes of each object's
     path that fall away; `overwrite`: never, if-changed or always; `fresh`: the target was empty: nothing stood in it;
-    `passes_on`: new directories may inherit something; `durable`: what replaces something is on disk before it does."""
+    `passes_on`: new directories may inherit something; `durable`: what replaces something is on disk before it does;
+    `all_durable`: all files are on disk in the end, for which somebody else syncs the file system, where that helps."""
 
     root: str
     staging: str
@@ -50,6 +51,7 @@ class TargetOptions:
     fresh: bool
     passes_on: bool
     durable: bool
+    all_durable: bool = False
 
 
 class Target:
@@ -71,6 +73,8 @@ class Target:
         # What a new file has by itself; setting it again would cost a third of a small file. A file system that has no
         # modes shows that here.
         own = os.fstat(self._own)
+        # Where a sync of the file system does nothing, each file is synced before it gets its name.
+        self._sync_each = options.all_durable and syncs_files_alone(self._own)
         self._uid, self._gid = own.st_uid, own.st_gid
         self._has_modes = stat.S_IMODE(own.st_mode) == 0o700
         self._umask = _current_umask()
@@ -166,6 +170,8 @@ class Target:
                 trouble = set_time(fd, attributes)
             else:
                 trouble = set_attributes(fd, attributes, self._options.owner)
+            if self._sync_each:
+                sync_file(fd)
         finally:
             os.close(fd)
         if group == NO_GROUP:
@@ -208,6 +214,8 @@ class Target:
                 if offset + length <= attributes.size and _is_zero(fd, offset, offset + length):
                     _punch(fd, offset, length)
             trouble = set_attributes(fd, attributes, self._options.owner)
+            if self._sync_each:
+                sync_file(fd)
         finally:
             os.close(fd)
         try:
@@ -294,7 +302,10 @@ class Target:
             fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
             try:
                 copy_data(original, fd)
-                return set_attributes(fd, attributes, self._options.owner)
+                trouble = set_attributes(fd, attributes, self._options.owner)
+                if self._sync_each:
+                    sync_file(fd)
+                return trouble
             finally:
                 os.close(fd)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -43,6 +44,17 @@ def test_files_that_can_not_be_closed_are_named(store: Path, tmp_path: Path) -> 
         assert [path.name for path in (odd / "to").rglob("*")] == ["tree"]
 
 
+def test_bytes_of_what_was_kept_are_not_counted(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "large").write_text("mine")
+    done = restore(store, "latest:tree/large", tmp_path / "to", "--json")
+    assert json.loads(done.stdout)["bytes"] == 9 << 20
+    done = restore(store, "latest", tmp_path, "--json")
+    assert done.returncode == 3
+    figures = json.loads(done.stdout)
+    assert (figures["files"], figures["bytes"]) == (2, BIG + 5)
+
+
 @pytest.mark.parametrize("fault", ["full", "flush"])
 def test_a_file_that_can_not_be_closed_replaces_nothing(store: Path, tmp_path: Path, fault: str) -> None:
     with odd_file_system(tmp_path, fault) as odd:
@@ -56,6 +68,22 @@ def test_a_file_that_can_not_be_closed_replaces_nothing(store: Path, tmp_path: P
         done = restore(store, *selection, "--overwrite", "always")
         assert done.returncode == 1 and f"writing {part} failed: " in done.stderr
         assert (part.stat().st_ino, os.listdir(odd)) == (before, ["part"])
+
+
+def test_each_file_is_synced_where_a_sync_of_the_file_system_does_nothing(store: Path, tmp_path: Path) -> None:
+    with odd_file_system(tmp_path, "nosync") as odd:
+        (odd / "to" / "tree").mkdir(parents=True)
+        for name in ("small", "large"):
+            (odd / "to" / "tree" / name).write_text("mine")
+        done = restore(store, "latest", odd / "to", "--overwrite", "always")
+        assert done.returncode == 3
+        for name in ("small", "large"):
+            assert f"not restored whole: tree/{name}: writing it failed: Input/output error" in done.stderr
+            assert (odd / "to" / "tree" / name).read_text() == "mine"
+        assert restore(store, "latest", odd / "new").returncode == 0
+        assert restore(store, "latest", odd / "durable", "--fsync").returncode == 3
+        assert restore(store, "latest", odd / "to", "--overwrite", "always", "--no-fsync").returncode == 0
+        assert (odd / "to" / "tree" / "small").read_bytes() == b"small"
 
 
 @pytest.mark.parametrize("options", [(), ("--range", "0-")])

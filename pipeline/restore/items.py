@@ -65,6 +65,7 @@ class PartFiles:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._failed: dict[int, str] = {}
 
     def get(self, row: int) -> int:
         """Descriptor of an object's staged file, which stays this one's. Raises OSError."""
@@ -73,7 +74,7 @@ class PartFiles:
             fd = self._target.open_part(_part_name(row))
         self._open[row] = fd
         if len(self._open) > OPEN_PARTS:
-            os.close(self._open.popitem(last=False)[1])
+            self._close(next(iter(self._open)))
         return fd
 
     def write(self, row: int, offset: int, data: memoryview) -> None:
@@ -83,14 +84,18 @@ class PartFiles:
             count = os.pwrite(fd, data, offset)
             data, offset = data[count:], offset + count
 
-    def close(self, row: int) -> None:
-        fd = self._open.pop(row, None)
-        if fd is not None:
-            os.close(fd)
-
-    def close_all(self) -> None:
+    def close_all(self) -> dict[int, str]:
+        """Close what is open. Returns why, by object, closing failed since the last call: what was written is lost."""
         for row in list(self._open):
-            self.close(row)
+            self._close(row)
+        failed, self._failed = self._failed, {}
+        return failed
+
+    def _close(self, row: int) -> None:
+        try:
+            os.close(self._open.pop(row))
+        except OSError as error:
+            self._failed[row] = error.strerror or str(error)
 
 
 def _part_name(row: int) -> bytes:
@@ -101,13 +106,11 @@ def _part_name(row: int) -> bytes:
 class ItemMaker:
     """Makes objects in a target. Owned by one worker."""
 
-    def __init__(self, context: Context, target: Target, parts: PartFiles, long_fields: int) -> None:
-        """`parts`: those of this worker; a file that is finished is closed in them; `long_fields`: descriptor of the
-        file of long fields (manifests/longfields.py)."""
+    def __init__(self, context: Context, target: Target, long_fields: int) -> None:
+        """`long_fields`: descriptor of the file of long fields (manifests/longfields.py)."""
         self._context = context
         self._long_fields = long_fields
         self._target = target
-        self._parts = parts
 
     def make_all(
         self,
@@ -127,6 +130,8 @@ class ItemMaker:
                 trouble = self._make_link(item) if kind == messages.LINKS else self._make(item, begun(item))
                 outcomes.files += is_file
                 outcomes.in_place += is_file and trouble is None
+                if kind == messages.ITEMS and item.multi >= 0:
+                    outcomes.bytes += item.attributes.size
             except OSError as error:
                 trouble = f"writing it failed: {error.strerror}"
             except DrystoneError as error:
@@ -147,8 +152,6 @@ class ItemMaker:
     def _make(self, item: Item, begun: Begun | None) -> str | None:
         """Make an object; returns what of it could not be set, or None if it is in place."""
         target, path, attributes = self._target, item.path, item.attributes
-        if item.multi >= 0:
-            self._parts.close(item.row)
         link = item.target if item.kind == KIND["symlink"] else None
         if not target.wanted(path, attributes, item.group, link):
             target.drop_parts(_part_name(item.row))

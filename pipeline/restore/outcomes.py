@@ -30,10 +30,11 @@ _NUMBERS = ("row", "multi", "parts", "files", "in_place", "replaced", "bytes", "
 
 
 class Outcomes:
-    """What a task achieved."""
+    """What a task achieved. `bytes`: of files that are restored; `passed`: that were written, whatever became of the
+    file."""
 
     def __init__(self) -> None:
-        self.files = self.bytes = self.in_place = self.replaced = 0
+        self.files = self.bytes = self.passed = self.in_place = self.replaced = 0
         self._parts: dict[tuple[int, int], int] = {}
         self._written: list[tuple[int, int, int]] = []
         self._reasons: dict[int, tuple[int, str]] = {}
@@ -44,6 +45,13 @@ class Outcomes:
     def written(self, row: int, offset: int, length: int) -> None:
         """Note which bytes of a large file are there."""
         self._written.append((row, offset, length))
+
+    def lost(self, row: int, reason: str) -> None:
+        """Parts of an object that were taken for written are not."""
+        for key in [key for key in self._parts if key[0] == row]:
+            del self._parts[key]
+            self.failed(row, key[1], reason)
+        self._written = [each for each in self._written if each[0] != row]
 
     def failed(self, row: int, multi: int, reason: str) -> None:
         self._reasons.setdefault(row, (multi, reason))

@@ -248,6 +248,8 @@ def _target_options(path: bytes, request: RestoreRequest, staging: Staging, left
         fresh=fresh,
         passes_on=inherited,
         durable=request.fsync is not False,
+        # Only what may replace something makes the restore wait for the disk, unless it was told to.
+        all_durable=(not fresh and request.overwrite != "never") if request.fsync is None else request.fsync,
     )
 
 

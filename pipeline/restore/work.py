@@ -86,7 +86,7 @@ class Restorer:
         self._target = Target(options.target, f"restore-{options.index}")
         self._parts = PartFiles(self._target)
         self._long_fields = options.long_fields.detach()
-        self._maker = ItemMaker(context, self._target, self._parts, self._long_fields)
+        self._maker = ItemMaker(context, self._target, self._long_fields)
         self._hashed: dict[int, Begun] = {}
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class Restorer:
             places = places or {each: number for number, each in enumerate(self._paths(task))}
             row = task.rows[places[path]]
             outcomes.failed(int(row["row"]), -1, reason)
-            if kind == messages.PLAN:
+            if kind == messages.PLAN or (kind == messages.ITEMS and row["multi"] >= 0):
                 outcomes.bytes -= int(row["size"])
             outcomes.files -= kind == messages.PLAN or int(row["kind"]) in CONTENTS
         outcomes.replaced += self._target.replaced - before
@@ -119,6 +119,11 @@ class Restorer:
     def _paths(self, task: Batch) -> Iterator[bytes]:
         for path, long in zip(task.all_bytes("path"), task.rows["long"].tolist(), strict=True):
             yield read_fields(self._long_fields, long).path if long else path
+
+    def close_parts(self, outcomes: Outcomes) -> None:
+        """Close what a task wrote of larger files: what can't be closed may not be there."""
+        for row, reason in self._parts.close_all().items():
+            outcomes.lost(row, f"writing it failed: {reason}")
 
     def hash(self, batch: Batch) -> None:
         """Hash large files (HASH_DTYPE) as far as they are written, while others of their parts are on their way."""
@@ -128,7 +133,10 @@ class Restorer:
                 self._hashed.pop(row, None)
                 continue
             begun = self._hashed.setdefault(row, Begun())
-            begun.read(self._parts.get(row), end)
+            try:
+                begun.read(self._parts.get(row), end)
+            except OSError:
+                del self._hashed[row]  # it is read back when it is complete, and then fails by its name
 
     def restore(self, batch: Batch, outcomes: Outcomes) -> None:
         """Fetch the blocks of a PLAN_DTYPE batch and write what they hold."""
@@ -256,7 +264,7 @@ class Restorer:
             except OSError as error:
                 outcomes.failed(row, number, f"writing it failed: {error.strerror}")
                 continue
-            outcomes.bytes += size
+            outcomes.passed += size
             outcomes.parts(row, number, count)
             if whole >= LARGE_FILE:
                 outcomes.written(row, offset, size)
@@ -317,6 +325,7 @@ class Restorer:
                 outcomes.in_place += 1
             outcomes.files += 1
             outcomes.bytes += attributes.size
+            outcomes.passed += attributes.size
         except OSError as error:
             outcomes.failed(row, -1, f"writing it failed: {error.strerror}")
         except DrystoneError as error:
@@ -358,9 +367,10 @@ def restore_station(context: Context, options: RestoreOptions) -> Station:
             restorer.hash(task)
         else:
             restorer.make_items(kind, task, outcomes)
+        restorer.close_parts(outcomes)
         if kind != messages.HASH:
             restorer.settle(kind, task, outcomes)
-        context.clock.count(ASSEMBLE, outcomes.files, outcomes.bytes)
+        context.clock.count(ASSEMBLE, outcomes.files, outcomes.passed)
         yield from outcomes.batches(size)
 
     try:
