@@ -18,6 +18,8 @@ _HEAD = struct.Struct("<HI")
 XATTRS_MOST = 256 << 10
 #: What a user may set on files of their own; all else is root's.
 FOR_EVERYBODY = (b"user.", b"system.posix_acl_")
+#: What nobody has but by somebody's doing. Labels and the like come from the system itself.
+_GIVEN = (*FOR_EVERYBODY, b"security.capability")
 
 
 def pack_xattrs(attributes: Mapping[bytes, bytes]) -> bytes:
@@ -65,16 +67,30 @@ def read_xattrs(of: int | bytes) -> bytes:
     return packed
 
 
-def set_xattrs(of: int | bytes, packed: bytes, privileged: bool) -> str:
-    """Set packed attributes on an open file, or on the object at a path, which is not followed; those that are root's
-    only where `privileged`. Returns what could not be set and why, or an empty string. Raises CorruptRecord."""
+def set_xattrs(of: int | bytes, packed: bytes, privileged: bool, *, follow: bool = False) -> str:
+    """Set packed attributes on an open file, or on the object at a path, which is followed only where told; those that
+    are root's only where `privileged`. Returns what could not be set and why, or an empty string. Raises
+    CorruptRecord."""
     troubles = []
     for name, value in unpack_xattrs(packed).items():
         if not privileged and not name.startswith(FOR_EVERYBODY):
             continue
         try:
-            os.setxattr(of, name, value, follow_symlinks=isinstance(of, int))
+            os.setxattr(of, name, value, follow_symlinks=follow or isinstance(of, int))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             troubles.append(f"{name.decode(errors='backslashreplace')}: {reason}")
     return f"extended attributes could not be set: {', '.join(troubles)}" if troubles else ""
+
+
+def xattr_difference(found: bytes, wanted: bytes, privileged: bool) -> tuple[tuple[bytes, ...], dict[bytes, bytes]]:
+    """What tells packed attributes that were found from those that are wanted: the names of those to remove, and those
+    to set. What the system gives by itself may stay; what is root's to give counts only where `privileged`. Raises
+    CorruptRecord."""
+    there, due = unpack_xattrs(found), unpack_xattrs(wanted)
+    lacking = {
+        name: value
+        for name, value in due.items()
+        if there.get(name) != value and (privileged or name.startswith(FOR_EVERYBODY))
+    }
+    return tuple(name for name in there if name not in due and name.startswith(_GIVEN)), lacking

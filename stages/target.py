@@ -22,6 +22,7 @@ from stages.errors import StageError
 from stages.naming import NO_LINKS, Namer
 from stages.staging import Exchanged, Identity, open_own
 from stages.standing import StandingNames
+from stages.standingfile import Differences, differences, set_differences
 from stages.targetfolders import READ_FOLDER, SEE, Kept, TargetFolders
 
 #: Name of an object in the making, in the staging directory of the process that makes it.
@@ -99,30 +100,111 @@ class Target:
         os.close(self._own)
         os.close(self._staging)
 
-    def wanted(self, path: bytes, attributes: Attributes, group: int = NO_GROUP, link: bytes | None = None) -> bool:
+    def wanted(
+        self,
+        path: bytes,
+        attributes: Attributes,
+        group: int = NO_GROUP,
+        link: bytes | None = None,
+        device: int | None = None,
+    ) -> bool:
         """Whether an object is to be written; False where an equal one stands in its place, which then leads its
-        `group`. `link`: where a symlink points to, if that is known. Raises Kept, unless the object is needed for the
-        other names of its group."""
+        `group`. One of the same content that differs in what it has besides gets that where it may be changed. `link`:
+        where a symlink points to, if that is known; `device`: the number of a device node. Raises Kept, unless the
+        object is needed for the other names of its group."""
         if self._options.fresh:
             return True
         folder, name = self.folders.parent(path)
         if not self.folders.stood(name) or self._options.overwrite == "always":
             return True
+        info = self._same_content(folder, name, attributes, link, device)
+        differ = None if info is None else differences(folder, name, info, attributes, self._options.owner)
+        if info is not None and not differ:
+            if group != NO_GROUP:
+                self._lead_standing(folder, name, group, attributes)
+            return False
+        if self._options.overwrite == "if-changed":
+            # What has further names, or runs as somebody else, is made anew: those names may be of other files' making.
+            if info is None or not differ or info.st_nlink > 1 or (differ.owner and not self._options.owner):
+                return True
+            self._mend(folder, name, info, attributes, differ)
+            if group != NO_GROUP:
+                self._lead_standing(folder, name, group, attributes)
+            return False
+        reason = _KEPT if info is None else f"its {differ} differ from what was archived, and it was kept; {SEE}"
+        if group != NO_GROUP:
+            self._kept = path, reason
+            return True
+        raise Kept(reason)
+
+    def wanted_link(self, path: bytes, attributes: Attributes, group: int) -> bool:
+        """The same for another name of the object that came first in its `group`."""
+        if self._options.fresh:
+            return True
+        folder, name = self.folders.parent(path)
+        if not self.folders.stood(name) or self._options.overwrite == "always":
+            return True
+        info = self._same_content(folder, name, attributes)
+        if info is None:
+            if self._options.overwrite == "if-changed":
+                return True
+            raise Kept(_KEPT)
+        if not self._could_be_linked(info, group):
+            return self.wanted(path, attributes)
+        first = os.stat(_master(group), dir_fd=self._staging, follow_symlinks=False)
+        if os.path.samestat(info, first):
+            return False
+        if self._options.overwrite == "if-changed":
+            return True
+        raise Kept(f"it is a file of its own, no hardlink as was archived, and was kept; {SEE}")
+
+    def _could_be_linked(self, info: os.stat_result, group: int) -> bool:
+        """Whether an object that is in place is, or could be, a hardlink of the first of its group."""
+        try:
+            first = os.stat(_master(group), dir_fd=self._staging, follow_symlinks=False)
+            if os.path.samestat(info, first):
+                return True
+            self._drop_new()
+            os.link(_master(group), _NEW, src_dir_fd=self._staging, dst_dir_fd=self._own, follow_symlinks=False)
+        except FileNotFoundError:  # the first one could not be restored
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return False
+        return True
+
+    def _same_content(
+        self,
+        folder: int,
+        name: bytes,
+        attributes: Attributes,
+        link: bytes | None = None,
+        device: int | None = None,
+    ) -> os.stat_result | None:
+        """What stat tells of an object in its place that passes for the archived one by its content; None where it does
+        not, or is gone."""
         try:
             info = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if link is not None and stat.S_ISLNK(info.st_mode):
                 equal = os.readlink(name, dir_fd=folder) == link
             else:
-                equal = self._equal(info, attributes)
+                is_device = stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode)
+                equal = self._equal(info, attributes) and (not is_device or device in (None, info.st_rdev))
         except FileNotFoundError:
-            return True
-        if equal:
-            if group != NO_GROUP:
-                self._lead_standing(folder, name, group, attributes)
-            return False
-        if self._options.overwrite == "if-changed" or group != NO_GROUP:
-            return True
-        raise Kept(_KEPT)
+            return None
+        return info if equal else None
+
+    def _mend(
+        self, folder: int, name: bytes, info: os.stat_result, attributes: Attributes, differ: Differences
+    ) -> None:
+        """Give an object in its place what it lacks. Raises Kept, OSError."""
+        try:
+            trouble = set_differences(folder, name, info, attributes, differ, self._options.owner)
+        except (FileExistsError, FileNotFoundError):
+            raise Kept(f"it was changed while it was looked at, and was kept; {SEE}") from None
+        if trouble:
+            raise Kept(f"it is in place, but {trouble}")
 
     def _equal(self, info: os.stat_result, attributes: Attributes) -> bool:
         """Whether what is in place passes for the archived object, by kind, size and modification time."""
@@ -337,7 +419,7 @@ class Target:
             self._namer.name(staging, temp, folder, name)
         except FileExistsError:
             if self.folders.stood(name):
-                raise Kept(_KEPT) from None
+                raise Kept(self._kept[1] if self._kept[0] == path else _KEPT) from None
             raise self.folders.taken(folder, name) from None
 
     def settle(self) -> Iterator[tuple[bytes, str]]:

@@ -145,7 +145,7 @@ class ItemMaker:
         return item._replace(path=path, target=target, holes=holes, attributes=item.attributes._replace(xattrs=xattrs))
 
     def _make_link(self, item: Item) -> str | None:
-        if not self._target.wanted(item.path, item.attributes):
+        if not self._target.wanted_link(item.path, item.attributes, item.group):
             return None
         return self._target.make_link(item.path, item.group, item.attributes)
 
@@ -153,7 +153,8 @@ class ItemMaker:
         """Make an object; returns what of it could not be set, or None if it is in place."""
         target, path, attributes = self._target, item.path, item.attributes
         link = item.target if item.kind == KIND["symlink"] else None
-        if not target.wanted(path, attributes, item.group, link):
+        device = item.device if item.kind in _NODES else None
+        if not target.wanted(path, attributes, item.group, link, device):
             target.drop_parts(_part_name(item.row))
             return None
         if item.multi >= 0:
