@@ -31,6 +31,8 @@ _FALLOC_PUNCH_HOLE = 0x02 | 0x01  # with FALLOC_FL_KEEP_SIZE
 _LIBC = ctypes.CDLL(None)
 #: Bytes that are looked at at a time before a hole is made of them.
 _LOOKED_AT = 1 << 20
+#: Times are kept so coarsely at worst: FAT has two seconds.
+_COARSEST = 2_000_000_000
 #: The group of an object without hardlinks.
 NO_GROUP = -1
 _KEPT = f"something else is in place and was kept; {SEE}"
@@ -80,6 +82,7 @@ class Target:
         self._has_modes = stat.S_IMODE(own.st_mode) == 0o700
         self._umask = _current_umask()
         self._namer = Namer()
+        self._earliest, self._latest = self._range_of_times()
         #: Objects that are complete, and wait to be on disk before they replace something: the name in the own staging
         #: directory, and the path.
         self._held: list[tuple[bytes, bytes]] = []
@@ -211,8 +214,27 @@ class Target:
         return (
             stat.S_IFMT(info.st_mode) == stat.S_IFMT(attributes.mode)
             and (info.st_size == attributes.size or not stat.S_ISREG(info.st_mode))
-            and (info.st_mtime_ns == attributes.mtime_ns or info.st_mtime_ns == self._kept_time(attributes))
+            and (info.st_mtime_ns == attributes.mtime_ns or self._keeps_as(attributes, info.st_mtime_ns))
         )
+
+    def _keeps_as(self, attributes: Attributes, found: int) -> bool:
+        """Whether a time is what the target's file system makes of an object's: that time, rounded. One that is far off
+        tells nothing, for all times out of its range become the same."""
+        return abs(found - attributes.mtime_ns) <= _COARSEST and found == self._kept_time(attributes)
+
+    def _range_of_times(self) -> tuple[int, int]:
+        """The earliest and the latest time that the target's file system keeps, looked at once, so that a file costs a
+        comparison."""
+        most = (1 << 63) - 1
+        first, last = (self._kept_time(Attributes(0, 0, 0, time)) for time in (-most, most))
+        return first if first is not None and first < 0 else -most, last if last is not None and last > 0 else most
+
+    def _clipped(self, trouble: str, attributes: Attributes) -> str:
+        """`trouble`, and that an object's time is none that the file system keeps."""
+        if self._earliest - _COARSEST <= attributes.mtime_ns <= self._latest + _COARSEST:
+            return trouble
+        lost = "its time could not be set: the file system keeps no times so early or so late"
+        return f"{trouble}; {lost}" if trouble else lost
 
     def _kept_time(self, attributes: Attributes) -> int | None:
         """What the target's file system makes of an object's time; None where it takes none."""
@@ -260,7 +282,7 @@ class Target:
             self._place(self._own, _NEW, path)
         else:
             self._finish(self._own, _NEW, path, attributes, group)
-        return trouble
+        return self._clipped(trouble, attributes)
 
     def _create(self, mode: int) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -305,7 +327,7 @@ class Target:
         except BaseException:
             self.drop_parts(temp)
             raise
-        return trouble
+        return self._clipped(trouble, attributes)
 
     def drop_parts(self, temp: bytes) -> None:
         """Remove a file that can't be completed."""
@@ -330,7 +352,7 @@ class Target:
     def _finish_new(self, path: bytes, attributes: Attributes, group: int) -> str:
         trouble = set_attributes_by_name(self._own, _NEW, attributes, self._options.owner)
         self._finish(self._own, _NEW, path, attributes, group)
-        return trouble
+        return self._clipped(trouble, attributes)
 
     def make_link(self, path: bytes, group: int, attributes: Attributes) -> str:
         """Another name of the object that came first in its `group` of hardlinks; a copy of it where the file system
@@ -341,7 +363,7 @@ class Target:
         except FileNotFoundError:
             raise StageError("the first name of this hardlinked object could not be restored") from None
         self._place(self._own, _NEW, path)
-        return trouble
+        return self._clipped(trouble, attributes)
 
     def _lead_standing(self, folder: int, name: bytes, group: int, attributes: Attributes) -> None:
         """Let an object that stands in its place be the first of a group of hardlinks. Raises Kept, OSError."""
@@ -387,7 +409,7 @@ class Target:
                 trouble = set_attributes(fd, attributes, self._options.owner)
                 if self._sync_each:
                     sync_file(fd)
-                return trouble
+                return self._clipped(trouble, attributes)
             finally:
                 os.close(fd)
         finally:
