@@ -13,6 +13,7 @@ from manifests.errors import BackendError, StoreExists, UsageError
 from manifests.ids import new_id
 from manifests.log import FOLDER, initialise
 from manifests.store import BACKEND_KEY, STORE_KEY, BackendInfo, Member, Members, family, write_identity
+from manifests.troubles import together
 
 
 def create(
@@ -48,7 +49,7 @@ def create(
         members = Members(config, [member.info for member in present.values()], present)
         initialise(members, index)
         if members.failed:
-            raise BackendError("; ".join(members.failed.values()))
+            raise BackendError(together(members.failed.values()))
         return members
     except BaseException:
         for storage in reversed(begun):

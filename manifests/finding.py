@@ -173,7 +173,8 @@ def look_around(kind: str, place: str) -> tuple[FoundBackend | None, list[FoundB
     own = probe(kind, place)
     around = open_backend(kind, os.path.dirname(place) if own else place).folders()
     if not own and not around and not os.path.isdir(place):
-        raise NotFound(f"no store at {place}: there is no such directory")
+        what = "that is no directory" if os.path.lexists(place) else "there is no such directory"
+        raise NotFound(f"no store at {place}: {what}; name the directory of a store, or one of its backends")
     near = [found for each in around if (own is None or each != place) and (found := probe(kind, each))]
     return own, near
 

@@ -18,6 +18,7 @@ from manifests.config import StoreConfig, shards_per_backend, text, whole_number
 from manifests.errors import BackendError, BackendFull, CopiedStore, CorruptRecord, TooFewBackends
 from manifests.jsontext import as_text, path_entries, recorded_path
 from manifests.placement import Seat
+from manifests.troubles import together
 
 STORE_KEY = "store.json"
 BACKEND_KEY = "backend.json"
@@ -192,7 +193,7 @@ class Members:
             except BackendError as error:
                 self._give_up(member, error)
         if written < self.settle_count:
-            reasons = "; ".join(self.failed.values()) or "too few backends answer"
+            reasons = together(self.failed.values()) or "too few backends answer"
             kind = BackendFull if any("No space" in reason for reason in self.failed.values()) else TooFewBackends
             raise kind(f"{key} reached {written} backends and needs {self.settle_count}: {reasons}")
         return written

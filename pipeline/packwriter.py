@@ -23,6 +23,7 @@ from manifests.ids import NIL, new_id
 from manifests.placement import Seat, is_full, place, rooms
 from manifests.sizes import format_size
 from manifests.storage import Space
+from manifests.troubles import together
 from pipeline.metrics.backend import MeteredBackend
 from pipeline.metrics.meters import Meters
 from pipeline.station import StageClock
@@ -273,7 +274,7 @@ class PackWriter:
         scheme = self._options.scheme
         good = np.bincount(shards["backend"][shards["present"] != 0], minlength=1)
         if not survives_another_loss(scheme, len(self._options.seats), good.tolist()):
-            reasons = "; ".join(self.failed.values())
+            reasons = together(self.failed.values())
             full = any("No space" in reason for reason in self.failed.values())
             raise (BackendFull if full else TooFewBackends)(
                 f"{int(good.sum())} of {scheme.total_shards} shards of a pack could be written, "

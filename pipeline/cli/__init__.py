@@ -27,6 +27,9 @@ def main() -> None:
 
 
 def _begin() -> None:
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        # Paths would not be what DuckDB, the log and other machines make of their bytes. Python begins anew with UTF-8.
+        os.execv(sys.executable, [sys.orig_argv[0], "-X", "utf8", *sys.orig_argv[1:]])
     from pipeline.importpath import safe_path
 
     sys.path[:] = safe_path()

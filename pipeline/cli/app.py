@@ -46,6 +46,26 @@ SUMMARIES = {
     "status": "Say whether the store is safe, and what to do next.",
     "backend": "List, add and remove backends.",
 }
+#: What the commands are called elsewhere.
+ELSEWHERE = {
+    "archive": "ingest",
+    "backup": "ingest",
+    "check": "verify",
+    "create": "ingest",
+    "diff": "compare",
+    "dump": "cat",
+    "extract": "restore",
+    "info": "stats",
+    "list": "runs",
+    "snapshots": "runs",
+}
+
+
+def _near(word: str) -> str:
+    """The command that somebody means who writes `word`, or empty."""
+    from difflib import get_close_matches
+
+    return ELSEWHERE.get(word) or "".join(get_close_matches(word, COMMANDS, n=1))
 
 
 class _Carried(Exception):
@@ -61,6 +81,14 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except (OSError, EOFError) as error:
             raise _Carried from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = _near(args[0].lower())
+            raise click.UsageError(f"No such command {args[0]!r}." + (f" Did you mean {near!r}?" if near else ""), ctx)
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -152,6 +152,7 @@ def ingest_command(
 
         warm_up()
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
+    from pipeline.cli.uselesspatterns import useless
     from pipeline.ingest.checksums import ChecksumFile
     from pipeline.ingest.parent import ParentOptions
     from pipeline.ingest.run import IngestOptions, committed
@@ -180,6 +181,8 @@ def ingest_command(
         parent=ParentOptions(parent, force, Comparison(inode=not ignore_inode, ctime=not ignore_ctime)),
     )
     paths = () if is_command else sources
+    for line in useless(options.select.patterns, paths):
+        warn(line)
     if dry_run:
         return _dry_run(context, store, paths, name or "", options, output, quiet, verbose)
     with (

@@ -11,6 +11,7 @@ import click
 from manifests.errors import UsageError
 from pipeline.cli.command import Command
 from pipeline.cli.options import SIZE, Decorated
+from pipeline.textfile import beginning
 from stages.select import SelectOptions
 
 _META = "drystone.patterns"
@@ -76,10 +77,12 @@ def _include(pattern: str) -> Iterator[str]:
 def _exclude_from(name: str) -> Iterator[str]:
     try:
         with open(name, "rb") as file:
-            lines = file.read().split(b"\n")
+            data = beginning(file.read(), name)
     except OSError as error:
         raise UsageError(f"--exclude-from {name}: {error.strerror}") from error
-    for line in lines:
+    if b"\0" in data:
+        raise UsageError(f"--exclude-from {name} holds NUL bytes, as UTF-16 does: write it as UTF-8")
+    for line in data.split(b"\n"):
         text = os.fsdecode(line.removesuffix(b"\r"))
         if text.strip() and not text.startswith("#"):
             yield text

@@ -22,6 +22,7 @@ from manifests.errors import UsageError
 from manifests.paths import absolute_path
 from pipeline.budget import DUCKDB_MEMORY
 from pipeline.ingest.below import Below
+from pipeline.textfile import beginning
 from stages.checklist import Listed, is_blank, parse_line
 from stages.digest import SPELLED, join_digests
 from stages.scan import OUTSIDE, Source
@@ -118,6 +119,8 @@ def _read_list(file: ChecksumFile, sources: Sequence[Source]) -> Iterator[ListLi
         number = 0
         while line := lines.readline(LONGEST_LINE):
             number += 1
+            if number == 1:
+                line = beginning(line, file.path)
             if is_blank(line):
                 continue
             listed = parse_line(line)

@@ -13,10 +13,12 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from typing import IO
 
 from manifests.errors import DrystoneError, UsageError
 from pipeline.ingest.below import Below
+from pipeline.textfile import beginning
 from stages.scan import ASTRAY, OUTSIDE, Listed, Source
 
 #: Bytes of entries that are sorted at a time; with what Python adds to each, about four times that in memory.
@@ -27,7 +29,9 @@ LONGEST = 1 << 20
 _MARKS = {b"!": OUTSIDE, b"?": ASTRAY}
 
 
-def sort_list(source: IO[bytes], sources: Sequence[Source], *, nul: bool) -> tuple[IO[bytes], int]:
+def sort_list(
+    source: IO[bytes], sources: Sequence[Source], *, nul: bool, name: str = "the list of paths"
+) -> tuple[IO[bytes], int]:
     """A sorted list of the entries of `source`, which end with newlines, or NUL bytes where `nul`, as a file that is
     the caller's; and how many of `sources`, from the first on, it needs. Relative paths count from the first; each
     entry belongs to the first that it lies below, as the kernel walks its path (below.py). Raises UsageError, and
@@ -36,7 +40,7 @@ def sort_list(source: IO[bytes], sources: Sequence[Source], *, nul: bool) -> tup
 
     def records() -> Iterator[bytes]:
         nonlocal needed
-        for entry in _entries(source, b"\0" if nul else b"\n"):
+        for entry in _entries(source, b"\0" if nul else b"\n", name):
             number, record = _record(entry, below)
             needed = max(needed, number + 1)
             yield record
@@ -79,10 +83,11 @@ def _split(blocks: Iterable[bytes], end: bytes) -> Iterator[bytes]:
         yield rest
 
 
-def _entries(source: IO[bytes], end: bytes) -> Iterator[bytes]:
-    for entry in _split(iter(lambda: source.read(256 << 10), b""), end):
+def _entries(source: IO[bytes], end: bytes, name: str) -> Iterator[bytes]:
+    first = beginning(source.read(256 << 10), name, nul=end == b"\0")
+    for entry in _split(chain([first], iter(lambda: source.read(256 << 10), b"")), end):
         if b"\0" in entry:
-            raise UsageError("the list of paths holds NUL bytes: give -0 with it")
+            raise UsageError(f"{name} holds NUL bytes: give -0 with it, or, if it is UTF-16, write it as UTF-8")
         if entry:
             yield entry
 

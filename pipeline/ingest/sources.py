@@ -189,7 +189,7 @@ def gather(
     elif files_from:
         sources = list_sources(paths, name)
         with open_list(files_from) as file:
-            listed, needed = sort_list(file, sources, nul=nul)
+            listed, needed = sort_list(file, sources, nul=nul, name=files_from)
         with listed:
             yield Inputs(sources[:needed], listed)
     else:

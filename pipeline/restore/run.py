@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +127,7 @@ def restore(
     )
     catalog.limit_memory(DUCKDB_MEMORY + request.memory - shape.memory)  # what is left of it
     with (
+        _without_empty_directories(request.to),
         SignalWatch() as signals,
         QueryWatch(signals, catalog.stop, catalog.go_on) as queries,
         LongFields() as long_fields,
@@ -210,6 +212,22 @@ def _planned(
     if on_plan is not None:
         on_plan(plan.totals())
     return plan, problems
+
+
+@contextmanager
+def _without_empty_directories(to: str) -> Iterator[None]:
+    """Where an error leaves the block, directories on the way to `to` go that were not there before and are empty."""
+    made = []
+    while not os.path.lexists(to):
+        made.append(to)
+        to = os.path.dirname(to)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # it is not empty, or was never made
+                os.rmdir(folder)
+        raise
 
 
 def _make_places(to: str) -> tuple[Staging, Leftovers]:
