@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from manifests.access import PRIVATE, Access
-from manifests.armour import seal_json
+from manifests.armour import open_json, seal_json
 from manifests.backends import BackendStorage, open_backend, parse_place
-from manifests.errors import BackendError, NotFound, StoreExists, TooFewBackends, Unreadable, UsageError
+from manifests.config import text
+from manifests.errors import BackendError, CorruptRecord, NotFound, StoreExists, TooFewBackends, Unreadable, UsageError
 from manifests.finding import probe
 from manifests.ids import NIL, new_id
-from manifests.log import Log, ManifestFile, State, make_record, write_record
+from manifests.log import Log, ManifestFile, State, list_records, make_record, write_record
 from manifests.paths import absolute_path
 from manifests.replicas import Replicas
 from manifests.store import BackendInfo, Member, Members, write_identity
@@ -197,4 +199,24 @@ def _keep_manifest(left: Members, file: ManifestFile, everywhere: Replicas, rest
         left.put_everywhere(file.key, [Path(everywhere.path(file)).read_bytes()])
 
 
-__all__ = ["Joining", "TooFewBackends", "find_info", "join", "joining", "leave", "without"]
+def drop_removed(members: Members) -> None:
+    """Drop the backends that somebody has removed since the members were found: nothing on them counts any more."""
+    removed, read = set[uuid.UUID](), set[str]()
+    for number, keys in list_records(members).items():
+        for key in keys:
+            if key.endswith(".backend.json") and key not in read:
+                with suppress(
+                    BackendError, CorruptRecord, KeyError, TypeError, ValueError
+                ):  # another copy may be whole
+                    body, _ = open_json(members.present[number].storage.read(key))
+                    removed.update(uuid.UUID(text(each)) for each in body.get("removes", ()))
+                    read.add(key)
+    for info in members.all:
+        if info.backend_id in removed and info.number not in members.removed:
+            members.failed.pop(info.number, None)
+            members.drop(info.number, f"{info.location} was removed from the store meanwhile")
+            members.vanished.add(info.number)
+            members.removed.add(info.number)
+
+
+__all__ = ["Joining", "TooFewBackends", "drop_removed", "find_info", "join", "joining", "leave", "without"]

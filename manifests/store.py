@@ -89,8 +89,9 @@ class Members:
     """All backends of an open store. Owned by one process; `present` shrinks when a backend fails during a run.
     `unsure`: those present that are good for reading only, and why; `healed`: records that were not whole on
     opening, but that armour or another copy gave back; `dropped`: those that were present, and failed; `vanished`:
-    those of them that are not in their place any more; `copied`: why nothing is written to a copy of a store, empty
-    where it is none; `notices`: what the user should know of where the backends were found."""
+    those of them that are not in their place any more; `removed`: those of them that somebody took out of the store;
+    `copied`: why nothing is written to a copy of a store, empty where it is none; `notices`: what the user should know
+    of where the backends were found."""
 
     config: StoreConfig
     all: list[BackendInfo]
@@ -100,6 +101,7 @@ class Members:
     healed: int = 0
     dropped: dict[int, Member] = field(default_factory=dict)
     vanished: set[int] = field(default_factory=set)
+    removed: set[int] = field(default_factory=set)
     copied: str = ""
     notices: list[str] = field(default_factory=list)
 

@@ -497,10 +497,12 @@ class FileStore(ObjectOperations):
                 behind, earlier = self.log.behind(self.members), bool(self.state.files("packs"))
                 result = ingest(self.members, self.state, self.replicas, inputs.sources, options, tick, inputs.listed)
                 done.append(committed(result.run_id))
+            removed = bool(self.members.removed)
             self._reload()
+            short = bool(behind) or self.state.known_short()
             result = replace(result, behind=behind, unseen=earlier)
-            if behind or self.state.known_short():
-                result = replace(result, short=True, unseen=False, may_lose=min(result.may_lose, self._bears()))
+            if short or removed:
+                result = replace(result, short=short, unseen=False, may_lose=min(result.may_lose, self._bears()))
         return result
 
     def _bears(self) -> int:

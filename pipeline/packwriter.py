@@ -20,6 +20,7 @@ from manifests.backends import BackendStorage, Place, place_of
 from manifests.config import CodecSpec, ECScheme, shards_per_backend, survives_another_loss
 from manifests.errors import BackendError, BackendFull, TooFewBackends
 from manifests.ids import NIL, new_id
+from manifests.membership import drop_removed
 from manifests.placement import Seat, is_full, place, rooms
 from manifests.sizes import format_size
 from manifests.storage import Space
@@ -81,12 +82,20 @@ def pack_options(members: Members, state: State, shape: IngestShape, config: Sto
 
 
 def require_still_safe(members: Members, lacking: Iterable[int], most: int) -> None:
-    """Look at all backends again, right before a record is written: what was unmounted or replaced meanwhile does not
-    count. Raises TooFewBackends where then not every pack of the run would survive the loss of one more backend;
-    `lacking`: backends that lack shards of the run; `most`: shards that its worst pack lacks."""
+    """Look at all backends again, right before a record is written: what was unmounted, replaced or removed meanwhile
+    does not count. Raises TooFewBackends where then not every pack of the run would survive the loss of one more
+    backend; `lacking`: backends that lack shards of the run; `most`: shards that its worst pack lacks."""
     members.confirm()
-    if not members.vanished:
-        return
+    drop_removed(members)
+    if members.vanished and not survives_another_loss(
+        members.config.scheme, len(members.seats), shards_left(members, lacking, most)
+    ):
+        reasons = "; ".join(members.failed[number] for number in sorted(members.vanished))
+        raise TooFewBackends(f"what was stored would not be safe, so it was not committed: {reasons}")
+
+
+def shards_left(members: Members, lacking: Iterable[int], most: int) -> list[int]:
+    """How many shards of a run's worst pack each backend holds, at least, without the backends that vanished."""
     scheme, count = members.config.scheme, len(members.seats)
     each = shards_per_backend(scheme, count)
     gone = min(most + each * len(members.vanished), each * len(members.vanished.union(lacking)))
@@ -94,9 +103,7 @@ def require_still_safe(members: Members, lacking: Iterable[int], most: int) -> N
     while left > 0:
         held.append(min(each, left))
         left -= each
-    if not survives_another_loss(scheme, count, held):
-        reasons = "; ".join(members.failed[number] for number in sorted(members.vanished))
-        raise TooFewBackends(f"what was stored would not be safe, so it was not committed: {reasons}")
+    return held
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from manifests.armour import open_json, seal_json
-from manifests.errors import StoreBusy, WouldLose
+from manifests.errors import StoreBusy, TooFewBackends, WouldLose
+from manifests.log import LogRecord, write_record
 from manifests.processes import ProcessMark
+from manifests.store import Members
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from tests.trees import assert_equal_trees, make_tree
@@ -99,7 +102,7 @@ def test_a_run_that_died_is_no_obstacle_and_its_packs_count(kept: Path, tmp_path
         named = store.status().packs
         assert counted["lost_packs"] > named
         with pytest.raises(WouldLose):
-            store.remove_backend(kept / "backend-3")
+            store.remove_backend(str(kept / "backend-3"))
 
 
 def test_backends_that_are_removed_at_once_leave_what_can_be_given_back(kept: Path, tmp_path: Path) -> None:
@@ -144,3 +147,62 @@ def test_a_change_is_refused_while_another_is_under_way_and_not_by_a_dead_one(ke
     mark(kept, pid=process.pid)
     assert drystone("-s", kept, "backend", "remove", kept / "backend-1").returncode == 0
     assert not list(kept.glob("backend-*/changing/*"))
+
+
+def test_a_run_counts_on_members_alone_when_it_commits(kept: Path) -> None:
+    with run_under_way(kept) as run:
+        assert drystone("-s", kept, "backend", "remove", "--force", kept / "backend-1").returncode == 0
+        code, out, err = finish(run)
+    assert code == 3 and "backend-1 was removed from the store meanwhile" in err, (out, err)
+    assert "of 5 backends" in out and "any 2" not in out, out
+
+
+def test_a_run_is_not_committed_that_members_could_not_give_back(kept: Path, tmp_path: Path) -> None:
+    with run_under_way(kept) as run:
+        for number in (1, 2, 3):
+            removed = drystone("-s", kept, "backend", "remove", "--force", kept / f"backend-{number}")
+            assert removed.returncode == 0, removed.stderr
+        code, out, err = finish(run)
+    assert code == 1 and "safe:" not in out, (out, err)
+    assert "not committed" in err and "backend-2 was removed from the store meanwhile" in err, err
+    with FileStore.open(kept, cache=tmp_path / "cache") as store:
+        assert len(store.runs()) == 1
+
+
+def write_and_remove(store: Path, cache: Path) -> Callable[[Members, LogRecord], int]:
+    """Writes a record as ever, and right behind it three backends leave."""
+
+    def write(members: Members, record: LogRecord) -> int:
+        copies = write_record(members, record)
+        remove(store, cache)
+        return copies
+
+    return write
+
+
+def remove(store: Path, cache: Path) -> None:
+    for number in (1, 2, 3):
+        with FileStore.open(store, cache=cache) as other:
+            other.remove_backend(str(store / f"backend-{number}"), force=True)
+
+
+def test_backends_that_leave_at_the_commit_are_seen_behind_it(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.ingest.run.write_record", write_and_remove(kept, tmp_path / "cache2"))
+    with FileStore.open(kept, cache=tmp_path / "cache") as store:
+        result = store.ingest([str(make_tree(tmp_path / "more", 9, 20))], options=INLINE)
+    assert (result.exit_code, result.may_lose, result.backends) == (3, -1, 3)
+    assert any("backend-3 was removed" in reason for reason in result.lost_backends)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_puts_count_on_members_alone(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: bool) -> None:
+    refused = pytest.raises(TooFewBackends, match=r"not.* safe.*was removed from the store meanwhile")
+    with FileStore.open(kept, cache=tmp_path / "cache") as store, refused, store.batch():
+        store.put_object("key", io.BytesIO(os.urandom(1 << 20)))
+        if behind:
+            changed = write_and_remove(kept, tmp_path / "cache2")
+            monkeypatch.setattr("pipeline.objects.batch.write_record", changed)
+        else:
+            remove(kept, tmp_path / "cache2")

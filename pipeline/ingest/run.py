@@ -19,6 +19,7 @@ from manifests.finding import why_absent
 from manifests.ids import new_id, short_id
 from manifests.inflight import Inflight
 from manifests.log import State, make_record, utc_now, write_record
+from manifests.membership import drop_removed
 from manifests.parent import ParentFiles
 from manifests.recorded import log_text
 from manifests.replicas import Replicas
@@ -41,7 +42,7 @@ from pipeline.ingest.read import ReadOptions, read_station
 from pipeline.ingest.scan import ScanOptions, scan_station
 from pipeline.ingest.write import WriteOptions, write_station
 from pipeline.outcome import Counters, StageFigures, stage_figures
-from pipeline.packwriter import pack_options, require_still_safe
+from pipeline.packwriter import pack_options, require_still_safe, shards_left
 from pipeline.runner import run_stations
 from pipeline.signalwatch import SignalWatch
 from pipeline.standing import standing
@@ -298,7 +299,7 @@ def _ingest(
                 stages=stage_figures(counters, INGEST_STAGES, seconds),
                 lost_backends=_lost(members, collector),
                 left_out=_left_out(counters),
-                may_lose=_may_lose(members, collector.tally),
+                may_lose=_may_lose(members, collector),
                 backends=members.count,
                 checksums=None if checksums is None else checksums.result(),
                 parent=None if parent is None else parent.run_id,
@@ -325,10 +326,16 @@ def _ingest(
                 inflight.end()
             raise
         done.append(committed(run_id))
+        drop_removed(members)  # as long as the marker is there, so that whoever removes one sees the run or its record
         inflight.end()
         adoption.clear()
-        # A backend may have failed at the record itself.
-        return replace(result, lost_backends=_lost(members, collector), may_lose=_may_lose(members, collector.tally))
+        # A backend may have failed at the record itself, or have been removed.
+        return replace(
+            result,
+            lost_backends=_lost(members, collector),
+            may_lose=_may_lose(members, collector),
+            backends=members.count - len(members.removed),
+        )
 
 
 def committed(run_id: uuid.UUID) -> str:
@@ -360,10 +367,13 @@ def _left_out(counters: Counters) -> dict[str, tuple[int, int]]:
     return {reason: (int(objects), int(size)) for reason, (objects, size) in zip(REASONS, sums, strict=True) if objects}
 
 
-def _may_lose(members: Members, tally: Tally) -> int:
+def _may_lose(members: Members, collector: Collector) -> int:
     """Backends that may still be lost, as far as this run knows: each that does not answer counts as one, and so do
-    those whose shards a pack of this run lacks."""
-    lacking = -(-tally.most_missing // shards_per_backend(members.config.scheme, len(members.seats)))
+    those whose shards a pack of this run lacks. −1 where backends vanished that a pack may not do without."""
+    tally, scheme = collector.tally, members.config.scheme
+    if members.vanished and sum(shards_left(members, collector.lacking, tally.most_missing)) < scheme.k:
+        return -1
+    lacking = -(-tally.most_missing // shards_per_backend(scheme, len(members.seats)))
     return max(0, members.tolerance - max(lacking, len(members.absent())))
 
 

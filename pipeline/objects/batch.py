@@ -17,11 +17,12 @@ import numpy as np
 
 from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, Batch, HeapBuilder
-from manifests.config import CodecSpec
-from manifests.errors import UsageError
+from manifests.config import CodecSpec, survives_another_loss
+from manifests.errors import TooFewBackends, UsageError
 from manifests.ids import new_id, object_id
 from manifests.inflight import Inflight
 from manifests.log import LogRecord, State, make_record, write_record
+from manifests.membership import drop_removed
 from manifests.runrows import RunRows
 from manifests.store import Members
 from manifests.tombstones import require_no_new_deletions
@@ -32,7 +33,7 @@ from pipeline.metrics.meters import Count
 from pipeline.objects.intake import BinaryReader, Content, Intake
 from pipeline.objects.known import KnownIndexes
 from pipeline.objects.refs import ObjectRef
-from pipeline.packwriter import DurablePack, pack_options, require_still_safe
+from pipeline.packwriter import DurablePack, pack_options, require_still_safe, shards_left
 from pipeline.topology import ingest_shape
 from stages.scan import KIND
 from stages.shard import file_size
@@ -198,6 +199,7 @@ class WriteBatch:
             summary = {**vars(self.sums), "seconds": round(time.monotonic() - self._began, 3)}
             record = make_record(self.run_id, self._kind, {self._kind: summary}, files)
             write_record(self._members, record)
+            self._require_members()
             # So its trouble is seen, and it is tried again with the next write.
             for number, reason in self._intake.writer.failed.items():
                 self._members.drop(number, reason)
@@ -209,6 +211,17 @@ class WriteBatch:
         self._figures.count_chunks(Count.CREATED if self._kind == "put" else Count.RECEIVED, self.sums.new_chunks)
         self._figures.count_chunks(Count.DEDUPLICATED, self._intake.deduplicated)
         return record
+
+    def _require_members(self) -> None:
+        """Raises TooFewBackends where so many backends were removed meanwhile that what was put is not safe."""
+        drop_removed(self._members)
+        if self._members.removed and not survives_another_loss(
+            self._members.config.scheme,
+            len(self._members.seats),
+            shards_left(self._members, self._intake.writer.failed, self._most_missing),
+        ):
+            reasons = "; ".join(self._members.failed[number] for number in sorted(self._members.removed))
+            raise TooFewBackends(f"what was put is recorded, and is not safe, so put it again: {reasons}")
 
     def abort(self) -> None:
         """Give all of it up. What was stored stays for the next run; what stored nothing leaves no trace."""
