@@ -56,10 +56,16 @@ class Copy:
     original: FoundBackend
 
 
-def probe(kind: str, location: str) -> FoundBackend | None:
-    """The backend at `location`, or None where nothing says that there is one."""
+def probe(kind: str, location: str, troubles: list[str] | None = None) -> FoundBackend | None:
+    """The backend at `location`, or None where nothing says that there is one. `troubles` gets why a place could not be
+    looked at."""
     storage = open_backend(kind, location)
-    if not _may_be_backend(storage):
+    try:
+        if not _may_be_backend(storage):
+            return None
+    except BackendError as error:
+        if troubles is not None:
+            troubles.append(str(error))
         return None
     store_id, origins = _settings(storage)
     stores = {store_id, *origins}
@@ -89,13 +95,10 @@ def why_absent(info: BackendInfo) -> str:
 
 
 def _may_be_backend(storage: BackendStorage) -> bool:
-    """Whether a place holds anything that a backend does."""
-    try:
-        if storage.exists(BACKEND_KEY) or storage.exists(STORE_KEY):
-            return True
-        return next(iter(storage.list("packs")), None) is not None
-    except BackendError:
-        return False
+    """Whether a place holds anything that a backend does. Raises BackendError where it can't be looked at."""
+    if storage.exists(BACKEND_KEY) or storage.exists(STORE_KEY):
+        return True
+    return next(iter(storage.list("packs")), None) is not None
 
 
 def _settings(storage: BackendStorage) -> tuple[uuid.UUID | None, frozenset[uuid.UUID]]:
@@ -146,8 +149,11 @@ def find_backends(location: str | Path) -> Finding:
     """Backends of one store at `location` (one backend, or a directory of them) and beside it. Raises NotFound,
     UsageError, CopiedStore where a copy has got only half of its own ids."""
     kind, place = parse_place(location)
-    own, near = look_around(kind, place)
+    troubles: list[str] = []
+    own, near = look_around(kind, place, troubles)
     stores = {own.store_id} if own else _stores(near)
+    if not stores and troubles:
+        raise NotFound(f"no store at {place} that can be read: {troubles[0]}")
     if not stores:
         raise NotFound(f"no store at {place}: no backend.json in it or in its subdirectories; is it mounted?")
     if len(stores) > 1:
@@ -168,14 +174,17 @@ def _stores(places: Sequence[FoundBackend]) -> set[uuid.UUID]:
     return {found.store_id for found in sure}
 
 
-def look_around(kind: str, place: str) -> tuple[FoundBackend | None, list[FoundBackend]]:
-    """The backend that a place is, or None, and those in it or, where it is one, beside it. Raises NotFound."""
-    own = probe(kind, place)
+def look_around(
+    kind: str, place: str, troubles: list[str] | None = None
+) -> tuple[FoundBackend | None, list[FoundBackend]]:
+    """The backend that a place is, or None, and those in it or, where it is one, beside it. `troubles` gets what could
+    not be looked at, and why. Raises NotFound."""
+    own = probe(kind, place, troubles)
     around = open_backend(kind, os.path.dirname(place) if own else place).folders()
     if not own and not around and not os.path.isdir(place):
         what = "that is no directory" if os.path.lexists(place) else "there is no such directory"
         raise NotFound(f"no store at {place}: {what}; name the directory of a store, or one of its backends")
-    near = [found for each in around if (own is None or each != place) and (found := probe(kind, each))]
+    near = [found for each in around if (own is None or each != place) and (found := probe(kind, each, troubles))]
     return own, near
 
 

@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any
 
 from manifests.access import make_private
+from manifests.directory import sync_directory
 from manifests.diskindex import DATA_FILE, DiskIndex
 from manifests.errors import DamagedIndex, IndexBusy, Unreadable
 from manifests.index import MEMORY_BYTES, Entries
@@ -341,7 +342,7 @@ class IndexCache:
         os.replace(temp, self._folder / _POINTER)
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            sync_directory(folder)
         finally:
             os.close(folder)
 

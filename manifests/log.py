@@ -378,6 +378,7 @@ class Log:
                     raise
                 self.records[key] = _parse(key, body)
                 self.healed += healed or bool(reasons)
+                self.lost.pop(key, None)
                 return
             except (CorruptRecord, BackendError) as error:
                 reasons.append(f"{storage.location}/{key}: {error}" if was_read else str(error))
@@ -388,6 +389,7 @@ class Log:
         try:
             self.records[key] = _parse(key, mend_json(copies))
             self.healed += 1
+            self.lost.pop(key, None)
         except CorruptRecord as error:
             self.lost[key] = "; ".join([*reasons, str(error)])
 

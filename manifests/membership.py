@@ -122,7 +122,7 @@ def join(members: Members, log: Log, state: State, replicas: Replicas, new: Join
         new.storage.make(_access_of(members))
         write_identity(members.config, new.info, new.storage)
     if not (new.known and new.info.read_only):
-        _complete_onto(new, log, state, replicas)
+        _complete_onto(present[new.info.number], log, state, replicas)
     # More backends may bear more losses: then records must lie on more of them before anybody counts so.
     log.complete(grown)
     content = {"backends": [new.info.to_record()]}
@@ -135,17 +135,26 @@ def _access_of(members: Members) -> Access:
     return first if first.mode & 0o077 else Access(first.mode | 0o700)
 
 
-def _complete_onto(new: Joining, log: Log, state: State, replicas: Replicas) -> None:
+def complete_newcomers(members: Members, log: Log, state: State, replicas: Replicas) -> None:
+    """Write the records that members lack, and what these name, where several backends joined at once: of those, each
+    wrote its record without knowing of the others, and whoever looks last knows of all."""
+    for member in members.writable:
+        if any(member.number not in holders for holders in log.holders.values()):
+            _complete_onto(member, log, state, replicas)
+
+
+def _complete_onto(member: Member, log: Log, state: State, replicas: Replicas) -> None:
     """Write what a backend must hold and lacks: manifest files, then records."""
+    storage = member.storage
     for table in state.manifests:
         for file in state.files(table):
-            if not (new.storage.exists(file.key) and new.storage.size(file.key) == file.size):
-                new.storage.write(file.key, [Path(replicas.path(file)).read_bytes()])
+            if not (storage.exists(file.key) and storage.size(file.key) == file.size):
+                storage.write(file.key, [Path(replicas.path(file)).read_bytes()])
     replicas.save()
     for key, record in log.records.items():
-        if new.info.number not in log.holders[key] or not new.storage.exists(key):
-            new.storage.write(key, [seal_json(record.body)])
-        log.holders[key].add(new.info.number)
+        if member.number not in log.holders[key] or not storage.exists(key):
+            storage.write(key, [seal_json(record.body)])
+        log.holders[key].add(member.number)
 
 
 def without(members: Members, leaving: BackendInfo) -> Members:
@@ -205,9 +214,8 @@ def drop_removed(members: Members) -> None:
     for number, keys in list_records(members).items():
         for key in keys:
             if key.endswith(".backend.json") and key not in read:
-                with suppress(
-                    BackendError, CorruptRecord, KeyError, TypeError, ValueError
-                ):  # another copy may be whole
+                # Another copy may be whole.
+                with suppress(BackendError, CorruptRecord, KeyError, TypeError, ValueError):
                     body, _ = open_json(members.present[number].storage.read(key))
                     removed.update(uuid.UUID(text(each)) for each in body.get("removes", ()))
                     read.add(key)
@@ -219,4 +227,14 @@ def drop_removed(members: Members) -> None:
             members.removed.add(info.number)
 
 
-__all__ = ["Joining", "TooFewBackends", "drop_removed", "find_info", "join", "joining", "leave", "without"]
+__all__ = [
+    "Joining",
+    "TooFewBackends",
+    "complete_newcomers",
+    "drop_removed",
+    "find_info",
+    "join",
+    "joining",
+    "leave",
+    "without",
+]

@@ -7,6 +7,7 @@ capabilities ride in them, as the kernel writes them (system.posix_acl_access, s
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import struct
 from collections.abc import Mapping
@@ -41,6 +42,17 @@ def unpack_xattrs(packed: bytes) -> dict[bytes, bytes]:
         found[packed[at : at + name_length]] = packed[at + name_length : end]
         at = end
     return found
+
+
+def short_path(folder: int, name: bytes, path: bytes) -> bytes:
+    """A path for the object `name` in an open directory, for calls that take no descriptor of a directory: short, and
+    right whatever happens to the directories above. Without /proc it is `path`, by which the object was found."""
+    return b"/proc/self/fd/%d/%s" % (folder, name) if _proc_is_there() else path
+
+
+@functools.cache
+def _proc_is_there() -> bool:
+    return os.path.exists("/proc/self/fd")
 
 
 def read_xattrs(of: int | bytes) -> bytes:

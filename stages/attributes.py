@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from manifests.xattrs import set_xattrs
+from manifests.xattrs import set_xattrs, short_path
 
 
 class Attributes(NamedTuple):
@@ -58,8 +58,10 @@ def set_attributes_by_name(folder: int, name: bytes, attributes: Attributes, own
     if not stat.S_ISLNK(attributes.mode):
         _try(troubles, "mode", change_mode, folder, name, stat.S_IMODE(attributes.mode))
     if attributes.xattrs:
-        path = b"/proc/self/fd/%d/%s" % (folder, name)
-        if trouble := set_xattrs(path, attributes.xattrs, owner):
+        path = short_path(folder, name, b"")
+        if not path:
+            troubles.append("its extended attributes could not be set: that takes /proc, which is not mounted here")
+        elif trouble := set_xattrs(path, attributes.xattrs, owner):
             troubles.append(trouble)
     _try(
         troubles,

@@ -8,6 +8,7 @@ import stat
 from heapq import nlargest
 from operator import itemgetter
 
+from manifests.xattrs import short_path
 from stages.filesystem import MADE_UP, file_system
 
 #: A file touched this shortly before its reading may change again within one tick of its clock.
@@ -50,7 +51,7 @@ class FolderCache:
         """A short path that leads to `path` until the next call, for calls that take no descriptor of a directory.
         Raises OSError."""
         name = self._enter(path)
-        return b"/proc/self/fd/%d/%s" % (self._fd, name)
+        return short_path(self._fd, name, path)
 
     def _enter(self, path: bytes) -> bytes:
         folder, _, name = path.rpartition(b"/")

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 from manifests import format as fmt
 from manifests.columns import Batch
 from manifests.objectrows import PATH_MOST, ObjectRows
-from manifests.xattrs import read_xattrs
+from manifests.xattrs import read_xattrs, short_path
 
 LISTING = 64 << 10
 #: Directories that are open at a time, the innermost ones.
@@ -199,6 +199,7 @@ class _Walk:
         self.rows = rows
         self.refusal = b""
         self._skip = len(source.name) + 1
+        self._root = source.path
 
     def below(self, path: bytes) -> bytes:
         """The path from the source of the object `path`, empty for the source itself."""
@@ -216,7 +217,8 @@ class _Walk:
             elif kind == KIND["unknown"]:
                 error = b"not a kind of file that can be archived"
             elif kind != _FILE:  # whoever reads a file reads its attributes, too
-                xattrs = read_xattrs(name if folder is None else b"/proc/self/fd/%d/%s" % (folder, name))
+                full = self._root + path[self._skip - 1 :]
+                xattrs = read_xattrs(name if folder is None else short_path(folder, name, full))
         except OSError as trouble:
             error = _reason(trouble)
         self.rows.add(path, self.source, kind, info, target=target, error=error, xattrs=xattrs)

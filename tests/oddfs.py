@@ -36,7 +36,8 @@ WAIT = 30
 @contextlib.contextmanager
 def odd_file_system(place: Path, *lacks: str) -> Iterator[Path]:
     """A mounted file system below `place`, with: `case` (R is r), `nfd` (names are decomposed when stored), `nolink`,
-    `nosymlink`, `noflags` (renameat2 takes none), `coarse` (times of 2 s), `nomode` (modes can't be changed);
+    `nosymlink`, `noflags` (renameat2 takes none), `coarse` (times of 2 s), `nomode` (modes can't be changed),
+    `nofsyncdir` (directories can't be synced);
     or that fails: `flush` (closing a file fails), `full` (closing one of more than 100,000 bytes does), `nosync` (fsync
     fails); or `hides` (a deleted file has another name until it is closed, as with NFS)."""
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
@@ -113,7 +114,7 @@ class Server:
             9: self.mkdir, 10: self.unlink, 11: self.rmdir, 12: self.rename, 13: self.link, 14: self.open,
             15: self.read, 16: self.write, 17: self.statfs, 18: self.release, 20: self.fsync, 25: self.flush,
             26: self.init,
-            27: self.open, 28: self.readdir, 29: self.nothing, 30: self.nothing, 35: self.create, 38: self.nothing,
+            27: self.open, 28: self.readdir, 29: self.nothing, 30: self.fsyncdir, 35: self.create, 38: self.nothing,
             45: self.rename2,
         }  # fmt: skip
 
@@ -336,6 +337,10 @@ class Server:
         return struct.pack("<QQQQQIIII", 1 << 20, 1 << 19, 1 << 19, 1 << 20, 1 << 19, 4096, 255, 4096, 0).ljust(
             80, b"\0"
         )
+
+    def fsyncdir(self, nodeid: int, body: bytes, uid: int, gid: int) -> None:
+        if "nofsyncdir" in self.lacks:
+            raise Refused(errno.EINVAL)
 
     def readdir(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:
         _, offset, size = struct.unpack_from("<QQI", body)

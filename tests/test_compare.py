@@ -245,6 +245,8 @@ def opened_anew(store: FileStore, cache: Path) -> Callable[[], FileStore]:
     cache.mkdir()
     cache.chmod(0o777)
     location = Path(next(iter(store.members.present.values())).storage.location).parent
+    for path in (location, *location.rglob("*")):
+        path.chmod(0o755)  # to be read by somebody else
     return lambda: FileStore.open(location, cache=cache)
 
 

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from manifests.errors import BackendError, DrystoneError, NotFound, StoreExists, UsageError, WouldLose
+from manifests.errors import BackendError, CorruptRecord, DrystoneError, NotFound, StoreExists, UsageError, WouldLose
+from manifests.localdirectory import LocalDirectory
 from manifests.log import LogRecord, fold, make_record
 from manifests.store import BackendInfo
 from pipeline.backend import MediaType, StorageType
@@ -228,8 +229,6 @@ def test_the_fold_does_not_depend_on_the_order_and_removals_win() -> None:
 def test_a_joining_that_fails_leaves_the_store_as_it_was_and_can_be_repeated(
     kept: tuple[FileStore, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    from manifests.localdirectory import LocalDirectory
-
     store, tree = kept
     write, hits = LocalDirectory.write, []
 
@@ -268,3 +267,79 @@ def test_the_commands_say_what_they_do(kept: tuple[FileStore, Path], tmp_path: P
     refused = drystone("-s", store, "backend", "remove", str(tmp_path / "new"))
     assert refused.returncode == 1 and "no backend" in refused.stderr
     assert drystone("-s", store, "backend", "remove").returncode == 2
+
+
+def test_backends_that_join_at_once_all_hold_everything(kept: tuple[FileStore, Path], tmp_path: Path) -> None:
+    command, store = str(Path(sys.executable).with_name("drystone")), tmp_path / "store"
+    adding = [
+        subprocess.Popen([command, "-s", store, "backend", "add", tmp_path / f"more-{n}"], stdout=subprocess.PIPE)
+        for n in range(3)
+    ]
+    assert [process.wait(120) for process in adding] == [0, 0, 0]
+    counts = []
+    for process in adding:
+        assert process.stdout is not None
+        with process.stdout as said:
+            counts.append(int(said.read().splitlines()[1].split()[0]))
+    assert max(counts) == 9
+    with FileStore.open(store, cache=tmp_path / "cache2") as opened:
+        assert sorted(backend.number for backend in opened.list_backends()) == list(range(9))
+        found = opened.verify()
+        assert (found.exit_code, found.bad_copies) == (0, [])
+        assert opened.status().exit_code == 0
+    wanted = names(tmp_path / "store/backend-0", "log", "manifests")
+    for number in range(3):
+        assert names(tmp_path / f"more-{number}", "log", "manifests") == wanted
+
+
+def test_an_open_store_sees_a_record_again_that_was_lost_meanwhile(
+    kept: tuple[FileStore, Path], tmp_path: Path
+) -> None:
+    store, tree = kept
+    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache2") as other:
+        run = other.ingest([str(tree)], options=INLINE).run_id
+    copies = sorted((tmp_path / "store").glob(f"backend-*/log/{run}.*"))
+    whole = copies[0].read_bytes()
+    for copy in copies:
+        copy.write_bytes(b"?" * len(whole))
+    for _ in range(2):
+        with pytest.raises(CorruptRecord, match=str(run)):
+            store.refresh()
+    copies[3].write_bytes(whole)
+    store.refresh()
+    assert store.log.lost == {} and store.runs()[-1].run_id == run
+    assert store.ingest([str(tree)], options=INLINE).exit_code == 0
+    assert len(store.runs()) == 3
+
+
+@pytest.mark.parametrize("trouble", ["loop", "file"])
+def test_traces_that_can_not_be_looked_at_on_one_backend_keep_no_run_from_being_made(
+    kept: tuple[FileStore, Path], tmp_path: Path, trouble: str
+) -> None:
+    store, tree = kept
+    folder = tmp_path / "store" / "backend-3" / "inflight"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.symlink_to("inflight") if trouble == "loop" else folder.write_bytes(b"")  # type: ignore[func-returns-value]
+    result = store.ingest([str(tree)], options=INLINE)
+    assert result.exit_code == 3 and [line for line in result.lost_backends if "backend-3" in line]
+    assert store.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=True)).exit_code == 0
+    assert any("backend-3" in line for line in store.status().troubles)
+
+
+def test_traces_that_can_not_be_listed_on_one_backend_are_done_without(
+    kept: tuple[FileStore, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another user made the folder, and only its owner may list it."""
+    store, tree = kept
+    list_, hits = LocalDirectory.list, []
+
+    def refuse(self: LocalDirectory, prefix: str) -> Iterator[str]:
+        if prefix.startswith("inflight") and self.location.endswith("backend-2"):
+            hits.append(prefix)
+            raise BackendError(f"listing {self.location}/{prefix}: Permission denied")
+        return list_(self, prefix)
+
+    monkeypatch.setattr(LocalDirectory, "list", refuse)
+    assert store.ingest([str(tree)], options=INLINE).exit_code == 0
+    assert hits
+    assert [line for line in store.status().troubles if "Permission denied" in line]

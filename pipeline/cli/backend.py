@@ -148,7 +148,7 @@ def add_command(
         added = opened.add_backend(place, backend_id=backend_id, domain=domain, read_only=read_only, dry_run=dry_run)
         if not dry_run:
             stands(f"backend {added.id} is {'changed' if added.id in known else 'added'}")
-        count = len(known | {added.id})
+        count = len({added.id, *(each.id for each in opened.list_backends())})
     if output != "table":
         emit_summary({"dry_run": dry_run, "backends": count, **backend_record(added)}, _ADDED_FIELDS, output)
         return
