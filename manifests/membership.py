@@ -135,14 +135,6 @@ def _access_of(members: Members) -> Access:
     return first if first.mode & 0o077 else Access(first.mode | 0o700)
 
 
-def complete_newcomers(members: Members, log: Log, state: State, replicas: Replicas) -> None:
-    """Write the records that members lack, and what these name, where several backends joined at once: of those, each
-    wrote its record without knowing of the others, and whoever looks last knows of all."""
-    for member in members.writable:
-        if any(member.number not in holders for holders in log.holders.values()):
-            _complete_onto(member, log, state, replicas)
-
-
 def _complete_onto(member: Member, log: Log, state: State, replicas: Replicas) -> None:
     """Write what a backend must hold and lacks: manifest files, then records."""
     storage = member.storage
@@ -227,14 +219,4 @@ def drop_removed(members: Members) -> None:
             members.removed.add(info.number)
 
 
-__all__ = [
-    "Joining",
-    "TooFewBackends",
-    "complete_newcomers",
-    "drop_removed",
-    "find_info",
-    "join",
-    "joining",
-    "leave",
-    "without",
-]
+__all__ = ["Joining", "TooFewBackends", "drop_removed", "find_info", "join", "joining", "leave", "without"]

@@ -29,7 +29,7 @@ from manifests.creation import create
 from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat, UsageError
 from manifests.ids import is_object_id
 from manifests.log import Run, State
-from manifests.membership import complete_newcomers, find_info, join, joining, leave, without
+from manifests.membership import find_info, join, joining, leave, without
 from manifests.openfolders import OpenFolders
 from manifests.opening import open_store
 from manifests.paths import absolute_path
@@ -386,9 +386,7 @@ class FileStore(ObjectOperations):
                 if not dry_run:
                     join(self.members, self.log, self.state, self.replicas, new)
                     self._reopen()
-                    # What others wrote in the meantime counts on fewer backends, and may have brought some of its own.
-                    self.log.complete(self.members)
-                    complete_newcomers(self.members, self.log, self.state, self.replicas)
+                    self.log.complete(self.members)  # what others wrote in the meantime counts on fewer backends
                     return self.get_backend(new.info.backend_id)
         return describe(Members(self.config, [new.info], {}), new.info)
 

@@ -245,7 +245,8 @@ class Target:
         except OSError:
             return None
         finally:
-            os.close(fd)
+            with suppress(OSError):  # nothing was written that closing could lose
+                os.close(fd)
 
     # --- files -------------------------------------------------------------------------------------------------------
 

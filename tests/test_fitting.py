@@ -94,7 +94,7 @@ def test_times_that_fit_are_kept_and_others_are_clipped_and_named(wide: Path, tm
             assert result.exit_code == 3
             assert {os.fsdecode(path) for path, _ in result.tally.named_errors} == expected
             assert result.tally.reasons == {REASON: len(expected)}
-        assert store.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=True)).exit_code == 0
+        assert store.restore("latest", wide / "out", request=RestoreRequest("", inline=True)).exit_code == 0
         assert store.verify(data=True, inline=True).exit_code == 0
         recorded = {os.fsdecode(info.path): info for info in store.list(recursive=True)}
     for name, when in TIMES.items():
@@ -104,9 +104,9 @@ def test_times_that_fit_are_kept_and_others_are_clipped_and_named(wide: Path, tm
             assert info.mtime_ns == clipped, info
             assert bool(info.error) == (clipped != when), info
         for part in ("file", "large", "empty", "folder/inside"):
-            restored = tmp_path / "out" / "tree" / f"{name}.{part}"
+            restored = wide / "out" / "tree" / f"{name}.{part}"
             assert restored.read_bytes() == (tree / f"{name}.{part}").read_bytes()
-    assert (tmp_path / "out" / "tree" / "zz").read_text() == "the last"
+    assert (wide / "out" / "tree" / "zz").read_text() == "the last"
 
 
 def test_the_dry_run_and_the_comparison_say_it(wide: Path, tmp_path: Path) -> None:
