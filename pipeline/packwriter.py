@@ -20,7 +20,6 @@ from manifests.backends import BackendStorage, Place, place_of
 from manifests.config import CodecSpec, ECScheme, shards_per_backend, survives_another_loss
 from manifests.errors import BackendError, BackendFull, TooFewBackends
 from manifests.ids import NIL, new_id
-from manifests.membership import drop_removed
 from manifests.placement import Seat, is_full, place, rooms
 from manifests.sizes import format_size
 from manifests.storage import Space
@@ -85,6 +84,8 @@ def require_still_safe(members: Members, lacking: Iterable[int], most: int) -> N
     """Look at all backends again, right before a record is written: what was unmounted, replaced or removed meanwhile
     does not count. Raises TooFewBackends where then not every pack of the run would survive the loss of one more
     backend; `lacking`: backends that lack shards of the run; `most`: shards that its worst pack lacks."""
+    from manifests.membership import drop_removed  # which reads the log; workers, who write packs, do without
+
     members.confirm()
     drop_removed(members)
     if members.vanished and not survives_another_loss(

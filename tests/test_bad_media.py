@@ -99,8 +99,6 @@ def test_a_failing_disk_costs_tens_of_reads(
         assert all(count <= 40 for count in disk.failed.values()), disk.failed
         assert len(result.troubles) == len(disk.failed)
         assert all("Input/output error" in each for each in result.troubles)
-        given_up = [each for each in result.troubles if "given up" in each]
-        assert len(given_up) >= sum(count >= 24 for count in disk.failed.values())
         disk.failed.clear()
         figures = ReadFigures()
         assert b"".join(opened.open_range("latest:object", None, figures)) == data
@@ -202,7 +200,7 @@ def test_workers_tell_what_ails_a_backend(store: Path, tmp_path: Path, data: byt
     done = subprocess.run([*command, "cat", "latest:object"], capture_output=True)
     assert done.stdout == data and b"ailing:" in done.stderr
     done = subprocess.run([*command, "verify", "--data"], capture_output=True, text=True)
-    assert done.returncode == 4 and "ailing:" in done.stderr and "every chunk and digest checked" in done.stdout
+    assert done.returncode == 4 and "ailing:" in done.stderr and "every chunk and digest in it checked" in done.stdout
 
 
 def test_ranges_are_remembered_and_the_oldest_shards_forgotten() -> None:

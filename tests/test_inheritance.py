@@ -89,7 +89,9 @@ def test_nothing_is_open_at_any_moment(store: Path, tmp_path: Path) -> None:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.is_set():
+        last = False
+        while not last:
+            last = done.is_set()
             for folder, names, files in os.walk(out):
                 for name in (*names, *files):
                     path = Path(folder, name)
