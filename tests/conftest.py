@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ import pytest
 
 from manifests.config import ChunkerSpec, ECScheme
 from pipeline.filestore import FileStore
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A suite that a script runs in the background ignores Ctrl-C, and whatever it starts would do so, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
