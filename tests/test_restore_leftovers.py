@@ -205,7 +205,8 @@ def test_writing_a_file_clears_away_what_a_killed_writer_left(tmp_path: Path) ->
 
 def test_a_range_clears_it_away(place: Path, tmp_path: Path) -> None:
     leftover = make_leftover(tmp_path)
-    line = [
+    part = tmp_path / "part"
+    line = [COMMAND, "-s", place / "store", "restore", "latest:tree/large0", "--range", "0-9", "--to", part]
         COMMAND,
         "-s",
         place / "store",
