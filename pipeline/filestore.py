@@ -562,6 +562,8 @@ class FileStore(ObjectOperations):
         Where none does, as none holds what was restored, the latest run whose sources lie in the directory, or else the
         latest; and all of it. Runs of this host come first, and such as took whole sources. Raises NotFound.
 
+        >>> store.ingest(["data"], options=IngestOptions(inline=True)).tally.files
+        1
         >>> store.run_of("data").path
         b'data'
         """
