@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from pipeline.errors import Interrupted, WorkerDied
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from stages import errors as stages_errors
-from tests.conftest import workers
+from tests.conftest import name_of, workers
 
 MODULES = (manifests_errors, stages_errors, pipeline_errors)
 
@@ -56,7 +57,10 @@ def stop_myself() -> None:
 
 
 def kill_a_worker() -> None:
-    os.kill(workers()[0], signal.SIGKILL)
+    """The reader, which waits for the pipe: others may have ended by themselves."""
+    while not (readers := [pid for pid in workers() if name_of(pid) == "dry-read-0"]):
+        time.sleep(0.01)
+    os.kill(readers[0], signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("blow", "error"), [(stop_myself, Interrupted), (kill_a_worker, WorkerDied)])
