@@ -69,7 +69,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         store.ingest(["data"], options=IngestOptions(inline=True, workers=1))
         store.put_object("photos/cat", io.BytesIO(b"meow"), content_type="image/jpeg")
-    return folder.rename(folder.with_name("kept"))  # so that copies of it have no original
+    return folder.rename(tmp_path_factory.mktemp("kept") / "examples")  # so that copies of it have no original
 
 
 def examples() -> list[doctest.DocTest]:

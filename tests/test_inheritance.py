@@ -95,6 +95,8 @@ def test_nothing_is_open_at_any_moment(store: Path, tmp_path: Path) -> None:
             for folder, names, files in os.walk(out):
                 for name in (*names, *files):
                     path = Path(folder, name)
+                    if name == "whose.json":
+                        continue  # the record of the restore holds nothing of an object
                     try:
                         info = path.lstat()
                         acls = [
