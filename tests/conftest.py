@@ -15,9 +15,12 @@ import pytest
 from manifests.config import ChunkerSpec, ECScheme
 from pipeline.filestore import FileStore
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A suite that a script runs in the background ignores Ctrl-C, and whatever it starts would do so, too.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def pytest_configure() -> None:
+    """A suite that a script runs in the background ignores Ctrl-C, and whatever it starts would do so, too. Not when
+    this module is imported: workers import it with the tests that start them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
