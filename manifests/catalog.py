@@ -18,8 +18,9 @@ import duckdb
 
 from manifests import format as fmt
 from manifests.duck import columns_of, connect, reading
-from manifests.errors import DrystoneError, Unreadable
+from manifests.errors import DrystoneError, LimitReached, Unreadable
 from manifests.ids import split_object_id
+from manifests.limits import denied
 from manifests.log import State
 from manifests.openfolders import OpenFolders
 from manifests.places import ALIVE, SUPERSEDED
@@ -106,6 +107,9 @@ class Catalog:
                 raise KeyboardInterrupt from error  # so DuckDB puts it when a signal's handler raises
             self._require_going()
             if isinstance(error, duckdb.Error):
+                limit = denied(error)
+                if limit is not None:
+                    raise LimitReached(f"querying the manifests: {limit}") from error
                 raise DrystoneError(f"querying the manifests failed: {error}") from error
             raise
         finally:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from manifests.access import PRIVATE, Access
-from manifests.errors import BackendError, BackendFull, KeyNotFound
+from manifests.errors import BackendError, BackendFull, DrystoneError, KeyNotFound, LimitReached
+from manifests.limits import denied
 
 Buffer = bytes | bytearray | memoryview
 
@@ -129,8 +130,12 @@ def check_range(location: str, key: str, offset: int, length: int) -> None:
         raise BackendError(f"{location}/{key}: {length} bytes from {offset} are no range")
 
 
-def storage_error(action: str, where: str, error: OSError) -> BackendError:
-    """The error that a failed `action` (writing, reading, …) at `where` is raised as."""
+def storage_error(action: str, where: str, error: OSError) -> DrystoneError:
+    """The error that a failed `action` (writing, reading, …) at `where` is raised as: a BackendError, unless it is this
+    process that may not do more."""
+    limit = denied(error)
+    if limit is not None:
+        return LimitReached(f"{action} {where}: {limit}")
     text = f"{action} {where}: {error.strerror or error}"
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR) and action != "writing":
         return KeyNotFound(text)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from manifests.errors import DrystoneError
+from manifests.limits import denied
 from pipeline.arena import Arena, Layout, Message
 from pipeline.handles import FdHandle
 from pipeline.printing import warn_of_fault
@@ -68,7 +69,11 @@ class Failure:
     @classmethod
     def of(cls, worker: str, item: str, error: BaseException) -> Failure:
         exit_code = error.exit_code if isinstance(error, DrystoneError) else 1
-        message, trace = _cut(str(error), MESSAGE_MOST), _cut("".join(traceback.format_exception(error)), TRACE_MOST)
+        reason = None if isinstance(error, DrystoneError) else denied(error)
+        message, trace = (
+            _cut(reason or str(error), MESSAGE_MOST),
+            _cut("".join(traceback.format_exception(error)), TRACE_MOST),
+        )
         return cls(worker, item, type(error).__name__, message, trace, exit_code)
 
     def write(self, fd: int) -> None:

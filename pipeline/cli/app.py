@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from manifests.errors import DrystoneError, UsageError
+from manifests.limits import denied
 from pipeline.errors import OutputFailed
 from pipeline.printing import drop_output, flush, warn, warn_of_fault
 from pipeline.streams import install
@@ -174,12 +175,16 @@ def _tell(error: BaseException) -> None:
         reason = "stopped"
     elif isinstance(error, DrystoneError):
         reason = str(error)
+    elif (limit := denied(error)) is not None:
+        reason = limit
     elif isinstance(error, OSError) and isinstance(error.filename, str | bytes):
         reason = f"{os.fsdecode(error.filename)}: {error.strerror}"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         from tempfile import gettempdir
 
         reason = f"{error.strerror}, it seems for temporary files, which go to {gettempdir()}: make room, or set TMPDIR"
+    elif isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+        reason = f"{error.strerror}: make room in one of them, or set TMPDIR"
     else:
         warn_of_fault(error)
         reason = "that is a fault of Drystone's own; please report it"
