@@ -56,9 +56,9 @@ SHARD_ROW = np.dtype([("backend", "<u2"), ("present", "u1")])
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What packs are like and where they go. `backends`: those that answer and may be
-    written to, by number; `seats`: all that shards may be put on, by joining; `pack_capacity`: bytes of a pack's first
-    buffer; `max_blocks`: blocks that one `add` brings at most."""
+    """What packs are like and where they go. `backends`: those that answer and may be written to, by number; `absent`:
+    why the others don't, by number; `seats`: all that shards may be put on, by joining; `pack_capacity`: bytes of a
+    pack's first buffer; `max_blocks`: blocks that one `add` brings at most."""
 
     max_blocks: int
     store_id: uuid.UUID
@@ -67,16 +67,23 @@ class PackOptions:
     pack_size: int
     pack_capacity: int
     backends: tuple[tuple[int, Place], ...]
+    absent: tuple[tuple[int, str], ...]
     seats: tuple[Seat, ...]
     newest: uuid.UUID = NIL
 
 
 def pack_options(members: Members, state: State, shape: IngestShape, config: StoreConfig) -> PackOptions:
     """The packs of a run over `state`, of input slots as in `shape`; `config`: with the codec of this run."""
+    from manifests.finding import why_absent  # workers, who write packs, do without
+
     backends = tuple((m.number, place_of(m.storage)) for m in members.writable)
+    absent = tuple(
+        (info.number, members.failed.get(info.number) or f"{info.location}: {why_absent(info)}")
+        for info in members.absent()
+    )
     return PackOptions(
         shape.max_blocks, config.store_id, config.scheme, config.codec, config.pack_size, shape.pack_capacity,
-        backends, members.seats, state.newest,
+        backends, absent, members.seats, state.newest,
     )  # fmt: skip
 
 
@@ -240,7 +247,7 @@ class PackWriter:
     def _put(self, number: int, key: str, pieces: Any) -> None:
         storage = self._storages.get(number)
         if storage is None:
-            raise BackendError(self.failed.get(number, f"backend {number} does not answer"))
+            raise BackendError(self.failed.get(number) or dict(self._options.absent)[number])
         space, size = self._space(number), sum(map(len, pieces))
         if is_full(space, size):
             raise BackendFull(

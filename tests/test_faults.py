@@ -127,6 +127,22 @@ def test_all_backends_fail_and_the_run_is_not_there(
     check_restores(tmp_path / "store", later, tmp_path)
 
 
+def test_a_run_that_fails_names_backends_that_are_absent_too(
+    make_store: MakeStore, tmp_path: Path, break_disks: Callable[..., Script]
+) -> None:
+    make_store().close()
+    tree, away = make_tree(tmp_path / "tree", 4), tmp_path / "store/backend-5"
+    away.rename(tmp_path / "away")
+    break_disks("backend-2/packs")
+    with (
+        FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as opened,
+        pytest.raises(DrystoneError, match="too few to be safe") as caught,
+    ):
+        opened.ingest([str(tree)], options=INLINE)
+    assert f"{away}: it does not answer" in str(caught.value)
+    assert "backend-2/packs" in str(caught.value)
+
+
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     """On a small file system of its own: the run fails with a clear line, and what was there stays whole."""
     (tmp_path / "small").write_bytes(os.urandom(100_000))
