@@ -34,15 +34,12 @@ _OWN_DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """`overwrite`: never, if-changed (compared by content) or always; `mode`: of a new file, less the umask; `inherit`:
-    a new file takes over what its directory passes on, as a default ACL; `fsync`: the file is on disk before it has its
-    name; None: where it replaces one; `wait`: for somebody to read from a FIFO."""
+    """`overwrite`: never, if-changed (compared by content) or always; `mode`: of a new file, less the umask; `fsync`:
+    the file is on disk before it has its name; None: where it replaces one."""
 
     overwrite: str = "never"
     mode: int = 0o666
-    inherit: bool = False
     fsync: bool | None = None
-    wait: bool = True
 
 
 class Output:
@@ -83,7 +80,7 @@ def output_file(path: str, options: OutputOptions) -> Iterator[Output]:
         else:
             found = _found(path)
             if found is not None and not stat.S_ISREG(found.st_mode):
-                place = _into(path, _opened(path, found, options))
+                place = _into(path, _opened(path, found))
             elif found is not None and options.overwrite == "never":
                 raise _kept(path)
             else:
@@ -151,19 +148,16 @@ def _inherited(path: str, number: int) -> int:
         raise UsageError(f"{path}: nothing is open as descriptor {number}") from None
 
 
-def _opened(path: str, found: os.stat_result, options: OutputOptions) -> int:
+def _opened(path: str, found: os.stat_result) -> int:
     if stat.S_ISSOCK(found.st_mode):
         raise UsageError(f"{path} is a socket, which can't be written as a file; name another one")
     flags = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC
     if stat.S_ISBLK(found.st_mode):
         flags |= os.O_EXCL  # refused while it is mounted
-    if not options.wait:
-        flags |= os.O_NONBLOCK
     fd = os.open(path, flags)
     if not os.path.samestat(os.fstat(fd), found):
         os.close(fd)
         raise _kept(path)
-    os.set_blocking(fd, True)  # a FIFO that is full is waited for, once somebody reads it
     return fd
 
 
@@ -190,7 +184,7 @@ def _new_file(path: str, found: os.stat_result | None, options: OutputOptions) -
             folder, name = os.path.split(real)
             with suppress(OSError):  # a directory may be written into and not be read
                 remove_leftovers(folder)
-            staging = Staging(folder, bequeath=options.inherit)
+            staging = Staging(folder)
             stack.callback(_clear, staging, made := list[Output]())
             source = open_own(staging.objects, staging.identity)
             stack.callback(os.close, source)

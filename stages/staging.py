@@ -21,12 +21,15 @@ import stat
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 from manifests.processes import ProcessMark, boot_id
 from stages.inheritance import disinherit
 
 STAGING_MARK = ".drystone-restore-"
+#: How often a new directory may be taken away before it is given up.
+_ATTEMPTS = 5
 _NAME = re.compile(re.escape(STAGING_MARK) + "[0-9a-f]{16}")
 _RECORD, _OBJECTS = "whose.json", "objects"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -76,20 +79,29 @@ def open_own(path: str, identity: Identity) -> int:
 class Staging:
     """A staging directory. Call `close` once."""
 
-    def __init__(self, folder: str, *, bequeath: bool = False) -> None:
-        """Make it in the directory `folder`. What is made in it inherits nothing from there, unless `bequeath`. Raises
-        OSError."""
-        self.name = f"{STAGING_MARK}{secrets.token_hex(8)}"
-        self.path = os.path.join(folder, self.name)
-        #: Where objects are made.
-        self.objects = os.path.join(self.path, _OBJECTS)
-        self._record = self._folder = -1
-        os.mkdir(self.path, 0o700)
+    def __init__(self, folder: str) -> None:
+        """Make it in the directory `folder`. What is made in it inherits nothing from there. Raises OSError."""
+        for attempt in count(1):
+            self.name = f"{STAGING_MARK}{secrets.token_hex(8)}"
+            self.path = os.path.join(folder, self.name)
+            #: Where objects are made.
+            self.objects = os.path.join(self.path, _OBJECTS)
+            self._record = self._folder = -1
+            os.mkdir(self.path, 0o700)
+            try:
+                self._fill()
+                return
+            except FileNotFoundError:
+                # As long as its record says nothing, another restore takes it for one that a killed restore left.
+                if attempt == _ATTEMPTS:
+                    raise
+
+    def _fill(self) -> None:
+        """Put into the new directory what belongs there. Raises OSError, when nothing is left of it."""
         try:
             self._folder = os.open(self.path, _FOLDER)
             self._claim(self._folder)
-            if not bequeath:
-                disinherit(self._folder)
+            disinherit(self._folder)
             os.mkdir(_OBJECTS, 0o700, dir_fd=self._folder)
             objects = os.open(_OBJECTS, _FOLDER, dir_fd=self._folder)
             try:
@@ -192,8 +204,8 @@ def _removed(path: str, name: str) -> str:
         try:
             record = os.open(_RECORD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
-            os.lstat(path)
-            return "it has no record of its restore"
+            # Nobody loses anything by it: who has made it just now makes another one.
+            return _unless_full(path, "it has no record of its restore")
         held = stack.enter_context(ExitStack())
         held.callback(_close_record, record)
         locked = True
@@ -203,7 +215,11 @@ def _removed(path: str, name: str) -> str:
             if error.errno not in _NO_LOCKS:
                 raise
             locked = False
-        whose = _parsed(os.read(record, 4096))
+        text = os.read(record, 4096)
+        if not text and locked and os.listdir(folder) == [_RECORD]:
+            os.unlink(_RECORD, dir_fd=folder)
+            return _unless_full(path, "its record says nothing")
+        whose = _parsed(text)
         try:
             process = ProcessMark.from_record(whose)
         except (KeyError, TypeError, ValueError):
@@ -219,6 +235,17 @@ def _removed(path: str, name: str) -> str:
             )
         held.pop_all()
         _remove(folder, path, record)
+    return ""
+
+
+def _unless_full(path: str, reason: str) -> str:
+    """Remove a directory if it is empty, else return the reason for which it stays. Raises OSError."""
+    try:
+        os.rmdir(path)
+    except OSError as error:
+        if error.errno not in _NOT_EMPTY:
+            raise
+        return reason
     return ""
 
 

@@ -217,6 +217,34 @@ def test_a_removal_that_was_cut_short_is_completed(tmp_path: Path) -> None:
     assert remove_leftovers(str(tmp_path)).removed == (leftover.name,)
 
 
+@pytest.mark.parametrize("record", [None, ""])
+def test_what_was_left_before_it_had_a_record_is_removed(tmp_path: Path, record: str | None) -> None:
+    leftover = make_leftover(tmp_path)
+    shutil.rmtree(leftover / "objects")
+    (leftover / "whose.json").unlink()
+    if record is not None:
+        (leftover / "whose.json").write_text(record)
+    assert remove_leftovers(str(tmp_path)).removed == (leftover.name,)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_restore_whose_new_directory_is_taken_for_a_leftover_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, removed = Staging._claim, []
+
+    def claim_late(self: Staging, folder: int) -> None:
+        if not removed:
+            removed.extend(remove_leftovers(str(tmp_path)).removed)
+        claim(self, folder)
+
+    monkeypatch.setattr(Staging, "_claim", claim_late)
+    staged = Staging(str(tmp_path))
+    assert len(removed) == 1 and os.listdir(tmp_path) == [staged.name]
+    assert remove_leftovers(str(tmp_path)).at_work == (staged.name,)
+    assert staged.close() == "" and not os.listdir(tmp_path)
+
+
 def test_the_lock_is_held_as_long_as_the_restore_lives(tmp_path: Path) -> None:
     staged = Staging(str(tmp_path))
     with open(os.path.join(staged.path, "whose.json")) as record, pytest.raises(BlockingIOError):

@@ -160,7 +160,7 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
     for name in result.leftovers.removed:
         warn(f"removed what a killed restore had left behind: {request.to}/{name}")
     for name, reason in result.leftovers.left:
-        warn(f"perhaps left behind by an earlier restore, not removed as {reason}: {request.to}/{name}")
+        warn(f"perhaps left behind by an earlier restore, and not removed: {request.to}/{name}: {reason}")
     for name in result.leftovers.at_work:
         warn(f"another restore was at work in the same directory: {request.to}/{name}")
     if result.left_behind:
