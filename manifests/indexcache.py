@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from manifests.access import make_private
+from manifests.access import make_private, private_opener
 from manifests.directory import sync_directory
 from manifests.diskindex import DATA_FILE, DiskIndex
 from manifests.errors import DamagedIndex, IndexBusy, Unreadable
@@ -335,7 +335,7 @@ class IndexCache:
             "boot": None if whole else boot_id(),
         }
         temp = self._folder / f"{_POINTER}.new"
-        with open(temp, "w") as file:
+        with open(temp, "w", opener=private_opener) as file:
             json.dump(pointer, file)
             file.flush()
             os.fsync(file.fileno())

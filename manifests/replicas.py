@@ -14,7 +14,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from manifests import format as fmt
-from manifests.access import make_private
+from manifests.access import make_private, private_opener
 from manifests.backends import BackendStorage, LocalDirectory
 from manifests.errors import BackendError, KeyNotFound, Unreadable
 from manifests.log import ManifestFile
@@ -57,7 +57,8 @@ class CheckedFiles:
         temp = self._path.with_name(f"{self._path.name}.{os.urandom(4).hex()}")
         try:
             make_private(self._path.parent)
-            temp.write_text(json.dumps(self._seen))
+            with open(temp, "x", opener=private_opener) as file:
+                file.write(json.dumps(self._seen))
             os.replace(temp, self._path)
         except OSError:
             with suppress(OSError):
@@ -124,7 +125,7 @@ class Replicas:
         make_private(target.parent)
         temp = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
         try:
-            with open(temp, "wb") as out:
+            with open(temp, "xb", opener=private_opener) as out:
                 for number, offset in enumerate(range(0, file.size, fmt.SLICE_SIZE)):
                     out.write(self._good_slice(file, number, offset))
             os.replace(temp, target)

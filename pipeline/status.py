@@ -243,7 +243,7 @@ def _advice(found: StoreStatus, members: Members) -> list[str]:
         advice.append(
             "name what is lost: drystone verify --data; then drystone ingest SOURCE stores again what is still there"
         )
-    elif found.troubles and not absent:
+    elif set(found.troubles) - {members.copied} and not absent:  # a copy may be whole
         advice.append("name what is damaged: drystone verify -v")
     if found.last_run is None:
         advice.append("archive something: drystone ingest SOURCE")

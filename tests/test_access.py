@@ -66,8 +66,7 @@ def below_others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     subprocess.run(["rm", "-rf", place], check=True)
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077])
-@pytest.mark.parametrize("index", ["memory", "disk"])
+@pytest.mark.parametrize(("umask", "index"), [(0o000, "memory"), (0o022, "disk")])
 def test_a_store_is_its_owners_alone(tmp_path: Path, tree: Path, umask: int, index: str) -> None:
     store, cache = tmp_path / "deep" / "store", Path(os.environ["DRYSTONE_CACHE"])
     drystone("init", store, "--index", index, umask=umask)
@@ -80,7 +79,8 @@ def test_a_store_is_its_owners_alone(tmp_path: Path, tree: Path, umask: int, ind
         assert modes(place) == {"directories": {"0o700"}, "files": {"0o600"}}
     assert stat.S_IMODE((tmp_path / "deep").stat().st_mode) == 0o700
     for inside in cache.iterdir():
-        assert modes(inside)["directories"] <= {"0o700"}
+        found = modes(inside)
+        assert found["directories"] <= {"0o700"} and found["files"] <= {"0o600"}
 
 
 def test_traces_of_a_run_are_the_owners_alone(tmp_path: Path) -> None:

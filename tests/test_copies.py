@@ -97,6 +97,7 @@ def test_a_whole_copy_is_read_alone_and_not_written_to(original: Path, tmp_path:
         with opened(named) as store:
             assert {Path(place).resolve().parent for place in places(store)} == {copy}
             assert "is a copy" in store.members.copied and len(store.notices) == 1
+            assert not any("damaged" in advice for advice in store.status().advice)
             found = store.verify(data=True, inline=True)
             assert found.exit_code == 0, (named, found.bad_copies, found.absent_backends, found.damaged_shards)
             for write in (
