@@ -23,6 +23,7 @@ from pipeline.station import Acquire, Context, Station, Take
 from pipeline.supervisor import Supervisor, WorkerSpec
 from pipeline.topology import FanShape
 from pipeline.worker import MESSAGE_MOST
+from tests.sampling import one_in
 from tests.test_endings import descendants, process_table
 
 MakeStore = Callable[..., FileStore]
@@ -115,7 +116,7 @@ def end(process: subprocess.Popen[str], below: dict[int, str]) -> tuple[int, str
 
 
 @pytest.mark.parametrize("step", [*RESTORE, *VERIFY])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), one_in(2, [(signal.SIGINT, 130), (signal.SIGTERM, 143)], several=True))
 def test_a_signal_ends_it(store: FileStore, tmp_path: Path, step: str, number: signal.Signals, code: int) -> None:
     process = begin(step, tmp_path)
     below = descendants(process.pid)

@@ -30,6 +30,7 @@ from pipeline.verify.run import VerifyResult
 from stages.assemble import ByteRange
 from stages.shard import ShardRecord, cell_count, data_offset, file_size
 from tests.corruptors import RECORD_CORRUPTORS, SHARD_CORRUPTORS, flip, lose, one_cell_each, shard_length, shards
+from tests.sampling import one_in
 from tests.trees import assert_equal_trees, make_tree
 
 INLINE = IngestOptions(inline=True, workers=1)
@@ -67,14 +68,14 @@ def check_heals(kept: tuple[Path, Path], place: Path) -> None:
     assert not check.lost_objects
 
 
-@pytest.mark.parametrize("field", SHARD_CORRUPTORS)
+@pytest.mark.parametrize("field", one_in(3, SHARD_CORRUPTORS))
 def test_a_rotten_shard_heals(kept: tuple[Path, Path], tmp_path: Path, field: str) -> None:
     shutil.copytree(kept[1], tmp_path / "store")
     SHARD_CORRUPTORS[field](tmp_path / "store")
     check_heals(kept, tmp_path)
 
 
-@pytest.mark.parametrize("field", RECORD_CORRUPTORS)
+@pytest.mark.parametrize("field", one_in(3, RECORD_CORRUPTORS))
 def test_a_rotten_record_or_manifest_heals(kept: tuple[Path, Path], tmp_path: Path, field: str) -> None:
     shutil.copytree(kept[1], tmp_path / "store")
     RECORD_CORRUPTORS[field](tmp_path / "store")

@@ -21,6 +21,7 @@ from pipeline.errors import OutputFailed
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.streams import output
+from tests.sampling import one_in
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
 CLOSED = {0: "<&-", 1: ">&-", 2: "2>&-"}
@@ -50,7 +51,7 @@ def redirected(closed: Iterable[int]) -> str:
     return " ".join(CLOSED[fd] for fd in closed)
 
 
-@pytest.mark.parametrize("closed", COMBINATIONS, ids=redirected)
+@pytest.mark.parametrize("closed", one_in(3, COMBINATIONS), ids=redirected)
 def test_commands_with_workers_do_their_work_whatever_is_closed(place: Path, closed: tuple[int, ...]) -> None:
     (place / "data" / "more").write_bytes(os.urandom(300_000))
     for words in ("ingest data", "restore --to back", "verify --data"):
