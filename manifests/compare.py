@@ -31,6 +31,7 @@ _FOUND = pa.schema(
         ("kind", pa.string()),
         ("size", pa.uint64()),
         ("mtime_ns", pa.int64()),
+        ("grain_ns", pa.int64()),
         ("mode", pa.uint32()),
         ("uid", pa.uint32()),
         ("gid", pa.uint32()),
@@ -43,6 +44,10 @@ _FOUND = pa.schema(
 )
 _FOUND_LINKS = pa.schema([("path", pa.binary()), ("device", pa.uint64()), ("inode", pa.uint64())])
 _WRONG = pa.schema([("path", pa.binary()), ("verdict", pa.string()), ("reason", pa.string())])
+#: Whether the times of objects `a` and `f` are equal, as exactly as the file system of `f` keeps them: it cuts off what
+#: it does not keep.
+_SAME_TIME = "(a.mtime_ns = f.mtime_ns OR a.mtime_ns - f.mtime_ns BETWEEN 0 AND f.grain_ns - 1)"
+_SECOND = 10**9
 _DIRECTORY = fmt.KINDS.index("directory")
 
 
@@ -96,6 +101,7 @@ class SideBySide:
             **{name: pa.array([value or None for value in fields[name]], pa.binary()) for name in ("target", "xattrs")},
             "error": pa.array([value.decode(errors="replace") or None for value in batch.all_bytes("error")]),
             "long": pa.array(places),
+            "grain_ns": pa.array(_grains(rows)),
         }
         arrays = [
             columns[field.name] if field.name in columns else pa.array(rows[field.name]).cast(field.type)
@@ -158,7 +164,7 @@ class SideBySide:
         self._hide()
         unequal = [
             "a.kind <> f.kind",
-            "a.mtime_ns <> f.mtime_ns",
+            f"NOT {_SAME_TIME}",
             "a.kind = 'file' AND a.size <> f.size",
             "a.mode & 4095 <> f.mode & 4095",
             "a.target IS DISTINCT FROM f.target",
@@ -168,7 +174,9 @@ class SideBySide:
             "a.kind IN ('chardev', 'blockdev') AND a.rdev <> f.rdev",
             *(["a.uid <> f.uid", "a.gid <> f.gid"] if owner else []),
         ]
-        both = ", ".join(f"a.{name}, f.{name} AS found_{name}" for name in _COLUMNS)
+        found = {name: f"f.{name}" for name in _COLUMNS}
+        found["mtime_ns"] = f"CASE WHEN {_SAME_TIME} THEN a.mtime_ns ELSE f.mtime_ns END"
+        both = ", ".join(f"a.{name}, {found[name]} AS found_{name}" for name in _COLUMNS)
         none = ", ".join(f"a.{name}, NULL AS found_{name}" for name in _COLUMNS) + ", NULL, NULL"
         longs = "coalesce(a.long, 0) AS long, coalesce(f.long, 0) AS found_long"
         query = f"""
@@ -250,6 +258,18 @@ class SideBySide:
             FROM firsts WHERE link <> found_link
             """
         )
+
+
+def _grains(rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+    """How exactly the file systems of objects keep times, in nanoseconds. Times of last changes tell it, which nobody
+    can choose: that they are all whole seconds, or even ones as on FAT, is no chance."""
+    grains = np.ones(len(rows), np.int64)
+    for device in np.unique(rows["device"]):
+        here = rows["device"] == device
+        for grain in (_SECOND, 2 * _SECOND):
+            if not (rows["ctime_ns"][here] % grain).any() and not (rows["mtime_ns"][here] % grain).any():
+                grains[here] = grain
+    return grains
 
 
 def _digest(path: bytes) -> bytes:

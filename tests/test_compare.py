@@ -53,6 +53,19 @@ def differences(
     return found
 
 
+def test_whole_seconds_are_not_taken_for_others_where_times_are_kept_exactly(
+    archived: tuple[FileStore, Path], tmp_path: Path
+) -> None:
+    store, tree = archived
+    os.utime(tree / "words", ns=(1, 10**18 + 5))
+    store.ingest([str(tree)], options=INLINE)
+    for path in (tree, *tree.rglob("*")):
+        os.utime(path, ns=(1, 10**18), follow_symlinks=False)
+    assert differences(store, "", tree)[b"tree/words"] == (
+        "changed", f"mtime_ns {10**18 + 5} → {10**18}"
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("data", [False, True])
 def test_a_tree_equals_its_archive_and_its_restore(
     archived: tuple[FileStore, Path], tmp_path: Path, data: bool

@@ -263,6 +263,11 @@ def small_inodes(place: Path) -> Iterator[Path]:
     assert not busy, "descriptors of the target are still open"
 
 
+def compared(store: Path, target: Path) -> list[tuple[bytes, tuple[str, ...]]]:
+    with FileStore.open(store, cache=store.parent / "cache") as opened:
+        return [(found.path, found.what) for found in opened.compare("latest", target)]
+
+
 @pytest.mark.parametrize("kind", ["ext4", "coarse"])
 @pytest.mark.parametrize("when", [NOW, 20 * 10**17])
 def test_times_are_equal_as_the_file_system_keeps_them(tmp_path: Path, kind: str, when: int) -> None:
@@ -283,8 +288,12 @@ def test_times_are_equal_as_the_file_system_keeps_them(tmp_path: Path, kind: str
             again = restore(store, mounted / "out", overwrite)
             assert (again.exit_code, again.failures) == (0, [])
             assert again.in_place == again.files == 6
+        assert compared(store, mounted / "out") == []
         inode = (mounted / "out" / "tree" / "first").stat().st_ino
         os.utime(mounted / "out" / "tree" / "first", ns=(10**18, 10**18))
+        assert [path for path, what in compared(store, mounted / "out") if "mtime" in what[0]] == [
+            b"tree/first", b"tree/folder/first"
+        ]  # fmt: skip
         kept = restore(store, mounted / "out")
         assert kept.exit_code == 3
         assert (mounted / "out" / "tree" / "first").stat().st_ino == inode
