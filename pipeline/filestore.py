@@ -526,10 +526,10 @@ class FileStore(ObjectOperations):
         >>> store.survey(["data"]).tally.bytes
         19
         """
-        from pipeline.ingest.own import backend_directories, require_outside
         from pipeline.ingest.run import IngestOptions
         from pipeline.ingest.sources import gather
         from pipeline.ingest.survey import survey
+        from pipeline.owndirectories import backend_directories, require_sources_outside
 
         options = options or IngestOptions()
         with gather(
@@ -537,7 +537,7 @@ class FileStore(ObjectOperations):
         ) as inputs:
             self.members.require_writable()
             own = backend_directories(self.members)
-            require_outside(inputs.sources, own)
+            require_sources_outside(inputs.sources, own)
             return survey(inputs.sources, options.select, inputs.listed, on_left_out, own)
 
     def runs(self) -> list[Run]:

@@ -16,11 +16,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from manifests.errors import BackendError, UsageError
 from pipeline.errors import Interrupted, OutputFailed, OutputKept
+from pipeline.owndirectories import OwnDirectories, require_target_outside
 from stages.durable import sync_file
 from stages.inheritance import ACCESS_ACL
 from stages.naming import Namer
@@ -35,11 +36,13 @@ _OWN_DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """`overwrite`: never, if-changed (compared by content) or always; `mode`: of a new file, less the umask; `fsync`:
-    the file is on disk before it has its name; None: where it replaces one."""
+    the file is on disk before it has its name; None: where it replaces one; `own`: the store's backends, which no file
+    is made in."""
 
     overwrite: str = "never"
     mode: int = 0o666
     fsync: bool | None = None
+    own: OwnDirectories = field(default_factory=dict)
 
 
 class Output:
@@ -78,6 +81,7 @@ def output_file(path: str, options: OutputOptions) -> Iterator[Output]:
         if number is not None:
             place: Iterator[Output] = _into(path, _inherited(path, number))
         else:
+            require_target_outside(path, options.own)
             found = _found(path)
             if found is not None and not stat.S_ISREG(found.st_mode):
                 place = _into(path, _opened(path, found))

@@ -11,9 +11,9 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stages.attributes import Attributes, change_mode, set_attributes, set_attributes_by_name, set_time
 from stages.copying import copy_data
@@ -43,7 +43,8 @@ class TargetOptions:
     """`staging`: the directory that objects are made in, and its `identity`; `strip`: leading bytes of each object's
     path that fall away; `overwrite`: never, if-changed or always; `fresh`: the target was empty: nothing stood in it;
     `passes_on`: new directories may inherit something; `durable`: what replaces something is on disk before it does;
-    `all_durable`: all files are on disk in the end, for which somebody else syncs the file system, where that helps."""
+    `all_durable`: all files are on disk in the end, for which somebody else syncs the file system, where that helps;
+    `forbidden`: device and inode of directories that nothing is restored into, and why."""
 
     root: str
     staging: str
@@ -55,6 +56,7 @@ class TargetOptions:
     passes_on: bool
     durable: bool
     all_durable: bool = False
+    forbidden: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 class Target:
@@ -71,7 +73,12 @@ class Target:
             raise StageError(f"restoring into {options.root} failed: {error.strerror}") from error
         standing = StandingNames(self._staging, options.staging)
         self.folders = TargetFolders(
-            options.root, standing, options.strip, fresh=options.fresh, passes_on=options.passes_on
+            options.root,
+            standing,
+            options.strip,
+            fresh=options.fresh,
+            passes_on=options.passes_on,
+            forbidden=options.forbidden,
         )
         # What a new file has by itself; setting it again would cost a third of a small file. A file system that has no
         # modes shows that here.

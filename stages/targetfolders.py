@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 from array import array
+from collections.abc import Mapping
 from contextlib import suppress
 
 from stages.attributes import Attributes, set_attributes
@@ -30,6 +31,10 @@ class Taken(Kept):
     """A name was given to something else while the restore was at work."""
 
 
+class Forbidden(Taken):
+    """A directory that stands in the target, and that nothing is restored into."""
+
+
 class UnsafePath(StageError):
     """A path that leads out of the target."""
 
@@ -49,13 +54,23 @@ def split_path(path: bytes) -> list[bytes]:
 class TargetFolders:
     """The directories below a target's root. Owned by one process."""
 
-    def __init__(self, root: str, standing: StandingNames, strip: int, *, fresh: bool, passes_on: bool) -> None:
+    def __init__(
+        self,
+        root: str,
+        standing: StandingNames,
+        strip: int,
+        *,
+        fresh: bool,
+        passes_on: bool,
+        forbidden: Mapping[tuple[int, int], str],
+    ) -> None:
         """As in TargetOptions."""
         self._root_path = root
         self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._strip = strip
         self._fresh = fresh
         self._passes_on = passes_on
+        self._forbidden = {} if fresh else forbidden
         self._standing = standing
         self._folder_path: bytes | None = None
         self._open: list[tuple[list[bytes], int]] = []
@@ -108,13 +123,24 @@ class TargetFolders:
             os.close(self._open.pop()[1])
 
     def _open_or_make(self, folder: int, name: bytes) -> int:
-        """Descriptor of the directory `name` in `folder`, made where it is missing."""
+        """Descriptor of the directory `name` in `folder`, made where it is missing. Raises Forbidden, OSError."""
         try:
-            return os.open(name, _WAY, dir_fd=folder)
+            inner = os.open(name, _WAY, dir_fd=folder)
         except FileNotFoundError:
             with suppress(FileExistsError):
                 self._make(folder, name)
-            return os.open(name, _WAY, dir_fd=folder)
+            inner = os.open(name, _WAY, dir_fd=folder)
+        try:
+            self._require_allowed(os.fstat(inner) if self._forbidden else None)
+        except Forbidden:
+            os.close(inner)
+            raise
+        return inner
+
+    def _require_allowed(self, found: os.stat_result | None) -> None:
+        reason = self._forbidden.get((found.st_dev, found.st_ino)) if found is not None else None
+        if reason is not None:
+            raise Forbidden(reason)
 
     def note_standing(self) -> None:
         """Note what stands in the target itself, before anything is made in it. Raises OSError."""
@@ -136,6 +162,7 @@ class TargetFolders:
             return
         except FileExistsError:
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        self._require_allowed(found)
         stood = self.stood(name)
         if not stood and (found.st_ino in self._made or self._listed_as(folder, name, found) != name):
             raise self.taken(folder, name) from None

@@ -61,7 +61,7 @@ def _published(publication: Publication, command: Decorated) -> Any:
 
     context = click.get_current_context()
     figures = context.obj["figures"] = StoreFigures()
-    publisher = Publisher(publication, _name(context), figures, warn)
+    publisher = context.obj["publisher"] = Publisher(publication, _name(context), figures, warn)
     code = 1
     try:
         result = command()

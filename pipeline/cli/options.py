@@ -113,6 +113,14 @@ def open_store(context: click.Context, store: str | None) -> FileStore:
         opened = FileStore.open(location, cache=cache_directory(), figures=figures, adopt_copy=adopt_copy)
     except OSError as error:
         raise DrystoneError(f"opening the store {location} failed: {error}") from error
+    if (publisher := context.obj.get("publisher")) is not None:
+        from pipeline.owndirectories import backend_directories
+
+        try:
+            publisher.keep_out_of(backend_directories(opened.members))
+        except BaseException:
+            opened.close()
+            raise
     context.with_resource(QueryWatch(None, opened.stop_queries, opened.resume_queries))
     if adopt_copy:
         warn(f"drystone: the copy at {location} is a store of its own now, {opened.config.store_id}")

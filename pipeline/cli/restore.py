@@ -127,10 +127,11 @@ def restore_command(
     """
     if ranges or is_object_id(selection):
         from pipeline.outfile import OutputOptions
+        from pipeline.owndirectories import backend_directories
 
         with open_store(context, store) as opened:
             selection = choose(opened, selection, which, quiet=quiet)
-            options = OutputOptions(overwrite=overwrite, fsync=fsync)
+            options = OutputOptions(overwrite=overwrite, fsync=fsync, own=backend_directories(opened.members))
             return _restore_bytes(opened, selection, ranges, to, options, output)
     from pipeline.forkserver import warm_up
 

@@ -36,12 +36,12 @@ from pipeline.ingest.compress import CompressOptions, compress_station
 from pipeline.ingest.dedupe import DedupeOptions, dedupe_station
 from pipeline.ingest.indexes import RunIndexes
 from pipeline.ingest.mix import observed_mix
-from pipeline.ingest.own import backend_directories, require_outside
 from pipeline.ingest.parent import ParentBuilder, ParentOptions, choose_parent
 from pipeline.ingest.read import ReadOptions, read_station
 from pipeline.ingest.scan import ScanOptions, scan_station
 from pipeline.ingest.write import WriteOptions, write_station
 from pipeline.outcome import Counters, StageFigures, stage_figures
+from pipeline.owndirectories import backend_directories, require_sources_outside
 from pipeline.packwriter import pack_options, require_still_safe, shards_left
 from pipeline.runner import run_stations
 from pipeline.signalwatch import SignalWatch
@@ -225,7 +225,7 @@ def _ingest(
     members.require_writable()
     Selection(options.select)  # what makes no sense is refused here, not in a worker
     own = backend_directories(members)
-    require_outside(sources, own)
+    require_sources_outside(sources, own)
     codec = options.codec or members.config.codec
     host = options.host or socket.gethostname()
     mix = observed_mix(state.runs, host, str(codec))

@@ -12,14 +12,16 @@ import socket
 import stat
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway, start_http_server
 
-from manifests.errors import DrystoneError
+from manifests.errors import DrystoneError, UsageError
 from pipeline.metrics.collector import LAST_SUCCESS, CommandFigures, registry_of
 from pipeline.metrics.figures import StoreFigures
 from pipeline.metrics.publication import Address, Publication, host_of
+from pipeline.owndirectories import OwnDirectories, require_target_outside
 from pipeline.ownfile import write_own_file
 
 JOB = "drystone"
@@ -48,6 +50,15 @@ class Publisher:
         self._server: Any = None
         if publication.address is not None:
             self._serve(publication.address)
+
+    def keep_out_of(self, own: OwnDirectories) -> None:
+        """Raise UsageError where the file would go into a backend of the store, and write none."""
+        if self._publication.directory is not None:
+            try:
+                require_target_outside(self._publication.directory, own)
+            except UsageError as error:
+                self._publication = replace(self._publication, directory=None)
+                raise UsageError(f"--metrics-dir {error}") from error
 
     def end(self, exit_code: int) -> None:
         """The command has ended: publish how."""

@@ -27,6 +27,7 @@ from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.fan import fan_workers
 from pipeline.handles import FdHandle
 from pipeline.outcome import NamedError, StageFigures, stage_figures
+from pipeline.owndirectories import OwnDirectories, backend_directories, require_target_outside
 from pipeline.restore.plan import RestoreHome
 from pipeline.restore.work import BackendPlaces, RestoreOptions, restore_station
 from pipeline.runner import run_stations
@@ -116,6 +117,8 @@ def restore(
     started = time.monotonic()
     if request.overwrite not in OVERWRITE:
         raise UsageError(f"--overwrite {request.overwrite}: one of {', '.join(OVERWRITE)}")
+    own = backend_directories(members)
+    require_target_outside(request.to, own)
     shape = fan_shape(
         FanShape,
         "restore",
@@ -134,7 +137,7 @@ def restore(
     ):
         staging, leftovers = _make_places(request.to)
         try:
-            target = Target(options := _target_options(path, request, staging, leftovers), "home")
+            target = Target(options := _target_options(path, request, staging, leftovers, own), "home")
             try:
                 # DuckDB plans in a thread while the fork server starts the workers, which is waiting for the most part.
                 with ThreadPoolExecutor(1, "plan") as planner:
@@ -242,8 +245,10 @@ def _make_places(to: str) -> tuple[Staging, Leftovers]:
         raise BackendError(f"making {error.filename or to} failed: {error.strerror}") from error
 
 
-def _target_options(path: bytes, request: RestoreRequest, staging: Staging, leftovers: Leftovers) -> TargetOptions:
-    """Options that follow from what the target is like before anything is restored."""
+def _target_options(
+    path: bytes, request: RestoreRequest, staging: Staging, leftovers: Leftovers, own: OwnDirectories
+) -> TargetOptions:
+    """Options that follow from what the target is like before anything is restored. `own`: the store's backends."""
     folder, slash, _ = path.rpartition(b"/")
     known = {staging.name, *leftovers.at_work}
     try:
@@ -268,6 +273,10 @@ def _target_options(path: bytes, request: RestoreRequest, staging: Staging, left
         durable=request.fsync is not False,
         # Only what may replace something makes the restore wait for the disk, unless it was told to.
         all_durable=(not fresh and request.overwrite != "never") if request.fsync is None else request.fsync,
+        forbidden={
+            identity: f"the backend {location} of this store is in its place, and nothing is restored into that"
+            for identity, location in own.items()
+        },
     )
 
 
