@@ -18,9 +18,9 @@ import duckdb
 
 from manifests import format as fmt
 from manifests.duck import columns_of, connect, reading
-from manifests.errors import DrystoneError, LimitReached, Unreadable
+from manifests.errors import DrystoneError, Unreadable
 from manifests.ids import split_object_id
-from manifests.limits import denied
+from manifests.limits import LimitReached, denied
 from manifests.log import State
 from manifests.openfolders import OpenFolders
 from manifests.places import ALIVE, SUPERSEDED
@@ -100,7 +100,7 @@ class Catalog:
         try:
             self._require_going()
             yield
-        except DrystoneError:
+        except (DrystoneError, LimitReached):
             raise
         except Exception as error:
             if isinstance(error, RuntimeError) and str(error) == "Query interrupted":

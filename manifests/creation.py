@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from manifests.access import PRIVATE, Access
@@ -11,6 +12,7 @@ from manifests.backends import BackendStorage, open_backend, parse_place
 from manifests.config import DEFAULT_INDEX, StoreConfig
 from manifests.errors import BackendError, StoreExists, UsageError
 from manifests.ids import new_id
+from manifests.limits import LimitReached
 from manifests.log import FOLDER, initialise
 from manifests.store import BACKEND_KEY, STORE_KEY, BackendInfo, Member, Members, family, write_identity
 from manifests.troubles import together
@@ -66,8 +68,12 @@ def _require_empty(storage: BackendStorage) -> None:
 def _undo(storage: BackendStorage) -> None:
     """Leave nothing of a backend that was just made. A place that can't be cleaned up is left as it is: the error that
     is on its way names what ails it, and says more."""
-    with suppress(BackendError):
-        storage.delete(BACKEND_KEY)
-        storage.remove_folder(FOLDER)
-        storage.delete(STORE_KEY)
-        storage.unmake()
+    steps: tuple[Callable[[], None], ...] = (
+        partial(storage.delete, BACKEND_KEY),
+        partial(storage.remove_folder, FOLDER),
+        partial(storage.delete, STORE_KEY),
+        storage.unmake,
+    )
+    for step in steps:
+        with suppress(BackendError, LimitReached):
+            step()

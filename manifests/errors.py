@@ -16,7 +16,6 @@
     ├── WrongChunk            bytes that are not the chunk that they are said to be
     ├── Superseded            somebody deleted chunks while this was being written; nothing was committed
     ├── Unreadable            bytes that no copy or parity can give back
-    ├── LimitReached          the system denies this process descriptors, threads or memory
     ├── DamagedIndex          a dedupe index whose file can't be used; it is built anew from the manifests
     ├── IndexBusy             a dedupe index that another process changes just now
     └── BackendError          a backend failed: what, where
@@ -76,10 +75,6 @@ class WouldLose(DrystoneError):
 
 class ChunkInUse(WouldLose):
     """A chunk that objects consist of."""
-
-
-class LimitReached(DrystoneError):
-    """The system denies this process descriptors, threads or memory. No backend is to blame, so none is given up."""
 
 
 class WrongChunk(DrystoneError):

@@ -5,6 +5,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
+
+class LimitReached(Exception):
+    """The system denies this process descriptors, threads or memory. It is no DrystoneError, so that nobody takes it
+    for damage of what is read, or for the failure of a backend."""
+
+
 _FILES = "this process may not open more files: raise `ulimit -n`"
 _THREADS = "the system starts no more threads or processes: raise `ulimit -u` or `ulimit -v`, or free memory"
 _MEMORY = "the system gives this process no more memory: raise `ulimit -v` or the container's limit, or free some"
@@ -27,6 +33,8 @@ _OF_TEXT = {
 def denied(error: BaseException) -> str | None:
     """What the system denied, if that is why `error` was raised, and how to get more of it."""
     for each in _with_causes(error):
+        if isinstance(each, LimitReached):
+            return str(each)
         if isinstance(each, OSError) and each.errno in _OF_NUMBER:
             return _OF_NUMBER[each.errno]
         if isinstance(each, BlockingIOError):  # fork

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from manifests.access import PRIVATE, Access
 from manifests.directory import OpenDirectory, set_mode, sync_directory
-from manifests.errors import BackendError, DrystoneError, KeyNotFound, StoreExists
+from manifests.errors import BackendError, KeyNotFound, StoreExists
+from manifests.limits import LimitReached
 from manifests.storage import Buffer, Space, check_range, checked_key, storage_error
 from manifests.wholefile import TEMP_MARK, write_whole
 
@@ -53,7 +54,7 @@ class LocalDirectory:
     def location(self) -> str:
         return str(self.root)
 
-    def _error(self, action: str, key: str, error: OSError) -> DrystoneError:
+    def _error(self, action: str, key: str, error: OSError) -> BackendError | LimitReached:
         return storage_error(action, str(self.root / key), error)
 
     def _open(self) -> OpenDirectory:

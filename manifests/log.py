@@ -31,6 +31,7 @@ from manifests.errors import (
 )
 from manifests.ids import NIL, new_id, short_id
 from manifests.jsontext import as_text
+from manifests.limits import LimitReached
 from manifests.store import BackendInfo, Members
 
 FOLDER = "log"
@@ -480,7 +481,7 @@ def write_record(members: Members, record: LogRecord) -> int:
             try:
                 if member.storage.exists(record.key):
                     there.append(member.storage.location)
-            except BackendError:
+            except (BackendError, LimitReached):
                 unknown.append(member.storage.location)
         if not there and not unknown:
             raise

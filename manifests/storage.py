@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from manifests.access import PRIVATE, Access
-from manifests.errors import BackendError, BackendFull, DrystoneError, KeyNotFound, LimitReached
-from manifests.limits import denied
+from manifests.errors import BackendError, BackendFull, KeyNotFound
+from manifests.limits import LimitReached, denied
 
 Buffer = bytes | bytearray | memoryview
 
@@ -130,7 +130,7 @@ def check_range(location: str, key: str, offset: int, length: int) -> None:
         raise BackendError(f"{location}/{key}: {length} bytes from {offset} are no range")
 
 
-def storage_error(action: str, where: str, error: OSError) -> DrystoneError:
+def storage_error(action: str, where: str, error: OSError) -> BackendError | LimitReached:
     """The error that a failed `action` (writing, reading, …) at `where` is raised as: a BackendError, unless it is this
     process that may not do more."""
     limit = denied(error)

@@ -17,6 +17,7 @@ from manifests.backends import BACKEND_TYPES, BackendStorage, Buffer, open_backe
 from manifests.config import StoreConfig, shards_per_backend, text, whole_number
 from manifests.errors import BackendError, BackendFull, CopiedStore, CorruptRecord, TooFewBackends
 from manifests.jsontext import as_text, path_entries, recorded_path
+from manifests.limits import LimitReached
 from manifests.placement import Seat
 from manifests.troubles import together
 
@@ -188,11 +189,20 @@ class Members:
         members, written = self.writable, 0
         with ThreadPoolExecutor(min(8, max(1, len(members))), "put") as threads:
             writes = [threads.submit(self._put, member, key, pieces) for member in members]
+        again = list[Member]()
         for member, write in zip(members, writes, strict=True):
             try:
                 write.result()
                 written += 1
+            except LimitReached:
+                again.append(member)
             except BackendError as error:
+                self._give_up(member, error)
+        for member in again:  # one at a time needs less
+            try:
+                self._put(member, key, pieces)
+                written += 1
+            except (BackendError, LimitReached) as error:
                 self._give_up(member, error)
         if written < self.settle_count:
             reasons = together(self.failed.values()) or "too few backends answer"
@@ -208,7 +218,7 @@ class Members:
             except BackendError as error:
                 self._give_up(member, error)
 
-    def _give_up(self, member: Member, error: BackendError) -> None:
+    def _give_up(self, member: Member, error: BackendError | LimitReached) -> None:
         """Drop a backend that failed, and note whether it is not in its place any more."""
         self.drop(member.number, str(error))
         if not _is_in_place(member):
@@ -225,6 +235,8 @@ def _is_in_place(member: Member) -> bool:
         member.storage.require_in_place()
     except BackendError:
         return False
+    except LimitReached:
+        pass  # it could not be looked at
     return True
 
 

@@ -23,8 +23,8 @@ SHARD_MOST, BACKEND_MOST = 64, 256
 REMEMBERED = 4096
 #: What keeps a file from being read at any place of it: parts of it need not be tried.
 _EVERYWHERE = {
-    errno.EACCES, errno.EPERM, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EMFILE, errno.ENFILE,
-    errno.ENOMEM, errno.ELOOP, errno.ENAMETOOLONG, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.EACCES, errno.EPERM, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, St
 from manifests.creation import create
 from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat, UsageError
 from manifests.ids import is_object_id
+from manifests.limits import LimitReached
 from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
 from manifests.openfolders import OpenFolders
@@ -509,7 +510,7 @@ class FileStore(ObjectOperations):
         """How many backends may be lost with nothing lost, by all that is known; −1 also where it can't be told."""
         try:
             return self.status().bears_backends
-        except DrystoneError:
+        except (DrystoneError, LimitReached):
             return -1
 
     def survey(
@@ -814,7 +815,7 @@ class FileStore(ObjectOperations):
                 )
                 self._count(record)  # the catalog stays: it knows already what the note says
                 self._release_known()
-        except DrystoneError as error:
+        except (DrystoneError, LimitReached) as error:
             result.unnoted = str(error)
         return result
 

@@ -7,13 +7,18 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from manifests.errors import BackendError, LimitReached
-from manifests.limits import denied
+from manifests.errors import BackendError, BackendFull, DrystoneError
+from manifests.limits import LimitReached, denied
+from manifests.localdirectory import LocalDirectory
 from manifests.storage import storage_error
+from pipeline.filestore import FileStore
+from pipeline.ingest.run import IngestOptions
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
 
@@ -58,7 +63,7 @@ def test_a_limit_is_named_in_one_line(place: Path, tmp_path: Path, command: str,
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_no_backend_is_given_up_for_what_this_process_may_not_do(number: int) -> None:
     raised = storage_error("writing", "/mnt/a/packs", OSError(number, os.strerror(number)))
-    assert isinstance(raised, LimitReached) and not isinstance(raised, BackendError)
+    assert isinstance(raised, LimitReached) and not isinstance(raised, DrystoneError)
     assert isinstance(storage_error("writing", "/mnt/a/packs", OSError(errno.EIO, "bad")), BackendError)
 
 
@@ -73,3 +78,85 @@ def test_limits_are_found_behind_other_errors_and_in_words() -> None:
     assert "threads" in (denied(RuntimeError("can't start new thread")) or "")
     assert denied(ImportError("no such name")) is None
     assert denied(ValueError("Too many open files")) is None
+
+
+@pytest.fixture
+def deny(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, int], None]:
+    """A function that makes opening files fail whose path holds a word, some times from the n-th on."""
+    really = os.open
+
+    def arm(word: str, after: int, times: int) -> None:
+        seen = 0
+
+        def opened(path: Any, *rest: Any, **named: Any) -> int:
+            nonlocal seen
+            if word in os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else False:
+                seen += 1
+                if after < seen <= after + times:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+            return really(path, *rest, **named)
+
+        monkeypatch.setattr(os, "open", opened)
+
+    return arm
+
+
+@pytest.mark.parametrize("after", range(0, 24, 3))
+def test_a_limit_is_no_damage_and_nothing_of_it_is_noted(
+    place: Path, tmp_path: Path, deny: Callable[[str, int, int], None], after: int
+) -> None:
+    with FileStore.open(place / "store", cache=tmp_path / "cache") as store:
+        records = len(store.log.records)
+        deny("packs/", after, 1)
+        with pytest.raises(LimitReached, match="ulimit -n"):
+            store.verify(data=True, inline=True)
+        deny("packs/", 0, 0)
+    with FileStore.open(place / "store", cache=tmp_path / "cache") as store:
+        assert len(store.log.records) == records
+        assert store.status().lost_packs == 0
+        assert store.verify(data=True, inline=True).exit_code == 0
+
+
+@pytest.mark.parametrize(("times", "copies"), [(1, 6), (1000, 5)])
+def test_a_record_that_could_not_be_written_at_once_is_written_again(
+    make_store: Callable[..., FileStore], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, times: int, copies: int
+) -> None:
+    (tmp_path / "file").write_bytes(b"bytes")
+    write, left = LocalDirectory._write_in, [times]
+
+    def denied_write(self: LocalDirectory, folder: str, name: str, pieces: Any) -> None:
+        if name.endswith(".ingest.json") and self.location.endswith("backend-0") and left[0]:
+            left[0] -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        write(self, folder, name, pieces)
+
+    monkeypatch.setattr(LocalDirectory, "_write_in", denied_write)
+    with make_store() as store:
+        result = store.ingest([str(tmp_path / "file")], options=IngestOptions(inline=True, workers=1))
+        assert result.exit_code == (0 if copies == 6 else 3)
+        assert [name for name in result.lost_backends if "ulimit -n" in name] == result.lost_backends
+        assert len(store.runs()) == 1
+    assert len(list(tmp_path.glob("store/backend-*/log/*.ingest.json"))) == copies
+
+
+def test_a_store_that_can_not_be_made_is_undone_as_far_as_can_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    remove = LocalDirectory.remove_folder
+
+    def denied_write(self: LocalDirectory, key: str, pieces: Any) -> None:
+        if key.startswith("log/"):
+            raise self._error("writing", key, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        write(self, key, pieces)
+
+    def denied_remove(self: LocalDirectory, prefix: str) -> None:
+        if self.location.endswith("backend-5"):
+            raise LimitReached("removing: too many")
+        remove(self, prefix)
+
+    write = LocalDirectory.write
+    monkeypatch.setattr(LocalDirectory, "write", denied_write)
+    monkeypatch.setattr(LocalDirectory, "remove_folder", denied_remove)
+    with pytest.raises(BackendFull):
+        FileStore.create([tmp_path / "store"], cache=tmp_path / "cache")
+    assert sorted(path.name for path in (tmp_path / "store").glob("*")) in ([], ["backend-5"])

@@ -110,6 +110,8 @@ class Adoption:
                 raw = bytes(decoder.decode(record.directory_codec, stored, record.directory_raw))
                 blocks, chunks = parse_directory(raw)
             except DrystoneError:
+                # If it was the disk, another run may be able to read it.
+                self._waits |= next(source.figures.media.lines(), None) is not None
                 continue
             yield AdoptedPack(pack_id, record, blocks.copy(), chunks.copy(), backends)
 
