@@ -47,11 +47,12 @@ def unpack_xattrs(packed: bytes) -> dict[bytes, bytes]:
 def short_path(folder: int, name: bytes, path: bytes) -> bytes:
     """A path for the object `name` in an open directory, for calls that take no descriptor of a directory: short, and
     right whatever happens to the directories above. Without /proc it is `path`, by which the object was found."""
-    return b"/proc/self/fd/%d/%s" % (folder, name) if _proc_is_there() else path
+    return b"/proc/self/fd/%d/%s" % (folder, name) if proc_is_there() else path
 
 
 @functools.cache
-def _proc_is_there() -> bool:
+def proc_is_there() -> bool:
+    """Whether descriptors have paths."""
     return os.path.exists("/proc/self/fd")
 
 

@@ -1,6 +1,7 @@
 """What a file that stands in its place has besides its content: compared with what was archived, and set on it.
 
 The file is reached through a descriptor that opens nothing (O_PATH), so no link is followed and no device wakes up.
+Without /proc, which such descriptors need, files and directories are opened for reading.
 While its attributes change, it is open to nobody who may not use it before and after.
 """
 
@@ -11,9 +12,19 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from manifests.xattrs import pack_xattrs, read_xattrs, set_xattrs, unpack_xattrs, xattr_difference
-from stages.attributes import Attributes
+from manifests.xattrs import (
+    pack_xattrs,
+    proc_is_there,
+    read_xattrs,
+    set_xattrs,
+    short_path,
+    unpack_xattrs,
+    xattr_difference,
+)
+from stages.attributes import Attributes, set_attributes_by_name
 
+_NAMED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
 _ACLS = b"system.posix_acl_"
 
@@ -44,7 +55,7 @@ def differences(folder: int, name: bytes, info: os.stat_result, attributes: Attr
         other_owner = (info.st_uid, info.st_gid) != (attributes.uid, attributes.gid)
     else:
         other_owner = bool(attributes.mode & _SET_IDS) and not is_link and info.st_uid != os.geteuid()
-    found = read_xattrs(b"/proc/self/fd/%d/%s" % (folder, name))
+    found = _xattrs(folder, name, info, attributes)
     same = found == attributes.xattrs
     surplus, lacking = ((), {}) if same else xattr_difference(found, attributes.xattrs, owner)
     other_mode = not is_link and stat.S_IMODE(info.st_mode) != stat.S_IMODE(attributes.mode)
@@ -56,16 +67,36 @@ def set_differences(
 ) -> str:
     """Give an object in its place the attributes that it lacks. Returns what could not be set. Raises OSError, and
     FileExistsError where the name has become that of something else."""
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    has_proc = proc_is_there()
+    if not has_proc and not _may_be_opened(info):
+        return set_attributes_by_name(folder, name, attributes, owner)
+    fd = os.open(name, _NAMED if has_proc else _READ, dir_fd=folder)
     try:
         if not os.path.samestat(os.fstat(fd), info):
             raise FileExistsError
-        return _set(b"/proc/self/fd/%d" % fd, info, attributes, differ, owner)
+        return _set(b"/proc/self/fd/%d" % fd if has_proc else fd, info, attributes, differ, owner)
     finally:
         os.close(fd)
 
 
-def _set(path: bytes, info: os.stat_result, attributes: Attributes, differ: Differences, owner: bool) -> str:
+def _may_be_opened(info: os.stat_result) -> bool:
+    return stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)
+
+
+def _xattrs(folder: int, name: bytes, info: os.stat_result, attributes: Attributes) -> bytes:
+    """The packed attributes that an object has; where they can't be looked at, those that it is to have."""
+    if path := short_path(folder, name, b""):
+        return read_xattrs(path)
+    if not _may_be_opened(info):
+        return attributes.xattrs
+    fd = os.open(name, _READ, dir_fd=folder)
+    try:
+        return read_xattrs(fd)
+    finally:
+        os.close(fd)
+
+
+def _set(path: bytes | int, info: os.stat_result, attributes: Attributes, differ: Differences, owner: bool) -> str:
     troubles, has_mode = list[str](), not stat.S_ISLNK(info.st_mode)
     mode = stat.S_IMODE(attributes.mode)
 

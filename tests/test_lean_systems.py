@@ -31,6 +31,7 @@ def test_all_works_without_proc(tmp_path: Path, index: str) -> None:
     tree = make_tree(tmp_path / "tree", 6, 20)
     (tree / "a link").symlink_to("nowhere")
     os.mkfifo(tree / "a fifo")
+    (tree / "words").write_bytes(b"some words")
     (tree / "quiet").mkdir()
     os.setxattr(tree / "quiet", "user.note", b"of a directory")
     for path in tree.rglob("*"):
@@ -49,6 +50,10 @@ def test_all_works_without_proc(tmp_path: Path, index: str) -> None:
         {drystone} compare {tree} --data
         {drystone} index status
         {drystone} restore --to {tmp_path / "out"}
+        chmod 0 {tmp_path / "out/tree/words"}
+        {sys.executable} -c "import os; os.setxattr('{tmp_path / "out/tree/words"}', 'user.surplus', b'here')"
+        {drystone} restore --to {tmp_path / "out"} --overwrite if-changed
+        {drystone} compare {tmp_path / "out"}
         {drystone} backend add {tmp_path / "more"}
         {drystone} verify
     """
