@@ -20,7 +20,7 @@ from manifests.armour import open_json, open_record
 from manifests.backends import BACKEND_TYPES, BackendStorage, open_backend, parse_place
 from manifests.config import text, truth
 from manifests.errors import BackendError, CopiedStore, CorruptRecord, KeyNotFound, NotFound, UsageError
-from manifests.store import BACKEND_KEY, STORE_KEY, BackendInfo, Member, family, read_ids
+from manifests.store import BACKEND_KEY, STORE_KEY, BackendInfo, Member, Members, family, read_ids
 
 #: Shard files that are looked at to learn which store they belong to.
 PROBED_SHARDS = 16
@@ -92,6 +92,15 @@ def why_absent(info: BackendInfo) -> str:
         except BackendError as error:
             return str(error)
     return UNANSWERED
+
+
+def why_absent_by_number(members: Members) -> dict[int, str]:
+    """`PLACE: REASON` of each backend of an open store that does not answer, or was dropped, by number."""
+    found = {}
+    for info in members.absent():
+        reason = members.failed.get(info.number) or why_absent(info)
+        found[info.number] = reason if info.location in reason else f"{info.location}: {reason}"
+    return found
 
 
 def _may_be_backend(storage: BackendStorage) -> bool:

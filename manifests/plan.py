@@ -18,6 +18,7 @@ from manifests import format as fmt
 from manifests.arrowrows import bools, to_batch
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, cut_batch, join_batches
+from manifests.failedobjects import FailedObjects
 from manifests.fixity import FIXITY
 from manifests.longcolumns import named_paths, place_long_fields, short_columns
 from manifests.longfields import LongFields
@@ -64,6 +65,8 @@ class RestorePlan:
     def __init__(self, catalog: Catalog, run: uuid.UUID, path: bytes, long_fields: LongFields) -> None:
         """`long_fields`: gets the fields of objects with long ones, whose rows in batches have the place in `long`."""
         self._catalog, self._run, self.long_fields = catalog, run, long_fields
+        #: Objects that were not restored whole, for whoever carries the plan out to note.
+        self.failed = FailedObjects(catalog)
         condition, parameters = path_filter(path)
         catalog.use("objects", spare=True)
         execute = catalog.execute
@@ -251,6 +254,12 @@ class RestorePlan:
         doubled = "SELECT row, path FROM doubled WHERE row IN (SELECT unnest(?::UBIGINT[]))"
         found = dict(self._catalog.tuples(doubled, [rows]))
         return found | dict(named_paths(self._catalog, self._run, rows))
+
+    def failures(self) -> Iterator[tuple[bytes, str]]:
+        """(path, reason) of the objects that failed, by row; until the catalog is used for the next operation."""
+        for lot in self.failed.lots():
+            names = self.paths([row for row, _ in lot])
+            yield from ((names.get(row, b"?"), reason) for row, reason in lot)
 
     def missing(self) -> Iterator[dict[str, Any]]:
         """Objects (row, reason) that nothing can give back: those of which the manifests make no sense, and those with

@@ -21,6 +21,8 @@ from manifests.limits import LimitReached
 from manifests.placement import Seat
 from manifests.troubles import together
 
+#: What to do about backends that do not answer.
+ATTACH = "attach them, or, if they are mounted elsewhere now, name a directory above all backends with -s"
 STORE_KEY = "store.json"
 BACKEND_KEY = "backend.json"
 

@@ -713,6 +713,16 @@ class FileStore(ObjectOperations):
         """
         return self.members.notices
 
+    def absent_backends(self) -> Sequence[str]:
+        """`PLACE: REASON` of each backend that does not answer.
+
+        >>> store.absent_backends()
+        []
+        """
+        from manifests.finding import why_absent_by_number
+
+        return list(why_absent_by_number(self.members).values())
+
     @property
     def healed_records(self) -> int:
         """Records and manifests that were not whole, and that armour or another copy gave back, so far.

@@ -74,13 +74,10 @@ class PackOptions:
 
 def pack_options(members: Members, state: State, shape: IngestShape, config: StoreConfig) -> PackOptions:
     """The packs of a run over `state`, of input slots as in `shape`; `config`: with the codec of this run."""
-    from manifests.finding import why_absent  # workers, who write packs, do without
+    from manifests.finding import why_absent_by_number  # workers, who write packs, do without
 
     backends = tuple((m.number, place_of(m.storage)) for m in members.writable)
-    absent = tuple(
-        (info.number, members.failed.get(info.number) or f"{info.location}: {why_absent(info)}")
-        for info in members.absent()
-    )
+    absent = tuple(why_absent_by_number(members).items())
     return PackOptions(
         shape.max_blocks, config.store_id, config.scheme, config.codec, config.pack_size, shape.pack_capacity,
         backends, absent, members.seats, state.newest,

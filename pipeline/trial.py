@@ -91,8 +91,17 @@ def _cells(reader: PackReader, first: int, last: int) -> list[list[Cell]]:
     files = [
         (shard, file) for shard in range(reader.place.scheme.total_shards) for file in reader.files(shard, at_last=True)
     ]
+    scheme, there = reader.place.scheme, len({shard for shard, _ in files})
+    if there < scheme.k:
+        raise Unreadable(
+            f"pack {reader.place.pack_id}: {there} of its {scheme.total_shards} shards are on backends that answer, "
+            f"and {scheme.k} are needed"
+        )
     if not any(file.doubtful for _, file in files):
-        raise Unreadable(f"pack {reader.place.pack_id}: too few good cells are left, and none without a checksum")
+        raise Unreadable(
+            f"pack {reader.place.pack_id}: {there} of its {scheme.total_shards} shards were found, but in some rows "
+            f"fewer than {scheme.k} cells are good"
+        )
     found: list[list[Cell]] = [[] for _ in range(first, last)]
     for shard, file in files:
         try:

@@ -133,7 +133,7 @@ def test_what_is_in_place_already_is_counted_and_not_called_verified(place: Path
     again = subprocess.run(line, capture_output=True, text=True, timeout=60)
     assert again.returncode == 0
     assert "verified" not in again.stdout
-    assert "in place already, by size and time: 4 of them; their bytes were not compared" in again.stdout
+    assert "in place already, by size and time: 4 files, 8.0 MiB; their bytes were not compared" in again.stdout
 
 
 @pytest.mark.parametrize("kind", ["file", "fifo", "dangling"])

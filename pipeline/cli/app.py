@@ -195,4 +195,4 @@ def _usage_line(error: click.ClickException) -> str:
     """What is wrong with the command line, in click's words, and where to look it up."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context is not None else "drystone"
-    return f"{command}: {error.format_message()} See: {command} --help"
+    return f"{command}: {error.format_message().rstrip('.')}. See: {command} --help"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
+from manifests.counts import counted
 from manifests.errors import UsageError
 from manifests.ids import is_object_id
 from manifests.sizes import format_size
@@ -23,6 +24,7 @@ from pipeline.cli.options import (
     quiet_option,
     resource_options,
     store_option,
+    verbose_option,
 )
 from pipeline.cli.output import emit_json, emit_summary, path_fields
 from pipeline.printing import flush, say, shown, warn, write_bytes
@@ -34,14 +36,27 @@ if TYPE_CHECKING:
     from pipeline.filestore import FileStore
     from pipeline.outfile import OutputOptions
     from pipeline.packreader import ReadFigures
-    from pipeline.restore.run import RestoreRequest
+    from pipeline.restore.run import RestoreRequest, RestoreResult
 
 RANGE = Parsed("A-B", ByteRange.parse)
+
+
+def _parse_target(text: str) -> str:
+    if text == "-":
+        raise UsageError(
+            "- would be a file or a directory of this name: to write to standard output use drystone cat RUN:PATH, or "
+            "name ./- if you mean it"
+        )
+    return text
+
+
+TARGET = Parsed("PLACE", _parse_target)
 
 _FIELDS = {
     "run": Kind.TEXT,
     "files": Kind.INTEGER,
     "in_place": Kind.INTEGER,
+    "in_place_bytes": Kind.INTEGER,
     "replaced": Kind.INTEGER,
     "bytes": Kind.INTEGER,
     "failed": Kind.INTEGER,
@@ -69,7 +84,11 @@ _BYTES_FIELDS = {
 @store_option
 @run_options
 @click.option(
-    "--to", required=True, metavar="DIR", help="Directory to restore into; with --range or an ID, the file to write."
+    "--to",
+    type=TARGET,
+    required=True,
+    metavar="DIR",
+    help="Directory to restore into; with --range or an ID, the file to write.",
 )
 @click.option(
     "--overwrite",
@@ -96,6 +115,7 @@ _BYTES_FIELDS = {
 @resource_options
 @format_options
 @quiet_option
+@verbose_option
 @metrics_options
 @click.pass_context
 def restore_command(
@@ -112,6 +132,7 @@ def restore_command(
     memory: int,
     output: str,
     quiet: bool,
+    verbose: bool,
 ) -> int:
     """Restore a run (the latest, if none is named), or an object or directory of it.
 
@@ -141,10 +162,12 @@ def restore_command(
     with open_store(context, store) as opened:
         selection = choose(opened, selection, which, quiet=quiet)
         request = RestoreRequest(to, overwrite, workers, memory, numeric_ids=numeric_ids, fsync=fsync)
-        return _restore(opened, selection, request, output, quiet)
+        return _restore(opened, selection, request, output, quiet, verbose)
 
 
-def _restore(opened: FileStore, selection: str, request: RestoreRequest, output: str, quiet: bool) -> int:
+def _restore(
+    opened: FileStore, selection: str, request: RestoreRequest, output: str, quiet: bool, verbose: bool
+) -> int:
     from manifests.plan import PlanTotals
     from pipeline.cli.progress import Counters, Progress, Snapshot, bottleneck
     from pipeline.topology import ASSEMBLE, DECOMPRESS, FETCH, RESTORE_STAGES, VERIFY
@@ -156,7 +179,7 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
         held_by = bottleneck(counters, RESTORE_STAGES, (FETCH, DECOMPRESS, VERIFY, ASSEMBLE))
         return Snapshot(int(done[0]), int(done[1]), totals[0].bytes if totals else 0, held_by)
 
-    with Progress.choose("restore", read, quiet=quiet, output=output) as progress:
+    with Progress.choose("restore", read, quiet=quiet, output=output, verbose=verbose) as progress:
         result = opened.restore(selection, request.to, request=request, on_plan=totals.append, on_tick=progress.tick)
     for name in result.leftovers.removed:
         warn(f"removed what a killed restore had left behind: {request.to}/{name}")
@@ -170,27 +193,30 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
         warn(f"ailing: {trouble}")
     for reason in result.lost_manifests:
         warn(f"lost: {reason}")
-    for path, reason in result.failures:
+    for path, reason in result.every_failure() if verbose else result.failures:
         warn(f"not restored whole: {shown(path)}: {reason}")
-    if result.failed > len(result.failures):
-        warn(f"… and {result.failed - len(result.failures)} more")
+    if result.failed > len(result.failures) and not verbose:
+        more = result.failed - len(result.failures)
+        warn(f"… and {more:,} more; drystone restore -v names all, and so does --format jsonl")
     if result.left_to_root:
-        warn(f"owners were passed over: only root can give {result.left_to_root:,} objects what they had")
+        warn(f"owners were passed over: only root can give {counted(result.left_to_root, 'object')} what they had")
+    warn_of_absent(opened, result.absent)
     if output != "table":
-        for path, reason in result.failures if output == "jsonl" else ():
+        for path, reason in result.every_failure() if output == "jsonl" else ():
             emit_json("item", {**path_fields(path), "error": reason})
         emit_summary(
             {
                 "run": selection[:36],
                 "files": result.files,
                 "in_place": result.in_place,
+                "in_place_bytes": result.in_place_bytes,
                 "replaced": result.replaced,
                 "bytes": result.bytes,
                 "failed": result.failed,
                 "healed_cells": result.healed_cells,
                 "healed_records": result.healed_records,
                 "lost_manifests": result.lost_manifests,
-                "troubles": result.troubles,
+                "troubles": [*result.absent, *result.troubles],
                 "left_to_root": result.left_to_root,
                 "seconds": round(result.seconds, 3),
                 "exit_code": result.exit_code,
@@ -199,22 +225,42 @@ def _restore(opened: FileStore, selection: str, request: RestoreRequest, output:
             output,
         )
         return result.exit_code
-    rate = result.bytes / max(result.seconds, 1e-9)
     if not quiet:
-        verified = ", every chunk verified" if result.bytes and result.in_place < result.files else ""
-        say(
-            f"restored {result.files:,} files, {format_size(result.bytes)} in {result.seconds:.1f} s, "
-            f"{format_size(rate)}/s{verified}"
-        )
-        if result.in_place:
-            say(f"in place already, by size and time: {result.in_place:,} of them; their bytes were not compared")
-        if result.replaced:
-            say(f"replaced what was in the way of {result.replaced:,} objects")
-        for line in healed_lines(result.healed_cells, result.healed_records):
+        for line in _result_lines(result, request.to):
             say(line)
-        if result.failed:
-            say(f"not restored whole: {result.failed:,} objects")
     return result.exit_code
+
+
+def _result_lines(result: RestoreResult, to: str) -> Iterator[str]:
+    """What a restore did, for people. What was in place was not read, so nothing is said of its bytes."""
+    files, size = result.files - result.in_place, result.bytes - result.in_place_bytes
+    rate = size / max(result.seconds, 1e-9)
+    verified = ", every chunk verified" if size and not result.failed else ""
+    yield (
+        f"restored {counted(files, 'file')}, {format_size(size)} into {shown(to)} in {result.seconds:.1f} s, "
+        f"{format_size(rate)}/s{verified}"
+    )
+    if result.in_place:
+        yield (
+            f"in place already, by size and time: {counted(result.in_place, 'file')}, "
+            f"{format_size(result.in_place_bytes)}; their bytes were not compared"
+        )
+    if result.replaced:
+        yield f"replaced what was in the way of {counted(result.replaced, 'object')}"
+    yield from healed_lines(result.healed_cells, result.healed_records)
+    if result.failed:
+        yield f"NOT restored whole: {counted(result.failed, 'object')}, named above"
+
+
+def warn_of_absent(opened: FileStore, absent: Sequence[str]) -> None:
+    """Say once which backends do not answer, and what to do: so it is known what a failure is due to."""
+    if absent:
+        from manifests.finding import UNANSWERED
+        from manifests.store import ATTACH
+
+        places = ", ".join(each.removesuffix(f": {UNANSWERED}") for each in absent)
+        verb = "does" if len(absent) == 1 else "do"
+        warn(f"{len(absent)} of {counted(opened.members.count, 'backend')} {verb} not answer: {places}; {ATTACH}")
 
 
 def _restore_bytes(
@@ -224,7 +270,8 @@ def _restore_bytes(
     from pipeline.outfile import output_file
     from pipeline.packreader import ReadFigures
 
-    figures = ReadFigures()
+    figures, absent = ReadFigures(), opened.absent_backends()
+    warn_of_absent(opened, absent)
     info, parts = _parts(opened, selection, ranges, figures)
     # Nobody shall read the copy who may not read the object.
     mode = 0o666 if info.kind == "stream" else 0o600 | info.mode & 0o666
@@ -241,7 +288,7 @@ def _restore_bytes(
         warn(f"ailing: {trouble}")
     report = warn if out.is_stdout else say
     if output == "table" or out.is_stdout:
-        report(f"{to} holds these bytes already" if out.in_place else f"wrote {out.written:,} bytes to {to}")
+        report(f"{to} holds these bytes already" if out.in_place else f"wrote {counted(out.written, 'byte')} to {to}")
         for line in healed_lines(figures.healed_cells, figures.healed_records + opened.healed_records):
             report(line)
     else:
@@ -251,7 +298,7 @@ def _restore_bytes(
         }
         each = [{"range": str(part), "bytes": count} for part, count in zip(ranges, written, strict=False)]
         record = {"run": selection[:36], "bytes": out.written, "ranges": each, "path": to, **healed}
-        emit_summary({**record, "troubles": troubles}, _BYTES_FIELDS, output)
+        emit_summary({**record, "troubles": [*absent, *troubles]}, _BYTES_FIELDS, output)
     return 0
 
 
@@ -297,6 +344,7 @@ def cat_command(
     with open_store(context, store) as opened:
         figures = ReadFigures()
         selection = choose(opened, selection, which)
+        warn_of_absent(opened, opened.absent_backends())
         for pieces in _parts(opened, selection, ranges, figures)[1]:
             for piece in pieces:
                 write_bytes(piece)
@@ -310,6 +358,7 @@ def cat_command(
 def healed_lines(cells: int, records: int) -> Iterator[str]:
     """What was healed on the way, for people; nothing where nothing was."""
     if cells:
-        yield f"decoded {cells:,} missing or damaged cells on the way; see: drystone verify --data"
+        yield f"decoded {counted(cells, 'missing or damaged cell')} on the way; see: drystone verify --data"
     if records:
-        yield f"healed {records:,} damaged records and manifests on the way; see: drystone verify --data"
+        healed = counted(records, "damaged record or manifest", "damaged records and manifests")
+        yield f"healed {healed} on the way; see: drystone verify --data"

@@ -132,6 +132,7 @@ class ItemMaker:
                 outcomes.in_place += is_file and trouble is None
                 if kind == messages.ITEMS and item.multi >= 0:
                     outcomes.bytes += item.attributes.size
+                    outcomes.in_place_bytes += item.attributes.size if trouble is None else 0
             except OSError as error:
                 trouble = f"writing it failed: {error.strerror}"
             except DrystoneError as error:

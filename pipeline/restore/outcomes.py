@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from manifests.columns import Batch, HeapBuilder
 
 #: What became of an object's planned chunks. Rows without a reason count parts of objects of many blocks; those with a
-#: length tell which bytes of a large file were written. `in_place` and `replaced` count objects of the task.
+#: length tell which bytes of a large file were written. `in_place` and `replaced` count objects of the task;
+#: `bytes` those of all files, `in_place_bytes` those of files that were in place.
 OUTCOME_DTYPE = np.dtype(
     [
         ("row", "<u8"),
@@ -19,6 +21,7 @@ OUTCOME_DTYPE = np.dtype(
         ("in_place", "<u4"),
         ("replaced", "<u4"),
         ("bytes", "<u8"),
+        ("in_place_bytes", "<u8"),
         ("offset", "<u8"),
         ("length", "<u8"),
         ("reason_at", "<u4"),
@@ -26,7 +29,7 @@ OUTCOME_DTYPE = np.dtype(
     ]
 )
 _REASON = 500
-_NUMBERS = ("row", "multi", "parts", "files", "in_place", "replaced", "bytes", "offset", "length")
+_NUMBERS = ("row", "multi", "parts", "files", "in_place", "replaced", "bytes", "in_place_bytes", "offset", "length")
 
 
 class Outcomes:
@@ -34,7 +37,7 @@ class Outcomes:
     file."""
 
     def __init__(self) -> None:
-        self.files = self.bytes = self.passed = self.in_place = self.replaced = 0
+        self.files = self.bytes = self.passed = self.in_place = self.in_place_bytes = self.replaced = 0
         self._parts: dict[tuple[int, int], int] = {}
         self._written: list[tuple[int, int, int]] = []
         self._reasons: dict[int, tuple[int, str]] = {}
@@ -61,20 +64,18 @@ class Outcomes:
 
     def batches(self, size: int) -> Iterator[Batch]:
         """OUTCOME_DTYPE batches of at most `size` bytes; at least one."""
-        entries = [(0, -1, 0, self.files, self.in_place, self.replaced, self.bytes, 0, 0, b"")]
-        entries += [(row, multi, parts, 0, 0, 0, 0, 0, 0, b"") for (row, multi), parts in self._parts.items()]
-        entries += [(row, -1, 0, 0, 0, 0, 0, offset, length, b"") for row, offset, length in self._written]
+        entries = [(0, -1, 0, self.files, self.in_place, self.replaced, self.bytes, self.in_place_bytes, 0, 0, b"")]
+        entries += [(row, multi, parts, 0, 0, 0, 0, 0, 0, 0, b"") for (row, multi), parts in self._parts.items()]
+        entries += [(row, -1, 0, 0, 0, 0, 0, 0, offset, length, b"") for row, offset, length in self._written]
         entries += [
-            (row, multi, 0, 0, 0, 0, 0, 0, 0, reason.encode()[:_REASON])
+            (row, multi, 0, 0, 0, 0, 0, 0, 0, 0, os.fsencode(reason)[:_REASON])
             for row, (multi, reason) in self._reasons.items()
         ]
         step = size // (OUTCOME_DTYPE.itemsize + _REASON) - 1
         for start in range(0, len(entries), step):
             some = entries[start : start + step]
             rows, heap = np.zeros(len(some), OUTCOME_DTYPE), HeapBuilder()
-            for column, name in enumerate(
-                ("row", "multi", "parts", "files", "in_place", "replaced", "bytes", "offset", "length")
-            ):
+            for column, name in enumerate(_NUMBERS):
                 rows[name] = [entry[column] for entry in some]
-            rows["reason_at"], rows["reason_len"] = heap.add_all([entry[9] for entry in some])
+            rows["reason_at"], rows["reason_len"] = heap.add_all([entry[-1] for entry in some])
             yield Batch(rows, heap.getvalue())

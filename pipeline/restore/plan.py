@@ -3,6 +3,7 @@ end."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -26,29 +27,19 @@ TASK_BYTES = 900_000
 ITEM_ROWS = 2048
 #: Finished large objects are named in lots of this many, for each lot is a query.
 FINISH_LOT = 4096
-NAMED_FAILURES = 1000
 
 
 @dataclass
 class RestoreTally:
-    """Sums over a restore. `failures`: (row, reason) of objects that are not restored whole, the first of them."""
+    """Sums over a restore."""
 
     files: int = 0
     in_place: int = 0
+    in_place_bytes: int = 0
     replaced: int = 0
     bytes: int = 0
-    failed: int = 0
     healed_cells: dict[int, int] = field(default_factory=dict)
     healed_records: dict[int, int] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
-
-    def fail(self, row: int, reason: str) -> None:
-        """Note an object once, however many of its chunks failed; after NAMED_FAILURES they are counted only."""
-        if row in self.failures:
-            return
-        self.failed += 1
-        if len(self.failures) < NAMED_FAILURES:
-            self.failures[row] = reason
 
 
 class RestoreHome:
@@ -72,7 +63,7 @@ class RestoreHome:
         context.clock.switch(PLAN)
         self.plan, problems = self._make_plan()
         for row, reason in problems:
-            self.tally.fail(row, reason)
+            self.plan.failed.note(row, reason)
         self._left: npt.NDArray[np.uint32] = self.plan.part_counts()
         self._spoilt = np.zeros(len(self._left), bool)
         for batch in self.plan.items(("symlink", "fifo", "chardev", "blockdev")):
@@ -141,6 +132,7 @@ class RestoreHome:
         rows = report.rows
         self.tally.files += int(rows["files"].sum())
         self.tally.in_place += int(rows["in_place"].sum())
+        self.tally.in_place_bytes += int(rows["in_place_bytes"].sum())
         self.tally.replaced += int(rows["replaced"].sum())
         self.tally.bytes += int(rows["bytes"].sum())
         written = rows[rows["length"] > 0]
@@ -149,7 +141,7 @@ class RestoreHome:
         ):
             self._prefixes.note(number, offset, length)
         for row in rows[rows["reason_len"] > 0]:
-            self.tally.fail(int(row["row"]), report.bytes_of(row, "reason").decode(errors="replace"))
+            self.plan.failed.note(int(row["row"]), os.fsdecode(report.bytes_of(row, "reason")))
             if row["multi"] >= 0:
                 self._spoilt[row["multi"]] = True
         parts = rows[(rows["parts"] > 0) & (rows["multi"] >= 0)]

@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from manifests.backends import place_of
 from manifests.catalog import Catalog
 from manifests.columns import Batch
 from manifests.errors import BackendError, DrystoneError, Unreadable, UsageError
+from manifests.finding import why_absent_by_number
 from manifests.longfields import LongFields
 from manifests.objects import no_such_object
 from manifests.owners import renumbered
 from manifests.plan import PlanTotals, RestorePlan
+from manifests.recorded import log_text
 from manifests.store import Members
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.fan import fan_workers
@@ -43,6 +46,9 @@ from stages.targetfolders import Taken
 
 #: Fetched blocks, a decoder's buffer and pieces of rows under decoding.
 RESTORE_WORKER_MEMORY = 40 << 20
+#: Objects that are named at once, of those that could not be restored whole.
+NAMED_FAILURES = 1000
+_IN_ITS_PLACE = "the backend {} of this store is in its place, and nothing is restored there"
 OVERWRITE = ("never", "if-changed", "always")
 
 
@@ -65,23 +71,26 @@ class RestoreRequest:
 @dataclass(frozen=True)
 class RestoreResult:
     """What a restore did. `in_place`: of the `files`, those that stood there already, by size and time, and were not
-    read; `replaced`: objects that replaced something; `failures`: (path, reason) of objects that are not restored
-    whole, the first of them;
-    `healed_records`: records, tables of checksums and manifests that armour or another copy gave back;
-    `troubles`: what ails backends of which reads failed;
-    `lost_manifests`: manifest files of which no copy nor mixture of copies is whole;
+    read, with `in_place_bytes` of the `bytes`; `replaced`: objects that replaced something; `failures`: (path, reason)
+    of objects that are not restored whole, the first NAMED_FAILURES of them; `every_failure` gives all, as long as
+    nothing else is asked of the store; `healed_records`: records, tables of checksums and manifests that armour or
+    another copy gave back; `absent`: backends that do not answer, and why; `troubles`: what ails backends of which
+    reads failed; `lost_manifests`: manifest files of which no copy nor mixture of copies is whole;
     `left_to_root`: objects whose owner, or attributes that only root may set, were passed over; `leftovers`: of killed
     restores, that were found in the target."""
 
     files: int
     in_place: int
+    in_place_bytes: int
     replaced: int
     bytes: int
     failed: int
     failures: list[NamedError]
+    every_failure: Callable[[], Iterator[NamedError]] = field(repr=False, compare=False)
     healed_cells: int
     healed_records: int
     lost_manifests: list[str]
+    absent: list[str]
     troubles: list[str]
     left_to_root: int
     leftovers: Leftovers
@@ -156,9 +165,9 @@ def restore(
                     )
                 plan = home.plan
                 for missing in plan.missing():
-                    home.tally.fail(missing["row"], missing["reason"])
+                    plan.failed.note(missing["row"], missing["reason"])
                 for row, reason in _finish_folders(plan, target):
-                    home.tally.fail(row, reason)
+                    plan.failed.note(row, reason)
                 left_to_root = 0 if options.owner else plan.needs_root(os.geteuid(), os.getegid())
             finally:
                 target.close()
@@ -168,19 +177,20 @@ def restore(
         replaced = home.tally.replaced + target.folders.replaced
         if request.fsync or (request.fsync is None and replaced):
             _sync(request.to)
-    names = plan.paths(list(home.tally.failures))
-    failures = [(names.get(row, b"?"), reason) for row, reason in sorted(home.tally.failures.items())]
     seconds = time.monotonic() - started
     return RestoreResult(
         home.tally.files,
         home.tally.in_place,
+        home.tally.in_place_bytes,
         replaced,
         home.tally.bytes,
-        home.tally.failed,
-        failures,
+        plan.failed.count(),
+        list(islice(plan.failures(), NAMED_FAILURES)),
+        plan.failures,
         sum(home.tally.healed_cells.values()),
         sum(home.tally.healed_records.values()) + members.healed + catalog.replicas.healed,
         list(catalog.lost),
+        list(why_absent_by_number(members).values()),
         home.troubles(),
         left_to_root,
         leftovers,
@@ -273,10 +283,7 @@ def _target_options(
         durable=request.fsync is not False,
         # Only what may replace something makes the restore wait for the disk, unless it was told to.
         all_durable=(not fresh and request.overwrite != "never") if request.fsync is None else request.fsync,
-        forbidden={
-            identity: f"the backend {location} of this store is in its place, and nothing is restored into that"
-            for identity, location in own.items()
-        },
+        forbidden={identity: _IN_ITS_PLACE.format(log_text(os.fsencode(place))) for identity, place in own.items()},
     )
 
 

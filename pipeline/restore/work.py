@@ -323,6 +323,7 @@ class Restorer:
                     outcomes.failed(row, -1, trouble)
             else:
                 outcomes.in_place += 1
+                outcomes.in_place_bytes += attributes.size
             outcomes.files += 1
             outcomes.bytes += attributes.size
             outcomes.passed += attributes.size
