@@ -146,7 +146,9 @@ class Finding:
 
     @property
     def store_id(self) -> uuid.UUID:
-        return self.places[0].store_id
+        """As a place with an id of its own tells: one without may know the store only that it was copied from."""
+        sure = (found for found in self.places if found.backend_id is not None)
+        return next(sure, self.places[0]).store_id
 
     def holds(self, found: FoundBackend) -> bool:
         """Whether a place belongs to the store, as far as it can tell."""
@@ -175,6 +177,27 @@ def find_backends(location: str | Path) -> Finding:
     finding = Finding(place, own, [first])
     finding.places = [first, *(found for found in near if found is not first and finding.holds(found))]
     return finding
+
+
+def find_again(location: str, members: Members) -> Finding:
+    """Backends of a store that is open, at and beside `location` and where they were. A place that belongs to another
+    store by now is none of them. Raises NotFound where none is left."""
+    kind, place = parse_place(location)
+    own, near = None, list[FoundBackend]()
+    with suppress(NotFound, BackendError):  # the other backends may be there all the same
+        own, near = look_around(kind, place)
+    known = (probe(member.storage.type, member.storage.location) for member in members.readable)
+    stores, ours = members.config.shard_stores, dict[tuple[str, str], FoundBackend]()
+    for found in (each for each in (own, *near, *known) if each is not None):
+        if found.store_id == members.config.store_id or (found.backend_id is None and found.store_id in stores):
+            ours.setdefault((family(found.storage.type), found.storage.location), found)
+    if not ours:
+        where = ", ".join(info.location for info in members.all)
+        raise NotFound(
+            f"no store at {place} any more: none of its backends answers; mount or attach them again: {where}"
+        )
+    places = list(ours.values())
+    return Finding(place, own if own in places else None, places)
 
 
 def _stores(places: Sequence[FoundBackend]) -> set[uuid.UUID]:

@@ -22,6 +22,7 @@ from manifests.finding import (
     Finding,
     FoundBackend,
     assign,
+    find_again,
     find_backends,
     find_copies,
     hinted_places,
@@ -36,9 +37,20 @@ if TYPE_CHECKING:
 
 
 def open_store(location: str | Path) -> tuple[Members, Log, State]:
-    """Find a store from its parent directory or any one backend: its members, its log and the log's fold.
-    Raises NotFound, UsageError, UnsupportedFormat, CorruptRecord, CopiedStore where a copy has half of its own ids."""
-    finding = find_backends(location)
+    """Find a store from its parent directory or any one backend: its members, its log and the log's fold. Raises NotFound, UsageError, UnsupportedFormat, CorruptRecord, CopiedStore where a copy has half of its own ids."""
+    return _open(find_backends(location))
+
+
+def reopen_store(location: str, members: Members) -> tuple[Members, Log, State]:
+    """Find the backends of an open store anew: around `location`, which the user named, and where `members` were. What
+    belongs to another store by now is passed over, and what was a copy stays one. Raises NotFound where no backend
+    answers, and what `open_store` raises."""
+    opened, log, state = _open(find_again(location, members))
+    opened.copied = opened.copied or members.copied
+    return opened, log, state
+
+
+def _open(finding: Finding) -> tuple[Members, Log, State]:
     store_id = finding.store_id
     near = {each.storage.location for each in finding.places}
     tried = {(family(each.storage.type), each.storage.location) for each in finding.places}
@@ -67,7 +79,7 @@ def open_store(location: str | Path) -> tuple[Members, Log, State]:
     config, healed = _read_config(finding.places, store_id)
     if not infos:
         trouble = "; ".join([*log.lost.values(), *log.unlisted.values()]) or "there is none"
-        raise CorruptRecord(f"{location}: no log record names the store's backends: {trouble}")
+        raise CorruptRecord(f"{finding.place}: no log record names the store's backends: {trouble}")
     present, unsure = assigned.present, assigned.unsure
     log = Log.read((number, member.storage) for number, member in present.items())
     for number, reason in log.unlisted.items():

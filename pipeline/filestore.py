@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from manifests import log as storelog
 from manifests.access import PRIVATE, Access
-from manifests.backends import BackendStorage
+from manifests.backends import BackendStorage, parse_place
 from manifests.choice import RunFilter, find_run
 from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, StoreConfig, require_index_kind
 from manifests.creation import create
@@ -32,7 +32,7 @@ from manifests.limits import LimitReached
 from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, leave, without
 from manifests.openfolders import OpenFolders
-from manifests.opening import open_store
+from manifests.opening import open_store, reopen_store
 from manifests.paths import absolute_path
 from manifests.recorded import path_in_run
 from manifests.replicas import Replicas
@@ -125,11 +125,14 @@ class FileStore(ObjectOperations):
         members: Members,
         log: storelog.Log,
         state: State,
+        location: str,
         cache: Path,
         figures: StoreFigures | None = None,
     ) -> None:
         """Use `create` or `open` instead."""
         super().__init__()
+        #: Where the user looked for the store, as `KIND:PLACE`: the current directory may change.
+        self._location = location
         self.members = members
         self.log = log
         self.state = state
@@ -179,7 +182,8 @@ class FileStore(ObjectOperations):
         )
         members = create(config, directories, index, access)
         first = next(iter(members.present.values())).storage
-        return cls.open(f"{first.type}:{first.location}", cache=cache)
+        where = f"{first.type}:{first.location}"
+        return cls(*reopen_store(where, members), where, cache or default_cache())
 
     @classmethod
     def open(
@@ -203,8 +207,9 @@ class FileStore(ObjectOperations):
             from manifests.adoption import adopt_copy as adopt
 
             adopt(location)
-        members, log, state = open_store(location)
-        return cls(members, log, state, cache or default_cache(), figures)
+        where = ":".join(parse_place(location))
+        members, log, state = open_store(where)
+        return cls(members, log, state, where, cache or default_cache(), figures)
 
     def __enter__(self) -> FileStore:
         return self
@@ -238,8 +243,7 @@ class FileStore(ObjectOperations):
 
     def _reopen(self) -> None:
         """Find the members anew: they are others now."""
-        storage = self.members.readable[0].storage
-        found = open_store(f"{storage.type}:{storage.location}")
+        found = reopen_store(self._location, self.members)
         with self._lock:
             self.members, self.log, self.state = found
             self._note_store()

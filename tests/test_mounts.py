@@ -198,3 +198,46 @@ def test_a_disk_that_goes_from_under_a_command_is_named(disks: Disks, tmp_path: 
     assert disks.below(5) == []
     with FileStore.open(disks.points[0], cache=tmp_path / "cache") as opened:
         assert sum(map(len, opened.open_range("latest:stream"))) == sent
+
+
+def test_another_stores_backend_mounted_instead_of_the_first_gets_nothing(
+    disks: Disks, store: FileStore, tmp_path: Path
+) -> None:
+    stranger = tmp_path / "stranger"
+    with FileStore.create([stranger], scheme=ECScheme(1, 0), cache=tmp_path / "cache") as other:
+        theirs = other.config.store_id
+        place = Path(other.members.all[0].location)
+    ours = store.config.store_id
+    disks.unmount(0)
+    disks.mount(0, place)
+    store.put_object("precious", io.BytesIO(b"stone"))
+    store.ingest([str(make_tree(tmp_path / "more", 9, 5))], options=INLINE)
+    assert (store.config.store_id, [info.number for info in store.members.absent()]) == (ours, [0])
+    with FileStore.open(disks.points[0], cache=tmp_path / "cache") as other:
+        assert other.config.store_id == theirs and not other.runs() and not list(other.list_objects())
+
+
+@pytest.mark.parametrize("command", ["verify --data", "status", "ingest ../tree"])
+def test_a_command_goes_on_when_its_first_disks_go_while_it_begins(
+    disks: Disks, store: FileStore, tmp_path: Path, command: str
+) -> None:
+    """The disks go between the opening of the store and the first look at its backends."""
+    store.close()
+    script = (
+        "import sys, subprocess, pipeline.objects.turns as turns\n"
+        "look, points = turns.WriteTurns._look_again, sys.argv[1:3]\n"
+        "def unmount_first(store):\n"
+        "    for point in points:\n"
+        "        subprocess.run(['umount', '-l', point], capture_output=True)\n"
+        "    look(store)\n"
+        "turns.WriteTurns._look_again = unmount_first\n"
+        "sys.argv[1:3] = []\n"
+        "from pipeline.cli.app import run\n"
+        "run()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, disks.points[0], disks.points[5], "-s", disks.points[1], *command.split()],
+        capture_output=True, text=True, cwd=disks.points[1].parent,
+    )  # fmt: skip
+    assert done.returncode in (3, 4), done.stderr
+    assert str(disks.points[0]) in done.stdout + done.stderr and "no store at" not in done.stderr
