@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 
 def open_store(location: str | Path) -> tuple[Members, Log, State]:
-    """Find a store from its parent directory or any one backend: its members, its log and the log's fold. Raises NotFound,
-    UsageError, UnsupportedFormat, CorruptRecord, CopiedStore where a copy has half of its own ids."""
+    """Find a store from its parent directory or any one backend: its members, its log and the log's fold. Raises
+    NotFound, UsageError, UnsupportedFormat, CorruptRecord, CopiedStore where a copy has half of its own ids."""
     return _open(find_backends(location))
 
 
