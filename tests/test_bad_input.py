@@ -328,6 +328,41 @@ def test_an_option_is_given_once_or_the_last_is_known_to_count(
     assert complaint(f"{option.opts[-1]}=").startswith(f"{'/'.join(option.opts)} is empty")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-s", "nonsense", "-s", "{store}", "runs"),
+        ("-s", "nonsense", "runs", "-s", "{store}"),
+        ("-s", "{store}", "runs", "--store=nonsense"),
+        ("runs", "-s", "{store}", "-s", "nonsense"),
+        ("backend", "list", "--store", "nonsense", "-s{store}"),
+    ],
+)
+def test_two_different_stores_are_refused(filled: Path, words: tuple[str, ...]) -> None:
+    store = str(filled / "store")
+    done = drystone(*(word.format(store=store) for word in words), code=2)
+    assert not done.stdout and "nonsense" in done.stderr and store in done.stderr and "two stores" in done.stderr
+
+
+def test_one_store_named_twice_is_one(filled: Path) -> None:
+    store = str(filled / "store")
+    for words in (("-s", store, "-s", store + "/", "runs"), ("-s", store, "runs", "-s", store)):
+        assert drystone(*words, env={**os.environ, "DRYSTONE_STORE": "nonsense"}).stdout
+    assert drystone("runs", env={**os.environ, "DRYSTONE_STORE": store}).stdout
+    drystone("runs", env={**os.environ, "DRYSTONE_STORE": "nonsense"}, code=1)
+
+
+@pytest.mark.parametrize("words", [(), ("backend",), ("index",), ("-s", "somewhere", "index")])
+def test_a_command_alone_shows_its_help_as_it_is(words: tuple[str, ...]) -> None:
+    done = drystone(*words, code=2)
+    names = [word for word in words if word in ("backend", "index")]
+    assert not done.stdout and done.stderr == drystone(*names, "--help").stdout
+    assert len(done.stderr.splitlines()) > 10
+    for closed in ("2>&-", "2>/dev/full", ">&-"):
+        line = f"exec {COMMAND} {' '.join(words)} {closed}"
+        assert subprocess.run(["bash", "-c", line], capture_output=True, timeout=30).returncode == 2
+
+
 def test_all_commands_look_at_what_they_are_given() -> None:
     assert all(isinstance(command, Command) for _, command in commands(cli))
     known = {param.name for _, command in commands(cli) for param in command.params}

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 import click
 
-from manifests.errors import DrystoneError, UsageError
+from manifests.errors import DrystoneError
 from manifests.limits import denied
+from pipeline.cli.options import note_store
 from pipeline.errors import OutputFailed
 from pipeline.printing import drop_output, flush, warn, warn_of_fault
 from pipeline.streams import install
@@ -108,12 +109,18 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "-s", "--store", metavar="DIR", envvar="DRYSTONE_STORE", help="The store: its directory or any one backend."
+    "-s",
+    "--store",
+    multiple=True,
+    expose_value=False,
+    metavar="DIR",
+    callback=note_store,
+    help="The store: its directory or any one backend.",
 )
 @click.option("--adopt-copy", is_flag=True, help="The store is a copy: first give it ids of its own.")
 @click.version_option(package_name="drystone", prog_name="drystone")
 @click.pass_context
-def cli(context: click.Context, store: str | None, adopt_copy: bool) -> None:
+def cli(context: click.Context, adopt_copy: bool) -> None:
     """Drystone: a bulk archiver that survives lost disks and rotten bits.
 
     \b
@@ -121,9 +128,7 @@ def cli(context: click.Context, store: str | None, adopt_copy: bool) -> None:
     drystone -s /mnt/archive ingest ~/data
     drystone -s /mnt/archive restore latest --to /tmp/back
     """
-    if store == "":
-        raise UsageError("-s is empty: name a store")
-    context.obj = {"store": store, "adopt_copy": adopt_copy}
+    context.ensure_object(dict)["adopt_copy"] = adopt_copy
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:
@@ -168,6 +173,10 @@ def _tell(error: BaseException) -> None:
         if error.unread and not done:
             return  # whoever read our output has enough
         reason = "nobody reads the output any more" if error.unread else str(error)
+    elif isinstance(error, click.exceptions.NoArgsIsHelpError):
+        for line in error.ctx.get_help().split("\n"):
+            warn(line)
+        return
     elif isinstance(error, click.ClickException):
         warn(_usage_line(error))
         return

@@ -10,9 +10,10 @@ from manifests.errors import UsageError
 from pipeline.printing import flush
 from pipeline.standing import standing
 
-#: Options of which the last counts, by their names in the code. They say where, how fast and in which form, never what
-#: is archived or written: scripts put such an option behind a default to have their way, as with other tools.
-LAST_COUNTS = frozenset({"store", "output", "tool", "memory", "workers", "metrics_dir", "metrics_port", "metrics_push"})
+#: Options of which the last counts, by their names in the code. They say how fast and in which form, never which store
+#: is meant, or what is written where: scripts put such an option behind a default to have their way, as with other
+#: tools.
+LAST_COUNTS = frozenset({"output", "tool", "memory", "workers"})
 _DONE = f"{__name__}.done"
 
 

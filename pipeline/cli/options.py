@@ -49,7 +49,22 @@ def store_option(command: Decorated) -> Decorated:
         callback=_note_adoption,
         help="The store is a copy: first give it ids of its own.",
     )(command)
-    return click.option("-s", "--store", metavar="DIR", help="The store; or set DRYSTONE_STORE.")(command)
+    return click.option(
+        "-s", "--store", multiple=True, metavar="DIR", callback=note_store, help="The store; or set DRYSTONE_STORE."
+    )(command)
+
+
+def note_store(context: click.Context, param: click.Parameter, places: tuple[str, ...]) -> str | None:
+    """The store that `-s` names, before or behind the command's name. Raises UsageError where there are two of them: the
+    one that is passed over may be the one that was meant."""
+    noted = context.ensure_object(dict)
+    for place in places:
+        if not place:
+            raise UsageError(f"{'/'.join(param.opts)} is empty: name a store, or leave it out")
+        first = noted.setdefault("store", place)
+        if os.path.normpath(first) != os.path.normpath(place):
+            raise UsageError(f"-s names two stores, {first} and {place}: leave one of them out")
+    return noted.get("store")
 
 
 def _note_adoption(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -104,7 +119,7 @@ def open_store(context: click.Context, store: str | None) -> FileStore:
     from pipeline.filestore import FileStore
     from pipeline.signalwatch import QueryWatch
 
-    location = store or context.obj["store"]
+    location = store or os.environ.get("DRYSTONE_STORE")
     if not location:
         raise UsageError("which store? give -s DIR, or set DRYSTONE_STORE")
     try:
