@@ -55,8 +55,8 @@ def store_option(command: Decorated) -> Decorated:
 
 
 def note_store(context: click.Context, param: click.Parameter, places: tuple[str, ...]) -> str | None:
-    """The store that `-s` names, before or behind the command's name. Raises UsageError where there are two of them: the
-    one that is passed over may be the one that was meant."""
+    """The store that `-s` names, before or behind the command's name. Raises UsageError where there are two of
+    them: the one that is passed over may be the one that was meant."""
     noted = context.ensure_object(dict)
     for place in places:
         if not place:
