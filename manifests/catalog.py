@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ class Catalog:
         thread; what begins at the very moment may be missed, so it is to be called again until all have ended."""
         self._stopped = True
         for connection in list(self._running):
-            connection.interrupt()
+            with suppress(duckdb.Error):  # it has ended just now
+                connection.interrupt()
 
     def go_on(self) -> None:
         """Let queries run again."""

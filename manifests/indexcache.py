@@ -352,7 +352,7 @@ class IndexCache:
             if folder == generation or not folder.is_dir():
                 continue
             try:
-                fd = os.open(folder / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(folder / DATA_FILE, os.O_RDWR | os.O_CLOEXEC)  # for writing, to lock it on NFS
             except FileNotFoundError:
                 shutil.rmtree(folder)
                 continue

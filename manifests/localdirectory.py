@@ -42,9 +42,9 @@ class LocalDirectory:
         self._made: set[str] = set()
         #: Whether files can be written without a name; tried by the first.
         self._unnamed = True
-        #: Directories that `make` made, the outermost first, and the mode that the place had if it was there before.
+        #: Directories that `make` made, the outermost first, and what the place was if it was there before.
         self._new: list[Path] = []
-        self._old_mode: int | None = None
+        self._old: os.stat_result | None = None
 
     @property
     def type(self) -> str:
@@ -280,7 +280,7 @@ class LocalDirectory:
                 self._new.append(place)
                 self._give(place, access)
             if not missing:
-                self._old_mode = stat.S_IMODE(os.stat(self.root).st_mode)
+                self._old = os.stat(self.root)
                 self._give(self.root, access)
         except OSError as error:
             raise self._error("making", "", error) from error
@@ -309,8 +309,10 @@ class LocalDirectory:
         try:
             while self._new:
                 os.rmdir(self._new.pop())
-            if self._old_mode is not None:
-                set_mode(self._open().fd, self._old_mode)
+            if self._old is not None:
+                if os.fstat(self._open().fd).st_gid != self._old.st_gid:
+                    os.fchown(self._open().fd, -1, self._old.st_gid)
+                set_mode(self._open().fd, stat.S_IMODE(self._old.st_mode))
         except OSError as error:
             raise self._error("removing", "", error) from error
 

@@ -16,7 +16,7 @@ from blake3 import blake3
 from manifests import format as fmt
 from manifests.access import make_private, private_opener
 from manifests.backends import BackendStorage, LocalDirectory
-from manifests.errors import BackendError, KeyNotFound, Unreadable
+from manifests.errors import BackendError, DrystoneError, KeyNotFound, Unreadable
 from manifests.log import ManifestFile
 from manifests.store import Members
 
@@ -122,15 +122,20 @@ class Replicas:
         mended = LocalDirectory(self.cache / "mended")
         if target.exists() and _digest(mended, f"{file.table}/{file.name}") == file.blake3:
             return target
-        make_private(target.parent)
         temp = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
         try:
+            make_private(target.parent)
             with open(temp, "xb", opener=private_opener) as out:
                 for number, offset in enumerate(range(0, file.size, fmt.SLICE_SIZE)):
                     out.write(self._good_slice(file, number, offset))
             os.replace(temp, target)
+        except OSError as error:
+            raise DrystoneError(
+                f"mending {file.name} takes a place in the cache, and writing to {self.cache} failed: "
+                f"{error.strerror}; make room there, or set DRYSTONE_CACHE"
+            ) from error
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it has its name, or could not be made
                 temp.unlink()
         return target
 

@@ -180,6 +180,7 @@ class FileStore(ObjectOperations):
             pack_size,
             etags=etags,
         )
+        cache = cache or default_cache()
         members = create(config, directories, index, access)
         first = next(iter(members.present.values())).storage
         where = f"{first.type}:{first.location}"

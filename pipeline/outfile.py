@@ -22,6 +22,7 @@ from types import FrameType
 from manifests.errors import BackendError, UsageError
 from pipeline.errors import Interrupted, OutputFailed, OutputKept
 from pipeline.owndirectories import OwnDirectories, require_target_outside
+from pipeline.streams import wait_for_room
 from stages.durable import sync_file
 from stages.inheritance import ACCESS_ACL
 from stages.naming import Namer
@@ -64,6 +65,9 @@ class Output:
         while view:
             try:
                 count = os.write(self._fd, view)
+            except BlockingIOError:
+                wait_for_room(self._fd)
+                continue
             except OSError as error:
                 if self.is_stdout:
                     raise OutputFailed(error) from error

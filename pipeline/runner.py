@@ -26,7 +26,7 @@ def run_stations(
     *,
     inline: bool,
     signals: SignalWatch,
-    cleanup: tuple[str, ...] = (),
+    cleanup: tuple[Callable[[], None], ...] = (),
     on_tick: Callable[[Counters], None] | None = None,
     queries: QueryWatch | None = None,
 ) -> Counters:

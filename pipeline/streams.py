@@ -42,7 +42,7 @@ class _Output(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             while (written := super().write(data)) is None:  # another process made the pipe non-blocking
-                _wait(self.fileno())
+                wait_for_room(self.fileno())
         except OSError as error:
             raise OutputFailed(error) from error
         return written
@@ -52,14 +52,14 @@ class _Messages(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             while (written := super().write(data)) is None:
-                _wait(self.fileno())
+                wait_for_room(self.fileno())
         except OSError:
             return len(data)  # there is nowhere left to say so
         return written
 
 
-def _wait(fd: int) -> None:
-    """Until there is room."""
+def wait_for_room(fd: int) -> None:
+    """Wait until something can be written to a pipe or terminal that does not block."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     poll.poll()

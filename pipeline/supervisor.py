@@ -51,12 +51,12 @@ class Supervisor:
         workers: list[WorkerSpec],
         *,
         signals: SignalWatch,
-        cleanup: tuple[str, ...] = (),
+        cleanup: tuple[Callable[[], None], ...] = (),
         on_tick: Callable[[np.ndarray[Any, np.dtype[np.uint64]]], None] | None = None,
         queries: QueryWatch | None = None,
     ) -> None:
-        """`cleanup`: directories that orphaned workers remove. `on_tick` gets the counters a few times a second, and
-        once at the end. `queries`: those that home stations wait for, which end when a worker dies."""
+        """`cleanup`: what orphaned workers call to remove what would be left. `on_tick` gets the counters a few times a
+        second, and once at the end. `queries`: those that home stations wait for, which end when a worker dies."""
         self._layout = layout
         self._specs = workers
         self._signals = signals

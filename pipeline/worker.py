@@ -12,7 +12,6 @@ import ctypes
 import os
 import pickle
 import select
-import shutil
 import signal
 import traceback
 from collections.abc import Callable, Mapping
@@ -44,7 +43,7 @@ class ParentGone(BaseException):
 @dataclass(frozen=True, kw_only=True)
 class WorkerArguments:
     """All that a worker process is started with. `fds`: the arena, the parent's pipe, the file for its failure, and the
-    eventfds by name; each is a handle that the process detaches."""
+    eventfds by name; each is a handle that the process detaches. `cleanup`: called where the supervisor may be dead."""
 
     name: str
     index: int
@@ -52,7 +51,7 @@ class WorkerArguments:
     station: Callable[..., Station]
     options: Any
     fds: Mapping[str, FdHandle]
-    cleanup: tuple[str, ...] = ()
+    cleanup: tuple[Callable[[], None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,8 +216,8 @@ def worker_main(arguments: WorkerArguments) -> None:
         _drive(arguments.station(context, arguments.options), context, fds["parent"])
     except ParentGone:
         # The supervisor may be dead: what it would have removed is removed by whoever is left.
-        for path in arguments.cleanup:
-            shutil.rmtree(path, ignore_errors=True)
+        for remove in arguments.cleanup:
+            remove()
         os._exit(EXIT_ORPHANED)
     except BaseException as error:
         try:

@@ -19,8 +19,10 @@ import secrets
 import shutil
 import stat
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -76,6 +78,18 @@ def open_own(path: str, identity: Identity) -> int:
     return fd
 
 
+def remove_orphaned(path: str, identity: Identity) -> None:
+    """Remove the staging directory at `path`, if it is still that one, whoever else does so at the same time. What
+    can't be removed is left to the next restore."""
+    with suppress(OSError), ExitStack() as stack:
+        stack.callback(os.close, way := open_own(path, identity))
+        stack.callback(os.close, folder := os.open(os.curdir, _FOLDER, dir_fd=way))
+        shutil.rmtree(_OBJECTS, ignore_errors=True, dir_fd=folder)
+        with suppress(FileNotFoundError):
+            os.unlink(_RECORD, dir_fd=folder)
+        os.rmdir(path)
+
+
 class Staging:
     """A staging directory. Call `close` once."""
 
@@ -114,9 +128,9 @@ class Staging:
             raise
 
     @property
-    def cleanup(self) -> tuple[str, ...]:
-        """The directories that go, in this order, when the restore has ended."""
-        return (self.objects, self.path)
+    def cleanup(self) -> Callable[[], None]:
+        """What removes it in other processes, should this one be killed."""
+        return partial(remove_orphaned, self.path, Identity.of(self._folder))
 
     def _claim(self, folder: int) -> None:
         record = os.open(_RECORD, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
@@ -202,7 +216,8 @@ def _removed(path: str, name: str) -> str:
         if not os.path.samestat(os.fstat(folder), found):
             return "it belongs to somebody else"
         try:
-            record = os.open(_RECORD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            # For writing, which NFS wants of whoever locks a file.
+            record = os.open(_RECORD, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
             # Nobody loses anything by it: who has made it just now makes another one.
             return _unless_full(path, "it has no record of its restore")

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from manifests.access import PRIVATE, Access, make_private, shared, unmeant_readers
-from manifests.errors import UsageError
+from manifests.config import ECScheme
+from manifests.errors import BackendError, UsageError
+from manifests.localdirectory import LocalDirectory
+from pipeline import filestore
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from tests.sampling import one_in
@@ -267,3 +270,31 @@ def test_a_store_that_can_not_be_made_leaves_nothing(
     assert list(there.iterdir()) == [] and stat.S_IMODE(there.stat().st_mode) == 0o755
     for directories in ([tmp_path / "deep" / "store"], places):
         FileStore.create(directories, cache=tmp_path / "cache").close()
+
+
+def test_a_directory_keeps_its_group_and_mode_where_no_store_comes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place := tmp_path / "place").mkdir(mode=0o755)
+    other = next((each for each in os.getgroups() if each != place.stat().st_gid), 1 if os.geteuid() == 0 else None)
+    if other is None:
+        pytest.skip("the user is in one group only")
+
+    def denied(self: LocalDirectory, key: str, pieces: object) -> None:
+        raise BackendError("no")
+
+    monkeypatch.setattr(LocalDirectory, "write", denied)
+    before = place.stat()
+    with pytest.raises(BackendError):
+        FileStore.create([place], scheme=ECScheme(1, 0), access=Access(0o2770, other), cache=tmp_path / "cache")
+    assert (place.stat().st_gid, place.stat().st_mode) == (before.st_gid, before.st_mode)
+
+
+def test_nothing_is_made_where_no_cache_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise UsageError("no home")
+
+    monkeypatch.setattr(filestore, "default_cache", nowhere)
+    with pytest.raises(UsageError, match="no home"):
+        FileStore.create([tmp_path / "store"])
+    assert not (tmp_path / "store").exists()

@@ -221,6 +221,10 @@ def test_the_command_says_what_differs(tmp_path: Path, tree: Path) -> None:
     assert done.returncode == 3
     assert "listed, but not archived: tree/gone\n" in done.stderr
     assert f"  checked {len(lines) - 1:>18}  of {len(lines)} listed; 0 differ, 1 not archived\n" in done.stdout
+    (tmp_path / "B3SUMS").write_bytes(f"{bytes(32).hex()}  sub/../a\0b/../c\n{bytes(32).hex()}  x\0/\n".encode())
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 2)
+    assert done.stderr.endswith("listed, but not archived: tree/x\\x00\n"), done.stderr
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -251,3 +252,20 @@ def test_the_lock_is_held_as_long_as_the_restore_lives(tmp_path: Path) -> None:
     with open(os.path.join(staged.path, "whose.json")) as record, pytest.raises(BlockingIOError):
         fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
     staged.close()
+
+
+def test_workers_that_are_left_remove_the_staging_directory_and_no_other(tmp_path: Path) -> None:
+    staged = Staging(str(tmp_path))
+    remove = pickle.loads(pickle.dumps(staged.cleanup))
+    (tmp_path / staged.name).rename(tmp_path / "moved")
+    (tmp_path / staged.name / "objects").mkdir(parents=True)
+    for precious in ("precious", "objects/precious"):
+        (tmp_path / staged.name / precious).write_bytes(b"precious")
+    remove()
+    assert len(list((tmp_path / staged.name).rglob("precious"))) == 2
+    shutil.rmtree(tmp_path / staged.name)
+    (tmp_path / "moved").rename(tmp_path / staged.name)
+    (tmp_path / staged.name / "objects/part").write_bytes(b"half")
+    remove()
+    assert not os.listdir(tmp_path)
+    assert staged.close() == ""

@@ -6,6 +6,7 @@ Each corruptor (tests/corruptors.py) is named for the field that it breaks.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import re
@@ -21,7 +22,7 @@ from manifests import backends
 from manifests import format as fmt
 from manifests.backends import LocalDirectory
 from manifests.config import ChunkerSpec
-from manifests.errors import CorruptRecord, TooFewBackends, Unreadable
+from manifests.errors import CorruptRecord, DrystoneError, TooFewBackends, Unreadable
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.packreader import ReadFigures
@@ -284,3 +285,17 @@ def test_a_run_of_bad_cells_is_decoded_row_by_row_where_others_are_bad_too(
     assert_equal_trees(kept[0], tmp_path / "out" / "tree")
     size = 500_000 + 6 * 4096
     assert figures.bytes <= size + size // 4 * 5 + 6 * fmt.CELL_SIZE, "k+m-1 cells a row more, and heads"
+
+
+def test_a_manifest_that_needs_a_cache_to_be_mended_says_what_ails_it(kept: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(kept[1], tmp_path / "store")
+    for number, path in enumerate(sorted((tmp_path / "store").glob("backend-*/manifests/*/*"))):
+        flip(path, 40 + 7 * number)
+    store_id = json.loads((kept[1] / "backend-0/store.json").read_bytes().splitlines()[0])["store_id"]
+    (tmp_path / "cache" / store_id).mkdir(parents=True)
+    (tmp_path / "cache" / store_id / "mended").write_text("in the way")
+    with (
+        FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store,
+        pytest.raises(DrystoneError, match=r"writing to .*cache failed: .*set DRYSTONE_CACHE"),
+    ):
+        store.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=True))

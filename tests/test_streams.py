@@ -256,3 +256,19 @@ def test_output_to_a_pipe_that_does_not_block_is_written_whole(place: Path) -> N
 def test_json_of_a_run_that_nobody_reads_is_whole_elsewhere(place: Path) -> None:
     done = shell("drystone ingest data --json")
     assert json.loads(done.stdout)["type"] == "summary"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["cat", "latest:data/words"], ["restore", "latest:data/words", "--range", "0-", "--to", "/dev/stdout"]],
+)
+def test_a_pipe_that_does_not_block_gets_all(place: Path, command: list[str]) -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with subprocess.Popen([COMMAND, *command], stdout=write, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        assert process.stderr is not None
+        time.sleep(1)  # so that the pipe is full
+        with open(read, "rb") as pipe:
+            assert pipe.read() == (place / "data" / "words").read_bytes()
+        assert process.wait(30) == 0, process.stderr.read()

@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,17 @@ def test_it_says_how_safe_it_is_now_and_why_things_were_skipped(place: Path, gon
 def test_progress_without_a_terminal_is_for_those_who_ask(quiet: bool, output: str, verbose: bool, form: str) -> None:
     progress = Progress.choose("ingest", lambda counters: None, quiet=quiet, output=output, verbose=verbose)  # type: ignore[arg-type,return-value]
     assert progress._form == form
+
+
+def test_programs_are_told_that_data_is_lost(place: Path) -> None:
+    """No number says so: that none may be lost is another thing."""
+    drystone("-s", place / "store", "ingest", "-q", place / "source")
+    for number in range(3):
+        shutil.rmtree(place / "store" / f"backend-{number}" / "packs")
+    drystone("-s", place / "store", "verify", "-q", code=3)
+    command = [Path(sys.executable).with_name("drystone"), "-s", place / "store", "status", "--json"]
+    status = json.loads(subprocess.run(command, capture_output=True).stdout)
+    assert (status["backends_that_may_be_lost"], status["domains_that_may_be_lost"]) == (None, None)
+    (place / "other").mkdir()
+    record = json.loads(drystone("-s", place / "store", "ingest", place / "other", "--json").stdout)
+    assert (record["backends_that_may_be_lost"], record["packs_lack_shards"]) == (None, True)

@@ -202,8 +202,8 @@ def _rough(span: datetime.timedelta) -> str:
 def _record(found: StoreStatus) -> dict[str, Any]:
     run = found.last_run
     return {
-        "backends_that_may_be_lost": max(0, found.bears_backends),
-        "domains_that_may_be_lost": max(0, found.bears_domains),
+        "backends_that_may_be_lost": None if found.bears_backends < 0 else found.bears_backends,
+        "domains_that_may_be_lost": None if found.bears_domains < 0 else found.bears_domains,
         "should_bear": found.should_bear,
         "domains": found.domains,
         "packs": found.packs,

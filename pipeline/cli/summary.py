@@ -189,7 +189,7 @@ def result_record(result: IngestResult) -> dict[str, object]:
         "short_of_redundancy": result.lost_backends,
         "behind": result.behind,
         "backends": result.backends,
-        "backends_that_may_be_lost": max(0, result.may_lose),
+        "backends_that_may_be_lost": None if result.may_lose < 0 else result.may_lose,
         "packs_lack_shards": result.short,
         "seconds": round(result.seconds, 3),
         "compressors": result.compressors,

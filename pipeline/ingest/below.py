@@ -32,6 +32,8 @@ class Below:
         """The number of the first source that `entry` lies below, and the path from it, empty for the source itself;
         OUTSIDE and the absolute path where there is none. `entry` counts from `folder`, or from the first source.
         Raises OSError where the path can't be followed."""
+        if b"\0" in entry:
+            return OUTSIDE, entry  # no file is called so
         path = take_out_dots(os.path.join(self._first if folder is None else folder, entry))
         if asks_for_directory(entry) and stat.S_ISLNK(_mode(path)):
             path = os.path.realpath(path, strict=True)

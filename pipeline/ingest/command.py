@@ -18,8 +18,8 @@ PATIENCE_SECONDS = 3.0
 
 
 class FeedingCommand:
-    """A running command; `fd` is the end of its standard output. Use as a context manager: whatever happens, no process
-    of it that is in its group is left behind.
+    """A running command; `fd` is the end of its standard output. Use as a context manager: if it has not ended by then,
+    it and all that is in its group is ended. What it leaves behind when it ends by itself is its own affair.
 
     It has a session of its own, so that Ctrl-C reaches it through us alone, and all that it started can be ended with
     it; so it can't ask for passwords at the terminal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sys
 import time
@@ -279,7 +280,7 @@ def _ingest(
                 home,
                 inline=options.inline,
                 signals=signals,
-                cleanup=() if checksums is None else (checksums.temp_directory,),
+                cleanup=(partial(shutil.rmtree, checksums.temp_directory, True),) if checksums is not None else (),
                 on_tick=progress,
             )
             signals.check()

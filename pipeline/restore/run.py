@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -159,7 +161,7 @@ def restore(
                         {"plan": home.plan_station, "reports": home.reports_station},
                         inline=request.inline,
                         signals=signals,
-                        cleanup=(*staging.cleanup, str(catalog.temp_directory)),
+                        cleanup=(staging.cleanup, partial(shutil.rmtree, catalog.temp_directory, ignore_errors=True)),
                         on_tick=on_tick,
                         queries=queries,
                     )

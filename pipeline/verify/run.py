@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -288,7 +289,7 @@ def _verify_data(
         home.stations(),
         inline=inline,
         signals=signals,
-        cleanup=(str(catalog.temp_directory),),
+        cleanup=(partial(shutil.rmtree, catalog.temp_directory, ignore_errors=True),),
         on_tick=on_tick,
         queries=queries,
     )
