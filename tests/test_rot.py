@@ -296,6 +296,6 @@ def test_a_manifest_that_needs_a_cache_to_be_mended_says_what_ails_it(kept: tupl
     (tmp_path / "cache" / store_id / "mended").write_text("in the way")
     with (
         FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store,
-        pytest.raises(DrystoneError, match=r"writing to .*cache failed: .*set DRYSTONE_CACHE"),
+        pytest.raises(DrystoneError, match=r"writing to \S*cache\S* failed: .*set DRYSTONE_CACHE"),
     ):
         store.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=True))
