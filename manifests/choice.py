@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from manifests.errors import NotFound
+from manifests.escapes import shown
 from manifests.log import Run
 from manifests.paths import absolute_path
 from manifests.recorded import log_text
@@ -37,14 +38,18 @@ class RunFilter:
 
     def of(self, runs: Sequence[Run]) -> list[Run]:
         """Those of `runs` that fit. Raises UsageError for a source that can't be a path."""
-        places = [_spellings(source) for source in self.sources]
-        return [
-            run
-            for run in runs
-            if self.host in ("", run.host)
-            and all(not spellings.isdisjoint({*_places(run), *run.names}) for spellings in places)
-            and all(_has(run, tag) for tag in self.tags)
-        ]
+        for source in self.sources:
+            runs = _of_source(runs, source)
+        return [run for run in runs if self.host in ("", run.host) and all(_has(run, tag) for tag in self.tags)]
+
+
+def _of_source(runs: Sequence[Run], source: str) -> list[Run]:
+    """The runs with a source of this place or name; where there are none, those with one that is printed so."""
+    spellings = _spellings(source)
+    found = [run for run in runs if not spellings.isdisjoint({*_places(run), *run.names})]
+    if found or "\\" not in source:
+        return found
+    return [run for run in runs if not spellings.isdisjoint(map(shown, [*_places(run), *run.names]))]
 
 
 def _spellings(source: str) -> set[str]:
@@ -70,7 +75,7 @@ def find_run(runs: Sequence[Run], name: str = "latest", which: RunFilter | None 
     if which and not (runs := which.of(runs)):
         raise NotFound(f"no run of {which}; see: drystone runs")
     if name in ("", "latest"):
-        return next((run for run in reversed(runs) if _may_hold(run, path)), runs[-1])
+        return next((run for run in reversed(_may_hold(runs, path))), runs[-1])
     found = _called(runs, name)
     if len(found) == 1:
         return found[0]
@@ -81,12 +86,27 @@ def find_run(runs: Sequence[Run], name: str = "latest", which: RunFilter | None 
     raise NotFound(f"no run {name!r}; see: drystone runs (a path is written RUN:PATH, as in latest:{name})")
 
 
-def _may_hold(run: Run, path: bytes) -> bool:
-    """Whether a path, absolute or in the archive, lies in a source of a run, or a source in it, as far as the log
-    tells; the empty path is in all."""
+def _may_hold(runs: Sequence[Run], path: bytes) -> list[Run]:
+    """The runs with a source that a path, absolute or in the archive, lies in, or that lies in it, as far as the log
+    tells; the empty path is in all. Where there are none, sources count as they are printed, too."""
     wanted = log_text(path).strip("/")
-    known = run.names if not path.startswith(b"/") else [place.strip("/") for place in _places(run)] + run.names
-    return not wanted or any(_within(wanted, name) or _within(name, wanted) for name in known)
+    if not wanted:
+        return list(runs)
+    spellings: list[Callable[[str], str]] = [str] if "\\" not in wanted else [str, shown]
+    for spelt in spellings:
+        found = [run for run in runs if _lies_in(wanted, map(spelt, _known(run, path)))]
+        if found:
+            return found
+    return []
+
+
+def _known(run: Run, path: bytes) -> list[str]:
+    """What a path may begin with that lies in a run: its sources' names, and their places where it is absolute."""
+    return run.names if not path.startswith(b"/") else [place.strip("/") for place in _places(run)] + run.names
+
+
+def _lies_in(wanted: str, known: Iterable[str]) -> bool:
+    return any(_within(wanted, name) or _within(name, wanted) for name in known)
 
 
 def _within(path: str, folder: str) -> bool:
@@ -113,4 +133,4 @@ def short_ids(runs: Sequence[Run]) -> dict[uuid.UUID, str]:
 def kinds_of_runs(runs: Sequence[Run], path: bytes = b"") -> int:
     """How many different things `latest:PATH` may mean: runs that may hold `path` are of several hosts, sources and
     names."""
-    return len({(run.host, *run.sources, *run.names) for run in runs if _may_hold(run, path)})
+    return len({(run.host, *run.sources, *run.names) for run in _may_hold(runs, path)})

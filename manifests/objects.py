@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
 from manifests.errors import NotFound, Unreadable, UsageError
+from manifests.escapes import shown
 from manifests.fixity import digest_column
 from manifests.ids import short_id
 from manifests.longcolumns import short_columns, with_long_columns
@@ -105,19 +106,19 @@ def held_paths(catalog: Catalog, wanted: Sequence[tuple[uuid.UUID, bytes]]) -> s
 def no_such_object(run: uuid.UUID, path: bytes) -> NotFound:
     """The error for a path that a run does not hold."""
     short = short_id(run)
-    return NotFound(f"run {short} holds no object {path.decode(errors='replace')!r}; see: drystone ls -R {short}")
+    return NotFound(f"run {short} holds no object '{shown(path)}'; see: drystone ls -R {short}")
 
 
 def require_content(info: ObjectInfo) -> None:
     """Raise UsageError, NotFound or Unreadable unless bytes can be read from the object."""
     if info.kind not in ("file", "stream"):
-        raise UsageError(f"{info.path.decode(errors='replace')!r} is a {info.kind}; only files have bytes to read")
+        raise UsageError(f"'{shown(info.path)}' is a {info.kind}; only files have bytes to read")
     if info.content_kind == fmt.CONTENT_NONE and info.digest is None and info.error is not None:
-        raise NotFound(f"{info.path.decode(errors='replace')!r} was not archived: {info.error}")
+        raise NotFound(f"'{shown(info.path)}' was not archived: {info.error}")
     if info.content_kind not in CONTENT_KINDS:
-        name = info.path.decode(errors="replace")
         raise Unreadable(
-            f"the manifests give {name!r} the content_kind {info.content_kind}, which this version does not know"
+            f"the manifests give '{shown(info.path)}' the content_kind {info.content_kind}, which this version does "
+            "not know"
         )
 
 

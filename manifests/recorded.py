@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
+from manifests.escapes import shown
 from manifests.log import Run
 from manifests.paths import take_out_dots
 
@@ -18,20 +19,23 @@ def log_text(path: bytes) -> str:
 
 def path_in_run(run: Run, path: bytes) -> bytes:
     """The path in the archive that a user means by `path`. This is the rule: an absolute one is what was archived from
-    there; where nothing was, or it is relative, it counts from the top of the archive."""
+    there, by its name or, where nothing has that, by the name as it is printed; where nothing was, or it is relative,
+    it counts from the top of the archive."""
     if path.startswith(b"/"):
         with suppress(OSError):
             path = take_out_dots(path)
         found = archived_path(run, path)
+        if found is None and b"\\" in path:
+            found = archived_path(run, path, printed=True)
         if found is not None:
             return found
     return path.strip(b"/")
 
 
-def archived_path(run: Run, place: bytes) -> bytes | None:
+def archived_path(run: Run, place: bytes, *, printed: bool = False) -> bytes | None:
     """The path in the archive of what lay at the absolute `place`; None where that lies below no source of the run. Of
-    nested sources the innermost counts."""
-    names = {source.rstrip("/"): name for source, name in _sources(run)}
+    nested sources the innermost counts. `printed`: sources are named as they are printed."""
+    names = {shown(source.rstrip("/")) if printed else source.rstrip("/"): name for source, name in _sources(run)}
     end = len(place) if place != b"/" else 0
     while True:
         source = place[:end]

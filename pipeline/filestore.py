@@ -578,6 +578,15 @@ class FileStore(ObjectOperations):
         run, path = run_of(self.catalog, self.state.runs, os.fspath(directory), which)
         return Selection(str(run.run_id), path)
 
+    def _meant_path(self, chosen: Selection, run: Run) -> bytes:
+        """The path in a run that a selection means; also where it is written as it is printed."""
+        path = chosen.within(run)
+        if b"\\" not in path:
+            return path
+        from manifests.printednames import meant_path
+
+        return meant_path(self.catalog, run.run_id, path)
+
     def list(self, selection: str = "", *, recursive: bool = False) -> Iterator[ObjectInfo]:
         """Objects at and below `RUN[:PATH]`, streamed, or that of an id. Raises NotFound when there is none.
 
@@ -591,7 +600,7 @@ class FileStore(ObjectOperations):
             return
         chosen = Selection.parse(selection)
         run = self.run(chosen.run, path=chosen.path)
-        path, found = chosen.within(run), False
+        path, found = self._meant_path(chosen, run), False
         for info in list_objects(self.catalog, run.run_id, path, recursive):
             found = True
             yield info
@@ -610,7 +619,7 @@ class FileStore(ObjectOperations):
             return self._find(selection, "")[1]
         chosen = Selection.parse(selection)
         run = self.run(chosen.run, path=chosen.path)
-        return find_object(self.catalog, run.run_id, chosen.within(run))
+        return find_object(self.catalog, run.run_id, self._meant_path(chosen, run))
 
     def digests(self, selection: str = "", name: str = "blake3") -> Iterator[tuple[bytes, bytes | None]]:
         """(path, digest) of the files at and below `RUN[:PATH]`, streamed; `name` as in fmt.DIGESTS. None where the run
@@ -623,7 +632,7 @@ class FileStore(ObjectOperations):
 
         chosen = Selection.parse(selection)
         run = self.run(chosen.run, path=chosen.path)
-        path = chosen.within(run)
+        path = self._meant_path(chosen, run)
         if path:
             find_object(self.catalog, run.run_id, path)
         return object_digests(self.catalog, run.run_id, path, name)
@@ -651,9 +660,10 @@ class FileStore(ObjectOperations):
         chosen = Selection.parse(selection)
         request = replace(request or RestoreRequest(""), to=absolute_path(to))
         run = self.run(chosen.run, path=chosen.path)
+        path = self._meant_path(chosen, run)
         tick = self.figures.watch(RESTORE_COUNTERS, on_tick)
         try:
-            return restore(self.members, self.catalog, run.run_id, chosen.within(run), request, on_plan, tick)
+            return restore(self.members, self.catalog, run.run_id, path, request, on_plan, tick)
         except PipelineError as error:
             error.add_note(f"what was restored stays in {request.to}: run it again for the rest")
             raise
@@ -705,7 +715,7 @@ class FileStore(ObjectOperations):
         if self._long_fields is not None:
             self._long_fields.close()
         self._long_fields = fields = LongFields()
-        path = chosen.within(run)
+        path = self._meant_path(chosen, run)
         return compare(self.catalog, run, path, os.fspath(directory), fields, data=data, memory=memory)
 
     @property

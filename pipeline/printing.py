@@ -9,30 +9,12 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 from contextlib import AbstractContextManager
 from typing import TextIO
 
+from manifests.escapes import shown
 from pipeline.streams import output
-
-_UNDECODED = re.compile("[\udc80-\udcff]")
-
-
-def shown(outside: str | bytes) -> str:
-    """Text or a path as a person sees it on one line. Escapes, as `\\x1b`, `\\u202e` or `\\xff`, stand for control
-    characters (C0, C1, DEL), line separators, marks that change the direction of writing, unusual blanks, and bytes
-    that are not UTF-8."""
-    text = outside.decode(errors="surrogateescape") if isinstance(outside, bytes) else outside
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    if _UNDECODED.fullmatch(char):
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode()
 
 
 def say(line: str, *, at_once: bool = True) -> None:
@@ -89,3 +71,8 @@ def warn_of_fault(error: BaseException) -> None:
     for part in traceback.format_exception(error):
         for line in part.rstrip("\n").split("\n"):
             warn(line)
+
+
+__all__ = [
+    "binary_output", "drop_output", "flush", "say", "shown", "warn", "warn_of_fault", "write_bytes", "write_text",
+]  # fmt: skip
