@@ -7,15 +7,14 @@ touched: they name the store that wrote them, and the copy's store.json says tha
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from manifests import format as fmt
+from manifests.apart import is_same, is_seen_twice
 from manifests.armour import open_json, seal_json
 from manifests.backends import parse_place
 from manifests.changing import changing
@@ -76,24 +75,16 @@ def _adopt(location: str | Path) -> None:
 
 def _require_copy(members: Members) -> None:
     """Raise UsageError where one of the backends is the original itself, by its place or under another name."""
-    mark = f"inflight/{uuid.uuid4()}/copy"
     for member in members.present.values():
         info, here = member.info, member.storage
         there = probe(info.type, info.location)
         if there is None or there.backend_id != info.backend_id:
             continue
-        if there.storage.identity() == here.identity():
+        if is_same(there.storage, here):
             raise UsageError(
                 f"{here.location} is no copy: it lies where the log says that it does; nothing was changed"
             )
-        # A directory of a file server may be seen at two places with two identities.
-        here.write(mark, [])
-        try:
-            seen_twice = there.storage.exists(mark)
-        finally:
-            with suppress(BackendError):  # an empty folder of a run that never was, if it stays
-                here.remove_folder(os.path.dirname(mark))
-        if seen_twice:
+        if is_seen_twice(here, there.storage):
             raise UsageError(
                 f"{here.location} and {info.location} are the same directory at two places, and no copy; nothing was "
                 "changed"

@@ -12,4 +12,13 @@ def counted(count: int, noun: str, many: str = "") -> str:
     return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
 
 
-__all__ = ["counted"]
+def any_of(count: int, total: int, noun: str, *, more: bool = False) -> str:
+    """How many of all may go, whichever they are; `more`: some are gone already.
+
+    >>> any_of(1, 3, "backend"), any_of(0, 1, "failure domain"), any_of(1, 6, "backend", more=True)
+    ('any 1 of 3 backends', 'none of 1 failure domain', 'any 1 more of 6 backends')
+    """
+    return f"{f'any {count:,}' if count else 'none'}{' more' * more} of {counted(total, noun)}"
+
+
+__all__ = ["any_of", "counted"]

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from manifests.access import PRIVATE, Access
+from manifests.apart import require_apart
 from manifests.backends import BackendStorage, open_backend, parse_place
 from manifests.config import DEFAULT_INDEX, StoreConfig
 from manifests.errors import BackendError, StoreExists, UsageError
 from manifests.ids import new_id
 from manifests.limits import LimitReached
 from manifests.log import FOLDER, initialise
-from manifests.store import BACKEND_KEY, STORE_KEY, BackendInfo, Member, Members, family, write_identity
+from manifests.store import BACKEND_KEY, STORE_KEY, BackendInfo, Member, Members, write_identity
 from manifests.troubles import together
 
 
@@ -31,10 +32,10 @@ def create(
     if not directories:
         raise UsageError("name at least one directory")
     roots = [parse_place(directory) for directory in directories]
-    if len({(family(kind), location) for kind, location in roots}) != len(roots):
-        raise UsageError("a directory is named twice")
-    for place in roots:
-        _require_empty(open_backend(*place))
+    for number, place in enumerate(roots):
+        storage = open_backend(*place)
+        _require_empty(storage)
+        require_apart(storage, [open_backend(*each) for each in roots[:number]])
     if len(roots) == 1:
         kind, top = roots[0]
         width = len(str(config.scheme.total_shards - 1))

@@ -24,8 +24,12 @@ from manifests.store import BACKEND_KEY, STORE_KEY, BackendInfo, Member, Members
 
 #: Shard files that are looked at to learn which store they belong to.
 PROBED_SHARDS = 16
+#: Bounds of a look for backends two levels below a place: folders of it that are looked into, entries of each that are
+#: listed, and folders among these that are probed.
+LOOKED_INTO, LISTED_BELOW, PROBED_BELOW = 256, 4096, 512
 #: What is said of a backend that is not where it was.
 UNANSWERED = "it does not answer"
+REPLACED = "another backend is there now"
 #: Kind of the log record by which a copy gets ids of its own.
 ADOPT = "adopt"
 
@@ -86,8 +90,10 @@ def why_absent(info: BackendInfo) -> str:
     fails or may not be read is not one that was taken away."""
     if info.type in BACKEND_TYPES:
         try:
-            open_backend(info.type, info.location).read(BACKEND_KEY)
-        except KeyNotFound:
+            there, _ = read_ids(open_backend(info.type, info.location), BACKEND_KEY, "backend_id")
+            if there != (info.backend_id,):
+                return REPLACED
+        except (KeyNotFound, CorruptRecord):
             pass
         except BackendError as error:
             return str(error)
@@ -166,7 +172,9 @@ def find_backends(location: str | Path) -> Finding:
     if not stores and troubles:
         raise NotFound(f"no store at {place} that can be read: {troubles[0]}")
     if not stores:
-        raise NotFound(f"no store at {place}: no backend.json in it or in its subdirectories; is it mounted?")
+        raise NotFound(
+            f"no store at {place}: no {BACKEND_KEY} in it, in its subdirectories or in theirs; is it mounted?"
+        )
     if len(stores) > 1:
         stores = _stores([found for found in near if not _was_removed(found)]) or stores
     if len(stores) > 1 and any(map(_is_half_adopted, near)):
@@ -209,15 +217,44 @@ def _stores(places: Sequence[FoundBackend]) -> set[uuid.UUID]:
 def look_around(
     kind: str, place: str, troubles: list[str] | None = None
 ) -> tuple[FoundBackend | None, list[FoundBackend]]:
-    """The backend that a place is, or None, and those in it or, where it is one, beside it. `troubles` gets what could
-    not be looked at, and why. Raises NotFound."""
+    """The backend that a place is, or None, and those beside it or, where it is none, those in it and in its folders.
+    `troubles` gets what could not be looked at, and why. Raises NotFound."""
     own = probe(kind, place, troubles)
-    around = open_backend(kind, os.path.dirname(place) if own else place).folders()
-    if not own and not around and not os.path.isdir(place):
+    if own is not None:
+        with suppress(BackendError):  # what can't be looked into holds no backend that could be used
+            beside = open_backend(kind, os.path.dirname(place)).folders()
+            return own, [found for each in beside if each != place and (found := probe(kind, each, troubles))]
+        return own, []
+    try:
+        folders = open_backend(kind, place).folders()
+    except KeyNotFound as error:
         what = "that is no directory" if os.path.lexists(place) else "there is no such directory"
-        raise NotFound(f"no store at {place}: {what}; name the directory of a store, or one of its backends")
-    near = [found for each in around if (own is None or each != place) and (found := probe(kind, each, troubles))]
-    return own, near
+        raise NotFound(f"no store at {place}: {what}; name the directory of a store, or one of its backends") from error
+    except BackendError as error:
+        raise NotFound(f"no store at {place} that can be read: {error}") from error
+    found_in = {each: probe(kind, each, troubles) for each in folders}
+    near = [found for found in found_in.values() if found]
+    below = _look_below(kind, place, [each for each in folders if found_in[each] is None], troubles)
+    if near:  # of other stores, and beside a backend that lies higher, what lies deeper is not what was named
+        stores, ids = _stores(near), {found.backend_id for found in near}
+        below = [found for found in below if found.store_id in stores and found.backend_id not in (None, *ids)]
+    return None, near + below
+
+
+def _look_below(kind: str, place: str, folders: Sequence[str], troubles: list[str] | None) -> list[FoundBackend]:
+    """The backends in folders of a place: disks are mounted beside each other, and each holds its backend in a
+    directory of its own. Each folder is looked into once, by whatever link it is reached."""
+    seen, found = {open_backend(kind, place).identity()}, []
+    for folder in folders[:LOOKED_INTO]:
+        with suppress(BackendError):  # as above
+            storage = open_backend(kind, folder)
+            if storage.identity() in seen:
+                continue
+            seen.add(storage.identity())
+            for each in storage.folders(LISTED_BELOW)[:PROBED_BELOW]:
+                if backend := probe(kind, each, troubles):
+                    found.append(backend)
+    return found
 
 
 #: Why a copy is not opened that has got only some of its own ids.

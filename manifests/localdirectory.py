@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from manifests.access import PRIVATE, Access
@@ -27,6 +28,9 @@ from manifests.wholefile import TEMP_MARK, write_whole
 _PIECES = 1024
 #: How files are opened for reading. Opening a FIFO that somebody put in a file's place must not wait for its writer.
 READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+#: Directories that are put at the top of a new disk without a user's doing: by mkfs of ext2, ext3 and ext4 for what
+#: fsck may find, and by Windows on its file systems.
+OWN_FOLDERS = ("lost+found", "System Volume Information")
 #: Slashes in the longest key, with room for what later versions may add.
 _DEEPEST = 8
 
@@ -260,11 +264,38 @@ class LocalDirectory:
         except OSError:
             return None
 
+    def way_up(self) -> Sequence[str]:
+        names: list[str] = []
+        missing: list[str] = []  # parts below the deepest directory that is there, the last one first
+        real = Path(os.path.realpath(self.root))
+        for place in (real, *real.parents):
+            try:
+                found = os.stat(place)
+            except OSError:
+                missing.append(place.name)
+                continue
+            there = f"{found.st_dev}:{found.st_ino}"
+            if not names:
+                names += ["/".join([there, *reversed(missing[at:])]) for at in range(len(missing))]
+            names.append(there)
+        return names
+
+    def changed(self, key: str) -> float | None:
+        checked_key(self.location, key)
+        try:
+            return os.stat(key, dir_fd=self._open().fd).st_ctime
+        except OSError as error:
+            raise self._error("looking at", key, error) from error
+
     def require_empty(self) -> None:
         try:
             with os.scandir(self.root) as entries:
-                if next(entries, None) is not None:
-                    raise StoreExists(f"{self.root} is not empty; a backend wants an empty or a new directory")
+                for entry in entries:
+                    if entry.name not in OWN_FOLDERS or not entry.is_dir(follow_symlinks=False):
+                        raise StoreExists(
+                            f"{self.root} is not empty: it holds {entry.name}; a backend wants an empty or a new "
+                            "directory"
+                        )
         except FileNotFoundError:
             return
         except NotADirectoryError as error:
@@ -330,16 +361,25 @@ class LocalDirectory:
             raise self._error("looking at", "", error) from error
         return [] if synced else ["it can't make the names of new files durable, so a power failure may take the last"]
 
-    def folders(self) -> Sequence[str]:
+    def folders(self, limit: int | None = None) -> Sequence[str]:
         try:
             with os.scandir(self.root) as entries:
-                return sorted(str(self.root / entry.name) for entry in entries if entry.is_dir())
-        except OSError:
-            return []  # what can't be looked into holds no backend that could be used
+                found = [(entry.is_symlink(), entry.name) for entry in islice(entries, limit) if _is_folder(entry)]
+        except OSError as error:
+            raise self._error("listing", "", error) from error
+        return [str(self.root / name) for _, name in sorted(found)]
 
     def close(self) -> None:
         self._closed = True
         self._opened = None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a directory, or leads to one; what can't be followed leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def length_of(found: os.stat_result) -> int:

@@ -21,6 +21,7 @@ from manifests import format as fmt
 from manifests.armour import mend_json, open_json, seal_json
 from manifests.backends import BackendStorage
 from manifests.config import DEFAULT_INDEX, INDEX_KINDS, text, whole_number
+from manifests.counts import counted
 from manifests.errors import (
     BackendError,
     BackendFull,
@@ -32,7 +33,7 @@ from manifests.errors import (
 from manifests.ids import NIL, new_id, short_id
 from manifests.jsontext import as_text
 from manifests.limits import LimitReached
-from manifests.store import BackendInfo, Members
+from manifests.store import BackendInfo, Members, adding, location_of
 
 FOLDER = "log"
 #: Keys of records; other files in the folder are nobody's.
@@ -194,7 +195,8 @@ class State:
     joins; numbers and ids of `removed` ones are not used again; `deleted`: id of a deleted object → when, RFC 3339;
     `deletions`: the records that deleted something; `deleted_bytes`: of the chunks that they deleted; `renamed`: of a
     copy, ids that its backends had → the record by which they got others; `batches`: what
-    was put or received, as the records tell."""
+    was put or received, as the records tell; `joined`: id of a backend → when the first record that names it was
+    written, as it tells."""
 
     backends: list[BackendInfo] = field(default_factory=list)
     removed: set[uuid.UUID] = field(default_factory=set)
@@ -209,6 +211,7 @@ class State:
     deleted_bytes: int = 0
     renamed: dict[uuid.UUID, uuid.UUID] = field(default_factory=dict)
     batches: list[dict[str, Any]] = field(default_factory=list)
+    joined: dict[uuid.UUID, str] = field(default_factory=dict)
 
     def files(self, table: str) -> list[ManifestFile]:
         return list(self.manifests.get(table, {}).values())
@@ -241,7 +244,11 @@ def fold(records: Iterable[LogRecord]) -> State:
     for record in sorted(records, key=lambda record: record.record_id.int):
         state.newest = max(state.newest, record.record_id, key=lambda identity: identity.int)
         for info in record.body.get("backends", ()):
-            _join(backends, BackendInfo.from_record(info))
+            known = BackendInfo.from_record(info)
+            _join(backends, known)
+            state.joined.setdefault(known.backend_id, str(record.body.get("time")))
+        for place in record.body.get("places", ()):
+            _move(backends, place)
         for info in record.body.get("identities", ()):
             old = uuid.UUID(text(info["from"]))
             backends.pop(old, None)
@@ -285,6 +292,14 @@ def _join(backends: dict[uuid.UUID, BackendInfo], info: BackendInfo) -> None:
     elif info.number in taken:
         info = replace(info, number=max(taken) + 1)
     backends[info.backend_id] = info
+
+
+def _move(backends: dict[uuid.UUID, BackendInfo], place: dict[str, Any]) -> None:
+    """Note where a record of kind `move` found a backend; one that is no member is of no account."""
+    identity, location, domain = uuid.UUID(text(place["id"])), location_of(place), text(place["domain"])
+    known = backends.get(identity)
+    if known is not None:
+        backends[identity] = replace(known, location=location, domain=domain)
 
 
 def _verification(record: LogRecord) -> Verification:
@@ -333,14 +348,15 @@ class Log:
         log = cls.gather(members)
         if log.lost:
             raise CorruptRecord(
-                f"{len(log.lost)} log records {log.ailment()} on every backend that answers, so what the "
+                f"{counted(len(log.lost), 'log record')} {log.ailment()} on every backend that answers, so what the "
                 f"store holds is not known: {'; '.join(log.lost.values())}. {log.advice()}"
             )
         return log
 
     def ailment(self) -> str:
         """What is the matter with the records that are lost."""
-        return "can't be read" if self.lost.keys() <= self.unread else "are damaged beyond healing"
+        damaged = "is damaged beyond healing" if len(self.lost) == 1 else "are damaged beyond healing"
+        return "can't be read" if self.lost.keys() <= self.unread else damaged
 
     def advice(self) -> str:
         if self.lost.keys() <= self.unread:
@@ -405,7 +421,7 @@ class Log:
             self._read_one(key, [m.storage for m in members.present.values() if m.number in self.holders[key]])
         if self.lost:
             raise CorruptRecord(
-                f"{len(self.lost)} log records {self.ailment()} on every backend that answers: "
+                f"{counted(len(self.lost), 'log record')} {self.ailment()} on every backend that answers: "
                 f"{'; '.join(self.lost.values())}. {self.advice()}"
             )
         return [record for key, record in self.records.items() if key not in seen]
@@ -422,9 +438,10 @@ class Log:
         for member in members.writable:
             lacking = sum(member.number not in holders for holders in self.holders.values())
             if lacking:
-                records = f"{lacking} records" if lacking > 1 else "a record"
+                place = member.storage.location
                 found.append(
-                    f"{member.storage.location} lacks {records} of the log: it was away, or is an old copy of itself"
+                    f"{place} lacks {counted(lacking, 'record')} of the log: it was away, or is an old copy of itself; "
+                    f"to give it what it lacks: {adding(place)}"
                 )
         return found
 

@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from manifests.access import PRIVATE, Access
+from manifests.apart import is_same, is_seen_twice, require_apart
 from manifests.armour import open_json, seal_json
 from manifests.backends import BackendStorage, open_backend, parse_place
 from manifests.config import text
 from manifests.errors import BackendError, CorruptRecord, NotFound, StoreExists, TooFewBackends, Unreadable, UsageError
 from manifests.finding import probe
 from manifests.ids import NIL, new_id
-from manifests.log import Log, ManifestFile, State, list_records, make_record, write_record
-from manifests.paths import absolute_path
+from manifests.log import FOLDER, Log, LogRecord, ManifestFile, State, list_records, make_record, write_record
+from manifests.moving import is_where_recorded
 from manifests.replicas import Replicas
 from manifests.store import BackendInfo, Member, Members, write_identity
 
@@ -40,15 +41,20 @@ def find_info(members: Members, name: str) -> BackendInfo:
     answer, that where it was. Raises NotFound."""
     found = [info for info in members.all if str(info.backend_id).startswith(name.lower())] if name else []
     if len(found) != 1 and name:
-        place = absolute_path(name)
-        here = {number: member.storage.location for number, member in members.present.items()}
-        places = [(info, here.get(info.number, info.location)) for info in members.all]
-        found = [info for info, location in places if place in (location, os.path.realpath(location))] or found
+        found = _infos_at(members, name) or found
     if len(found) == 1:
         return found[0]
     if found:
         raise NotFound(f"{name!r} names {len(found)} backends; write more of the id (see: drystone backend list)")
     raise NotFound(f"the store has no backend {name!r}; see: drystone backend list")
+
+
+def _infos_at(members: Members, name: str) -> list[BackendInfo]:
+    """The backends at a place: those that are there, by whatever path, or else those that were there."""
+    kind, place = parse_place(name)
+    storage = open_backend(kind, place)
+    here = [member.info for member in members.present.values() if is_same(storage, member.storage)]
+    return here or [info for info in members.absent() if place in (info.location, os.path.realpath(info.location))]
 
 
 def joining(
@@ -59,21 +65,18 @@ def joining(
     backend_id: uuid.UUID | None = None,
     domain: str = "",
     read_only: bool = False,
+    dry_run: bool = False,
 ) -> Joining:
-    """What adding `place` comes to; nothing is written. Raises StoreExists where it holds something else, UsageError
-    for an id that is not free."""
+    """What adding `place` comes to; nothing is written, but for a mark that is removed again, where a place may be one
+    of the store's under another name, and not in a `dry_run`. Raises StoreExists where it holds something else,
+    UsageError for an id that is not free, and for a place that is, or lies in, another one."""
     kind, location = parse_place(place)
     storage, found = open_backend(kind, location), probe(kind, location)
     if found is not None and found.store_id != members.config.store_id:
         raise StoreExists(f"{location} is a backend of another store, {found.store_id}")
-    at_place = next((m for m in members.present.values() if m.storage.location == location), None)
-    if at_place is not None and at_place.number in members.unsure:
-        raise UsageError(f"{location} can't be told for sure: {members.unsure[at_place.number]}")
+    at_place = next((member for member in members.present.values() if is_same(storage, member.storage)), None)
     if at_place is not None:
-        if backend_id not in (None, at_place.info.backend_id):
-            raise UsageError(f"{location} is backend {at_place.info.backend_id} already; an id never changes")
-        domain = domain or at_place.info.domain
-        return Joining(replace(at_place.info, type=kind, domain=domain, read_only=read_only), storage, True)
+        return _again(members, at_place, kind, backend_id, domain, read_only)
     if backend_id == NIL or backend_id in state.removed:
         reason = "stands for none" if backend_id == NIL else "was removed, and ids are not used again"
         raise UsageError(f"backend {backend_id} {reason}: give another id, or none")
@@ -82,12 +85,10 @@ def joining(
         info = known[found.backend_id]
         other = members.present.get(info.number)
         if other is not None:
-            raise UsageError(
-                f"{location} has the id of {other.storage.location}: it is a copy of that backend; "
-                "to make it one of its own, remove its backend.json first"
-            )
+            raise UsageError(_why_double(location, other.storage, found.storage, dry_run=dry_run))
         info = replace(info, type=kind, location=location, domain=domain or _domain_of(storage), read_only=read_only)
         return Joining(info, storage, True)
+    require_apart(storage, [member.storage for member in members.readable])
     if found is None:
         storage.require_empty()
     if backend_id in known:
@@ -95,6 +96,32 @@ def joining(
     domain = domain or _domain_of(storage)
     info = BackendInfo(state.next_number, backend_id or new_id(state.newest), kind, location, domain, read_only)
     return Joining(info, storage, False)
+
+
+def _again(
+    members: Members, member: Member, kind: str, backend_id: uuid.UUID | None, domain: str, read_only: bool
+) -> Joining:
+    """What adding a member again comes to, by whatever path it was named."""
+    location, info = member.storage.location, member.info
+    if member.number in members.unsure:
+        raise UsageError(f"{location} can't be told for sure: {members.unsure[member.number]}")
+    if backend_id not in (None, info.backend_id):
+        raise UsageError(f"{location} is backend {info.backend_id} already; an id never changes")
+    if not is_where_recorded(member):
+        info = replace(info, location=location)
+    return Joining(replace(info, type=kind, domain=domain or info.domain, read_only=read_only), member.storage, True)
+
+
+def _why_double(location: str, member: BackendStorage, place: BackendStorage, *, dry_run: bool) -> str:
+    """Why a place with the id of a member that answers can't be added."""
+    if not dry_run and is_seen_twice(member, place):
+        return (
+            f"{location} is the directory {member.location}, which is part of the store already, seen at another place"
+        )
+    return (
+        f"{location} is a copy of {member.location}, which answers, and makes nothing safer; name a new or an empty "
+        "directory"
+    )
 
 
 def _domain_of(storage: BackendStorage) -> str:
@@ -110,8 +137,9 @@ def _domain_of(storage: BackendStorage) -> str:
 
 
 def join(members: Members, log: Log, state: State, replicas: Replicas, new: Joining) -> None:
-    """Make a backend a member: complete on it what each must hold, then write the record. Raises TooFewBackends, and
-    what reading manifests raises; until the record is settled, the store is what it was."""
+    """Make a backend a member: complete on it what each must hold, then write the record, unless that would tell
+    nothing new. Raises TooFewBackends, and what reading manifests raises; until the record is settled, the store is
+    what it was."""
     members.require_writable()
     log.complete(members)
     others = [info for info in members.all if info.backend_id != new.info.backend_id]
@@ -123,6 +151,8 @@ def join(members: Members, log: Log, state: State, replicas: Replicas, new: Join
         write_identity(members.config, new.info, new.storage)
     if not (new.known and new.info.read_only):
         _complete_onto(present[new.info.number], log, state, replicas)
+    if new.info in members.all:
+        return
     # More backends may bear more losses: then records must lie on more of them before anybody counts so.
     log.complete(grown)
     content = {"backends": [new.info.to_record()]}
@@ -135,18 +165,27 @@ def _access_of(members: Members) -> Access:
     return first if first.mode & 0o077 else Access(first.mode | 0o700)
 
 
+def lacking(storage: BackendStorage, log: Log, state: State) -> tuple[list[ManifestFile], list[LogRecord]]:
+    """The manifest files and the records that a backend should hold and does not. Raises BackendError."""
+    sizes = dict(storage.list_sizes("manifests"))
+    records = set(storage.list(FOLDER))
+    return (
+        [file for table in state.manifests for file in state.files(table) if sizes.get(file.key) != file.size],
+        [record for key, record in log.records.items() if key not in records],
+    )
+
+
 def _complete_onto(member: Member, log: Log, state: State, replicas: Replicas) -> None:
     """Write what a backend must hold and lacks: manifest files, then records."""
     storage = member.storage
-    for table in state.manifests:
-        for file in state.files(table):
-            if not (storage.exists(file.key) and storage.size(file.key) == file.size):
-                storage.write(file.key, [Path(replicas.path(file)).read_bytes()])
+    files, records = lacking(storage, log, state)
+    for file in files:
+        storage.write(file.key, [Path(replicas.path(file)).read_bytes()])
     replicas.save()
-    for key, record in log.records.items():
-        if member.number not in log.holders[key] or not storage.exists(key):
-            storage.write(key, [seal_json(record.body)])
-        log.holders[key].add(member.number)
+    for record in records:
+        storage.write(record.key, [seal_json(record.body)])
+    for holders in log.holders.values():
+        holders.add(member.number)
 
 
 def without(members: Members, leaving: BackendInfo) -> Members:
@@ -219,4 +258,4 @@ def drop_removed(members: Members) -> None:
             members.removed.add(info.number)
 
 
-__all__ = ["Joining", "TooFewBackends", "drop_removed", "find_info", "join", "joining", "leave", "without"]
+__all__ = ["Joining", "TooFewBackends", "drop_removed", "find_info", "join", "joining", "lacking", "leave", "without"]

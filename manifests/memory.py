@@ -158,9 +158,18 @@ class MemoryBackend:
     def shortcomings(self) -> Sequence[str]:
         return []
 
-    def folders(self) -> Sequence[str]:
+    def way_up(self) -> Sequence[str]:
+        return [self._location]  # a place in memory lies in no other one
+
+    def changed(self, key: str) -> float | None:
+        self.size(key)
+        return None
+
+    def folders(self, limit: int | None = None) -> Sequence[str]:
         above = self._location.rstrip("/") + "/"
         names = {location.removeprefix(above).split("/")[0] for location in PLACES if location.startswith(above)}
+        if not names:
+            self._place("listing", "")
         return [above + name for name in sorted(names)]
 
     def close(self) -> None:

@@ -7,13 +7,14 @@ is told; and never from a copy: what it lacks is not taken from its original.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manifests.armour import mend_json, open_json
 from manifests.backends import BACKEND_TYPES
 from manifests.config import StoreConfig
+from manifests.counts import counted
 from manifests.errors import BackendError, CopiedStore, CorruptRecord
 from manifests.finding import (
     UNFINISHED,
@@ -30,6 +31,7 @@ from manifests.finding import (
     without_originals,
 )
 from manifests.log import Log, State, fold
+from manifests.moving import find_moved
 from manifests.store import STORE_KEY, BackendInfo, Members, family
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
 
 
 def open_store(location: str | Path) -> tuple[Members, Log, State]:
-    """Find a store from its parent directory or any one backend: its members, its log and the log's fold. Raises
-    NotFound, UsageError, UnsupportedFormat, CorruptRecord, CopiedStore where a copy has half of its own ids."""
+    """Find a store from a directory above its backends or any one of them: its members, its log and the log's fold.
+    Raises NotFound, UsageError, UnsupportedFormat, CorruptRecord, CopiedStore where a copy has half of its own ids."""
     return _open(find_backends(location))
 
 
@@ -90,8 +92,12 @@ def _open(finding: Finding) -> tuple[Members, Log, State]:
     members.copied = _what_is_copied(copies)
     if copies:
         members.failed.update((info.number, "it is not part of this copy") for info in members.absent())
-    members.notices = list(_notices(finding, members, assigned, near))
-    return members, log, fold(log.records.values())
+    state = fold(log.records.values())
+    if not copies:
+        find_moved(members, state, {used.number for _, used in assigned.spare})
+    members.notices = list(_notices(finding, members, assigned))
+    members.asides = list(_asides(finding, members, near))
+    return members, log, state
 
 
 def _hints(
@@ -119,25 +125,26 @@ def _what_is_copied(copies: Sequence[Copy]) -> str:
     )
 
 
-def _notices(finding: Finding, members: Members, assigned: Assignment, near: set[str]) -> list[str]:
+def _notices(finding: Finding, members: Members, assigned: Assignment) -> Iterator[str]:
     """What the user should know of where the backends were found."""
-    notices = []
     if members.copied:
-        notices.append(f"{finding.place} holds a copy of a store that answers elsewhere, too; it is read alone")
-    elif finding.named is None:
-        places = [each.storage.location for each in members.present.values()]
-        away = [place for place in places if place not in near]
-        if away:
-            notices.append(
-                f"{finding.place} holds {len(places) - len(away)} of {members.count} backends; those that were found "
-                f"where the log says they are: {', '.join(away)}"
-            )
+        yield f"{finding.place} holds a copy of a store that answers elsewhere, too; it is read alone"
     for place, used in assigned.spare:
-        notices.append(
+        yield (
             f"{place.storage.location} has the id of {used.storage.location}, which is used: it is a copy, and left "
             "alone"
         )
-    return notices
+
+
+def _asides(finding: Finding, members: Members, near: set[str]) -> Iterator[str]:
+    """What may be known besides: that a directory does not hold all backends, and the log led to the others."""
+    places = [each.storage.location for each in members.present.values()]
+    away = [place for place in places if place not in near]
+    if away and finding.named is None and not members.copied:
+        yield (
+            f"{finding.place} holds {len(places) - len(away)} of {counted(members.count, 'backend')}; found where the "
+            f"log says they are: {', '.join(away)}"
+        )
 
 
 def _read_config(found: Iterable[FoundBackend], store_id: uuid.UUID) -> tuple[StoreConfig, bool]:

@@ -106,4 +106,11 @@ def likely_places(
     return tuple(place(scheme, seats, pack_id, each)) if seats else ()
 
 
-__all__ = ["Room", "Seat", "is_full", "likely_places", "place", "rooms"]
+def shards_per_domain(scheme: ECScheme, seats: tuple[Seat, ...]) -> int:
+    """The most shards of a pack that one failure domain gets, where all backends have the same room."""
+    domains = {seat.number: seat.domain for seat in seats}
+    held = Counter(domains[number] for number in likely_places(scheme, seats, uuid.UUID(int=0)))
+    return max(held.values(), default=0)
+
+
+__all__ = ["Room", "Seat", "is_full", "likely_places", "place", "rooms", "shards_per_domain"]

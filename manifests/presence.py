@@ -114,8 +114,8 @@ class Pattern:
 
 class Presence:
     """What the listings of a store's backends come to. Owned by one process, its tables live in `catalog`.
-    `lost_notes`: why it is not known what verifications found; `unnamed`: packs that lie somewhere, whole or in part,
-    and that no manifest names."""
+    `lost_notes`: why it is not known what verifications found; `unnamed`: of packs that no manifest names,
+    shards that lie somewhere → packs with so many."""
 
     def __init__(self, catalog: Catalog, state: State) -> None:
         self._catalog = catalog
@@ -128,7 +128,7 @@ class Presence:
                 "absent; see also: drystone verify"
             )
         self.lost_notes: list[str] = []
-        self.unnamed = 0
+        self.unnamed: dict[int, int] = {}
         catalog.replace("listed", _LISTED)
         self._names: list[str] = []
         self._sizes: list[int] = []
@@ -167,13 +167,17 @@ class Presence:
             WHERE shard < k + m AND size = {_FILE_SIZE}
             """
         )
-        self.unnamed = self._catalog.one(
+        unnamed = self._catalog.rows(
             f"""
-            SELECT count(DISTINCT left(name, 36)) AS n FROM listed
-            WHERE regexp_full_match(name, '{_SHARD_NAME}')
-              AND unhex(replace(left(name, 36), '-', '')) NOT IN (SELECT pack_id FROM known_packs)
+            SELECT shards, count(*) AS packs FROM (
+                SELECT count(DISTINCT name) AS shards FROM listed
+                WHERE regexp_full_match(name, '{_SHARD_NAME}')
+                  AND unhex(replace(left(name, 36), '-', '')) NOT IN (SELECT pack_id FROM known_packs)
+                GROUP BY left(name, 36)
+            ) GROUP BY shards
             """
-        )["n"]
+        )
+        self.unnamed = {row["shards"]: row["packs"] for row in unnamed}
         execute("DROP TABLE listed")
         execute(
             """

@@ -94,8 +94,17 @@ class BackendStorage(Protocol):
         """Raises BackendError where the location leads elsewhere than when it was first used: unmounted, replaced, or
         something else is mounted over it. Every write looks for itself."""
 
+    def way_up(self) -> Sequence[str]:
+        """Names of the place, first, and of the places that it lies in, whether they are there already or not: equal
+        for the same directory, by whatever path it is reached."""
+
+    def changed(self, key: str) -> float | None:
+        """When a file was put here, in seconds since 1970: a copy, and whatever else touched the file since, shows a
+        later time. None where the place can't tell. Raises KeyNotFound."""
+
     def require_empty(self) -> None:
-        """Raises StoreExists where the place holds anything; one that is not there yet is fine."""
+        """Raises StoreExists, naming it, where the place holds anything but what file systems put there by themselves;
+        one that is not there yet is fine."""
 
     def make(self, access: Access = PRIVATE) -> None:
         """Make the place itself, with those above it, for those that `access` names. Writing never does: it may be an
@@ -110,8 +119,10 @@ class BackendStorage(Protocol):
     def shortcomings(self) -> Sequence[str]:
         """What its file system can't do and the store would like it to, each as the end of a sentence."""
 
-    def folders(self) -> Sequence[str]:
-        """Locations of the folders in it, which may be backends, sorted; none where nothing is there."""
+    def folders(self, limit: int | None = None) -> Sequence[str]:
+        """Locations of the folders in it, which may be backends, sorted, those behind links last; with a `limit`, those
+        among so many entries. Raises KeyNotFound where there is no such place, BackendError where it can't be looked
+        into."""
 
     def close(self) -> None:
         """Release what it holds; it may be called twice, and nothing may be called after it."""

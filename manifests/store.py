@@ -6,6 +6,7 @@ point is absent, and never initialised anew.
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from manifests import format as fmt
 from manifests.armour import open_json, seal_json
 from manifests.backends import BACKEND_TYPES, BackendStorage, Buffer, open_backend
 from manifests.config import StoreConfig, shards_per_backend, text, whole_number
+from manifests.counts import counted
 from manifests.errors import BackendError, BackendFull, CopiedStore, CorruptRecord, TooFewBackends
 from manifests.jsontext import as_text, path_entries, recorded_path
 from manifests.limits import LimitReached
@@ -60,14 +62,25 @@ class BackendInfo:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> BackendInfo:
-        number, location = whole_number(record["number"]), recorded_path(record, "location")
-        if "\0" in location:
-            raise ValueError("a location with a zero byte")
+        number, location = whole_number(record["number"]), location_of(record)
         identity = uuid.UUID(text(record["id"]))
         read_only = record.get("read_only", False)
         if not isinstance(read_only, bool):
             raise TypeError(f"read_only is {read_only!r}")
         return cls(number, identity, text(record["type"]), location, text(record["domain"]), read_only)
+
+
+def location_of(record: dict[str, Any]) -> str:
+    """The location that an entry of a record tells. Raises KeyError, TypeError, ValueError on nonsense."""
+    location = recorded_path(record, "location")
+    if "\0" in location:
+        raise ValueError("a location with a zero byte")
+    return location
+
+
+def adding(place: str) -> str:
+    """The command that makes a directory a backend, or gives one that is a backend what it lacks."""
+    return f"drystone backend add {shlex.quote(place)}"
 
 
 def family(kind: str) -> str:
@@ -94,7 +107,9 @@ class Members:
     opening, but that armour or another copy gave back; `dropped`: those that were present, and failed; `vanished`:
     those of them that are not in their place any more; `removed`: those of them that somebody took out of the store;
     `copied`: why nothing is written to a copy of a store, empty where it is none; `notices`: what the user should know
-    of where the backends were found."""
+    of where the backends were found, `asides`: what is harmless of that; `moved`: what the log should say of those that
+    lie elsewhere than it says;
+    `unrecorded`: where others do so that may be copies."""
 
     config: StoreConfig
     all: list[BackendInfo]
@@ -107,6 +122,9 @@ class Members:
     removed: set[int] = field(default_factory=set)
     copied: str = ""
     notices: list[str] = field(default_factory=list)
+    asides: list[str] = field(default_factory=list)
+    moved: list[BackendInfo] = field(default_factory=list)
+    unrecorded: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -149,16 +167,22 @@ class Members:
             self.drop(number, reason)
         needed = self.count - self.tolerance
         if len(self.present) < needed:
-            missing = ", ".join(info.location for info in self.absent())
             raise TooFewBackends(
-                f"{len(self.present)} of {self.count} backends answer, writing needs {needed}; missing: {missing}"
+                f"{len(self.present)} of {counted(self.count, 'backend')} answer, writing needs {needed}"
+                f"{self._whereabouts()}"
             )
+
+    def _whereabouts(self) -> str:
+        """Which backends are absent, and what to do, as the end of a sentence."""
+        failed = {number for number in self.failed if number not in self.vanished}
+        absent = [info.location for info in self.absent() if info.number not in failed]
+        return f"; absent: {', '.join(absent)}: {ATTACH}" if absent else ""
 
     def _require_original(self) -> None:
         if self.copied:
             raise CopiedStore(self.copied)
 
-    def moved(self) -> bool:
+    def have_changed(self) -> bool:
         """Whether a backend is not where it was, or one that did not answer is there again."""
         if any(not _is_in_place(member) for member in self.present.values()):
             return True
@@ -209,7 +233,10 @@ class Members:
         if written < self.settle_count:
             reasons = together(self.failed.values()) or "too few backends answer"
             kind = BackendFull if any("No space" in reason for reason in self.failed.values()) else TooFewBackends
-            raise kind(f"{key} reached {written} backends and needs {self.settle_count}: {reasons}")
+            raise kind(
+                f"{key} reached {counted(written, 'backend')} of {self.count}, and needs {self.settle_count}: {reasons}"
+                f"{self._whereabouts()}"
+            )
         return written
 
     def confirm(self) -> None:

@@ -30,7 +30,7 @@ from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedF
 from manifests.ids import is_object_id
 from manifests.limits import LimitReached
 from manifests.log import Run, State
-from manifests.membership import find_info, join, joining, leave, without
+from manifests.membership import find_info, join, joining, lacking, leave, without
 from manifests.openfolders import OpenFolders
 from manifests.opening import open_store, reopen_store
 from manifests.paths import absolute_path
@@ -373,10 +373,12 @@ class FileStore(ObjectOperations):
         domain: str = "",
         read_only: bool = False,
         dry_run: bool = False,
+        on_lacking: Callable[[int], None] | None = None,
     ) -> Backend:
         """Make an empty or new directory (or `KIND:PLACE`) a backend; on one that is a backend already, change its
-        `domain` and whether it is `read_only`. `domain`: what fails together with it, its device unless told. Raises
-        StoreExists, UsageError, TooFewBackends.
+        `domain` and whether it is `read_only`, and give it the records and manifest files that it lacks: `on_lacking`
+        hears how many. `domain`: what fails together with it, its device unless told. Raises StoreExists, UsageError,
+        TooFewBackends.
 
         >>> store.add_backend("shelf/g", domain="shelf 2").failure_domain
         'shelf 2'
@@ -386,9 +388,15 @@ class FileStore(ObjectOperations):
             self._reload()
             with self._changing("backend add", dry_run):
                 self._reopen()
+                if not dry_run:
+                    self._complete()
                 new = joining(
-                    self.members, self.state, place, backend_id=backend_id, domain=domain, read_only=read_only
-                )
+                    self.members, self.state, place,
+                    backend_id=backend_id, domain=domain, read_only=read_only, dry_run=dry_run,
+                )  # fmt: skip
+                if on_lacking is not None and new.known and not new.info.read_only:
+                    files, records = lacking(new.storage, self.log, self.state)
+                    on_lacking(len(files) + len(records))
                 if not dry_run:
                     join(self.members, self.log, self.state, self.replicas, new)
                     self._reopen()
@@ -415,6 +423,8 @@ class FileStore(ObjectOperations):
                 # A run that ends between the two looks is seen by its marker or by its record.
                 traces, _ = unfinished(self.members)
                 self._reopen()
+                if not dry_run:
+                    self._complete()
                 committed = {record.record_id for record in self.log.records.values()}
                 runs = [run for run in traces if run.run_id not in committed]
                 leaving = find_info(self.members, str(name))
@@ -435,6 +445,8 @@ class FileStore(ObjectOperations):
         """Nobody else changes the backends meanwhile; a dry run only looks whether somebody does."""
         from manifests.changing import changing, require_no_change
 
+        if not dry_run:
+            self.members.require_writable()
         places = [member.storage for member in self.members.present.values()]
         if dry_run:
             require_no_change(places)
@@ -720,8 +732,8 @@ class FileStore(ObjectOperations):
 
     @property
     def notices(self) -> Sequence[str]:
-        """What the user should know of where the backends were found: that the store is a copy, or that some lie
-        elsewhere than in the directory that was named.
+        """What the user should know of where the backends were found: that the store is a copy, or that there are
+        copies beside it.
 
         >>> store.notices
         []

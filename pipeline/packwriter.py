@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from manifests.backends import BackendStorage, Place, place_of
 from manifests.config import CodecSpec, ECScheme, shards_per_backend, survives_another_loss
+from manifests.counts import counted
 from manifests.errors import BackendError, BackendFull, TooFewBackends
 from manifests.ids import NIL, new_id
 from manifests.placement import Seat, is_full, place, rooms
@@ -82,6 +83,10 @@ def pack_options(members: Members, state: State, shape: IngestShape, config: Sto
         shape.max_blocks, config.store_id, config.scheme, config.codec, config.pack_size, shape.pack_capacity,
         backends, absent, members.seats, state.newest,
     )  # fmt: skip
+
+
+#: What to do about backends that fail or do not answer.
+MEND = "; attach or mend them, or, if they are gone for good, take them out of the store: drystone backend remove ID"
 
 
 def require_still_safe(members: Members, lacking: Iterable[int], most: int) -> None:
@@ -289,8 +294,8 @@ class PackWriter:
             reasons = together(self.failed.values())
             full = any("No space" in reason for reason in self.failed.values())
             raise (BackendFull if full else TooFewBackends)(
-                f"{int(good.sum())} of {scheme.total_shards} shards of a pack could be written, "
-                f"too few to be safe: {reasons}"
+                f"{int(good.sum())} of {counted(scheme.total_shards, 'shard')} of a pack could be written, too few to "
+                f"be safe, as each pack must survive the loss of one more backend: {reasons}{'' if full else MEND}"
             )
 
     @staticmethod

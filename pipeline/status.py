@@ -12,13 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from manifests.catalog import Catalog
+from manifests.config import shards_per_backend
+from manifests.counts import counted
 from manifests.errors import BackendError
-from manifests.finding import UNANSWERED
+from manifests.finding import REPLACED, UNANSWERED
 from manifests.inflight import Unfinished, unfinished
 from manifests.log import FOLDER as LOG_FOLDER
 from manifests.log import Log, Run, State, Verification
+from manifests.placement import shards_per_domain
 from manifests.presence import Presence
-from manifests.store import Member, Members
+from manifests.store import Member, Members, adding
 from pipeline.backend import Backend, describe
 from pipeline.openness import open_backends
 from pipeline.presence import look_around
@@ -48,9 +51,11 @@ class BackendShare:
 class StoreStatus:
     """The state of a store. `bears_backends`, `bears_domains`: how many backends, or failure domains, may be lost from
     now on, whichever they are, with nothing lost: −1 where something can't be given back by what answers;
-    `should_bear`: backends, were all in order; `short_packs`: packs that lack shards, `missing_shards` in all;
-    `lost_packs`: those that can't be read whole; `spare_packs`: more of these, which nobody lacks, as all that lives in
-    them was stored again; `unnamed_packs`: those that no manifest names, of runs that are under way or did not finish;
+    `should_bear`: backends, were all in order; `most_in_domain`: shards of a new pack that one failure domain gets;
+    `frail_packs`: packs that would not survive the loss of some one domain; `short_packs`: packs that lack shards,
+    `missing_shards` in all; `lost_packs`: those that can't be read whole; `spare_packs`: more of these, which nobody
+    lacks, as all that lives in them was stored again; `unnamed_packs`: those that no manifest names, of runs that are
+    under way or did not finish, `stranded_packs`: more of these, which no run can take over;
     `unfinished`: runs with traces that are not committed, and packs that they noted and no other run took over;
     `advice`: what to do next, the most urgent first; `notes`: what else the
     user should know. `presence` tells of single packs while the store is open."""
@@ -59,7 +64,9 @@ class StoreStatus:
     bears_domains: int
     should_bear: int
     domains: int
+    most_in_domain: int
     packs: int
+    frail_packs: int
     short_packs: int
     missing_shards: int
     lost_packs: int
@@ -69,6 +76,7 @@ class StoreStatus:
     last_data_verification: Verification | None
     backends: list[BackendShare]
     unnamed_packs: int
+    stranded_packs: int
     unfinished: list[tuple[Unfinished, int]]
     troubles: list[str]
     advice: list[str]
@@ -90,6 +98,7 @@ class _Counted:
     """Sums over all packs."""
 
     packs: int = 0
+    frail: int = 0
     short: int = 0
     missing: int = 0
     lost: int = 0
@@ -110,6 +119,7 @@ def _count(presence: Presence, domains: Mapping[int, Hashable]) -> _Counted:
             continue
         counted.lost += pattern.packs * (not pattern.recoverable)
         backends, in_domains = pattern.bears({}), pattern.bears(domains)
+        counted.frail += pattern.packs * (in_domains == 0)
         counted.bears_backends = _least(counted.bears_backends, backends)
         counted.bears_domains = _least(counted.bears_domains, in_domains)
     return counted
@@ -137,13 +147,16 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         for info in members.all
     ]
     runs, trouble = _unfinished(members, log, presence)
+    unnamed, stranded = _unnamed(members, presence, [run for run, _ in runs])
     unlisted.update(trouble)
     found = StoreStatus(
         bears_backends=bears_backends,
         bears_domains=bears_domains,
         should_bear=members.tolerance,
         domains=len(set(domains.values())),
+        most_in_domain=shards_per_domain(members.config.scheme, members.seats),
         packs=counted.packs,
+        frail_packs=counted.frail,
         short_packs=counted.short,
         missing_shards=counted.missing,
         lost_packs=counted.lost,
@@ -152,11 +165,12 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         last_verification=state.verifications[-1] if state.verifications else None,
         last_data_verification=next((each for each in reversed(state.verifications) if each.data), None),
         backends=shares,
-        unnamed_packs=presence.unnamed,
+        unnamed_packs=unnamed,
+        stranded_packs=stranded,
         unfinished=runs,
         troubles=[],
         advice=[],
-        notes=[*open_backends(members), *_shortcomings(members)],
+        notes=[*open_backends(members), *_shortcomings(members), *members.asides, *_whereabouts(members)],
         presence=presence,
     )
     found.troubles.extend(_troubles(found, members, unlisted))
@@ -203,6 +217,24 @@ def _unfinished(members: Members, log: Log, presence: Presence) -> tuple[list[tu
     ], troubles
 
 
+def _lack(share: BackendShare) -> str:
+    files = counted(share.lacking, "record or manifest file", "records and manifest files")
+    return f"{share.backend.path} lacks {files}"
+
+
+def _unnamed(members: Members, presence: Presence, runs: list[Unfinished]) -> tuple[int, int]:
+    """Packs that no manifest names: those that some run may still need or take over, and those that none will. A run
+    takes over what the traces of another one lead to, if enough of its shards are there."""
+    scheme, packs = members.config.scheme, sum(presence.unnamed.values())
+    if not runs:
+        return 0, packs
+    if members.absent() or not all(run.over for run in runs):
+        return packs, 0
+    spare = scheme.m >= shards_per_backend(scheme, max(1, len(members.seats)))
+    stranded = sum(count for shards, count in presence.unnamed.items() if shards < scheme.k + spare)
+    return packs - stranded, stranded
+
+
 def _troubles(found: StoreStatus, members: Members, unlisted: dict[int, str]) -> list[str]:
     """What wants mending."""
     troubles = [f"{share.backend.path}: {share.backend.trouble}" for share in found.backends if share.backend.trouble]
@@ -210,41 +242,39 @@ def _troubles(found: StoreStatus, members: Members, unlisted: dict[int, str]) ->
     if members.copied:
         troubles.append(members.copied)
     if found.lost_packs:
-        troubles.append(f"{_packs(found.lost_packs)} can't be given back by the backends that answer")
+        troubles.append(f"{counted(found.lost_packs, 'pack')} can't be given back by the backends that answer")
     if found.missing_shards:
-        troubles.append(f"{found.missing_shards:,} shards of {_packs(found.short_packs)} are missing or damaged")
+        are = "is" if found.missing_shards == 1 else "are"
+        shards, packs = counted(found.missing_shards, "shard"), counted(found.short_packs, "pack")
+        troubles.append(f"{shards} of {packs} {are} missing or damaged")
     for share in found.backends:
         if share.lacking and share.backend.present:
-            troubles.append(f"{share.backend.path} lacks {share.lacking:,} records and manifest files")
+            troubles.append(_lack(share))
     if members.healed > len(members.unsure):
         troubles.append("records were rotten on opening, and were healed")
-    last = found.last_verification
-    if last is not None and last.exit_code:
-        troubles.append(f"the verification of {last.time} found damage")
-    return troubles
-
-
-def _packs(count: int) -> str:
-    return "1 pack" if count == 1 else f"{count:,} packs"
+    return troubles + _found_before(found)
 
 
 def _advice(found: StoreStatus, members: Members) -> list[str]:
     """What to do next, the most urgent first."""
-    advice = []
+    advice = list(_attaching(found, members))
     absent = [share.backend for share in found.backends if not share.backend.present]
-    if members.copied and absent:
-        advice.append("copy the backends that are absent, too, or restore from the original")
-    for backend in () if members.copied else absent:
-        way = (
-            f"attach {backend.path} again" if backend.trouble == UNANSWERED else f"see why {backend.path} can't be read"
-        )
-        advice.append(f"{way}, or, if it is gone for good: drystone backend remove {backend.id}")
+    if not members.copied:
+        incomplete = [share.backend.path for share in found.backends if share.lacking and not share.backend.trouble]
+        advice += [f"give {path} what it lacks: {adding(path)}" for path in incomplete]
     if found.lost_packs and not absent:
         advice.append(
             "name what is lost: drystone verify --data; then drystone ingest SOURCE stores again what is still there"
         )
-    elif set(found.troubles) - {members.copied} and not absent:  # a copy may be whole
+    elif not absent and _are_unnamed(found, members):
         advice.append("name what is damaged: drystone verify -v")
+    elif found.last_verification is not None and found.troubles == _found_before(found) != []:
+        advice.append("look whether that is mended: drystone verify" + " --data" * found.last_verification.data)
+    if found.missing_shards and not found.lost_packs and not absent and not members.copied:
+        advice.append(
+            "no command brings back shards that are missing yet; what is archived from now on gets all of its shards. "
+            "To have all of it so, restore it, and ingest it into a new store"
+        )
     if found.last_run is None:
         advice.append("archive something: drystone ingest SOURCE")
     left = [(run, packs) for run, packs in found.unfinished if run.state != "running"]
@@ -255,13 +285,73 @@ def _advice(found: StoreStatus, members: Members) -> list[str]:
     full = [share.backend for share in found.backends if share.backend.usage_percent > NEARLY_FULL]
     for backend in full:
         advice.append(f"{backend.path} is nearly full: drystone backend add DIR")
-    if found.packs and not absent and 0 <= found.bears_domains < min(1, found.should_bear):
-        advice.append("the loss of one failure domain loses everything: put backends on disks of their own")
+    if found.packs and found.should_bear and found.bears_backends >= 0:
+        advice.extend(_about_domains(found, members))
     if not found.troubles and found.bears_backends < found.should_bear:
         advice.append(
             "packs of before there were so many backends share some: ingest into a new store to spread them all"
         )
     return advice
+
+
+def _found_before(found: StoreStatus) -> list[str]:
+    """What the last verification says to be mended."""
+    last = found.last_verification
+    return [f"the verification of {last.time} found damage"] if last is not None and last.exit_code else []
+
+
+def _are_unnamed(found: StoreStatus, members: Members) -> bool:
+    """Whether something wants mending that neither the last verification nor other advice names."""
+    named = {members.copied, *(_lack(share) for share in found.backends)}  # a copy may be whole
+    return not _found_before(found) and bool(set(found.troubles) - named)
+
+
+def _attaching(found: StoreStatus, members: Members) -> Iterator[str]:
+    """What to do about backends that do not answer."""
+    absent = [share.backend for share in found.backends if not share.backend.present]
+    if members.copied:
+        if absent:
+            yield "copy the backends that are absent, too, or restore from the original"
+        return
+    away = [backend.path for backend in absent if backend.trouble == UNANSWERED]
+    if away:
+        yield (
+            f"attach {', '.join(away)} again; if mounted elsewhere now, name a directory above all backends: drystone "
+            "-s DIR status"
+        )
+    for backend in absent:
+        if backend.trouble not in (UNANSWERED, REPLACED):
+            yield f"see why {backend.path} can't be read"
+    for backend in absent:
+        # Of backends without which something can't be given back, none may be removed.
+        if found.bears_backends >= 0:
+            was = f"the backend that was at {backend.path}" if backend.trouble == REPLACED else backend.path
+            yield f"only if {was} is gone for good: drystone backend remove {backend.id}"
+
+
+def _about_domains(found: StoreStatus, members: Members) -> Iterator[str]:
+    """What the loss of one failure domain would mean, and why."""
+    scheme = members.config.scheme
+    if found.domains == 1:
+        domain = next(iter(members.all)).domain
+        yield (
+            f"all backends are in one failure domain, {domain}, and its loss loses everything: put backends on disks "
+            "of their own"
+        )
+    elif found.most_in_domain > scheme.m:
+        yield (
+            f"one failure domain holds {counted(found.most_in_domain, 'shard')} of a pack and {scheme.m} may be lost, "
+            "so the loss of that domain loses data: put backends on more disks"
+        )
+    elif found.frail_packs:
+        packs, lack = counted(found.frail_packs, "pack"), " lack shards, and" if found.short_packs else ""
+        yield (f"{packs}{lack} would not survive the loss of some one failure domain; which: drystone status --risk")
+
+
+def _whereabouts(members: Members) -> Iterator[str]:
+    """Backends that the log knows elsewhere, and that no command notes by itself."""
+    for place in members.unrecorded:
+        yield f"the log knows {place} at another place; unless it is a copy, to have it noted: {adding(place)}"
 
 
 def _shared_devices(members: Members) -> Iterator[str]:

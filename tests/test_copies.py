@@ -365,17 +365,21 @@ def test_a_disk_that_was_cloned_and_replaced_is_the_backend(original: Path, tmp_
         assert store.notices == [] and store.ingest([str(tmp_path / "tree")], options=INLINE).exit_code == 0
 
 
-def test_backends_that_lie_elsewhere_are_said_where_a_directory_of_them_is_named(tmp_path: Path) -> None:
+def test_backends_that_lie_elsewhere_are_told_by_those_commands_that_tell_where_backends_are(tmp_path: Path) -> None:
     shelves = [tmp_path / name / f"disk-{number}" for name in ("one", "two") for number in range(3)]
     tree = make_tree(tmp_path / "tree", 6, 20)
     with FileStore.create(shelves, cache=tmp_path / "cache") as store:
         assert store.ingest([str(tree)], options=INLINE).exit_code == 0
-    done = drystone("-s", tmp_path / "one", "ingest", tree, "-q")
-    assert done.returncode == 0
-    line = done.stderr.strip()
-    assert "holds 3 of 6 backends" in line and all(str(tmp_path / f"two/disk-{n}") in line for n in range(3))
-    assert "\n" not in line
-    assert drystone("-s", tmp_path / "one" / "disk-0", "ingest", tree, "-q").stderr == ""
+    for arguments in (("ingest", tree, "-q"), ("runs",), ("restore", "--to", tmp_path / "out")):
+        done = drystone("-s", tmp_path / "one", *arguments)
+        assert done.returncode == 0 and "holds 3" not in done.stderr
+    for said in (
+        drystone("-s", tmp_path / "one", "backend", "list").stderr,
+        drystone("-s", tmp_path / "one", "status").stdout,
+    ):
+        [line] = [line for line in said.splitlines() if "holds 3 of 6 backends" in line]
+        assert all(str(tmp_path / f"two/disk-{n}") in line for n in range(3))
+    assert "holds 3" not in drystone("-s", tmp_path / "one" / "disk-0", "status").stdout
 
 
 def test_a_copy_of_disks_in_several_places_is_complete_where_they_lie_alike(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_all_backends_fail_and_the_run_is_not_there(
     assert isinstance(caught.value, Unsettled) == unsettled
     (note,) = caught.value.__notes__
     if unsettled:
-        assert "reached 2 backends and needs 3" in str(caught.value)
+        assert "reached 2 backends of 6, and needs 3" in str(caught.value)
         assert re.search(r"it is on \S+backend-\d, \S+backend-\d: the next command that writes", str(caught.value))
         assert re.fullmatch(r"run [0-9a-f]{8} is not acknowledged, and is committed then", note)
     else:
@@ -246,5 +246,5 @@ def test_an_old_copy_of_a_backend_is_named_and_counted(tmp_path: Path) -> None:
             text=True,
             check=False,
         )
-        assert done.stderr.count("lacks a record of the log: it was away, or is an old copy of itself") == 2
+        assert done.stderr.count("lacks 1 record of the log: it was away, or is an old copy of itself") == 2
         assert "safe: for now, but none of 6 backends may be lost any more; packs lack shards" in done.stdout

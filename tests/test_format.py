@@ -475,6 +475,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RealStore:
     sources = (Source(os.fsencode(photos), b"photos"),)
     options = IngestOptions(inline=True, workers=1, tags={"a": "b"})
     ingest(members, state, Replicas(members, place / "cache"), sources, options)
+    (place / "store" / "backend-2").rename(place / "store" / "disk")
     with FileStore.open(place / "store", cache=place / "cache") as opened:
         opened.add_backend(place / "store" / "backend-3", domain="attic")
         opened.remove_backend(place / "store" / "backend-3")
@@ -496,7 +497,7 @@ def record_at(path: Path) -> dict[str, Any]:
 
 def test_json_records_have_the_keys_of_the_document(store: RealStore) -> None:
     log = {path.name.split(".")[1]: record_at(path) for path in sorted((store.first / "log").iterdir())}
-    assert set(log) == {"init", "ingest", "backend", "scrub", "put", "receive", "delete"}
+    assert set(log) == {"init", "ingest", "backend", "move", "scrub", "put", "receive", "delete"}
     common = keys_of("Log records")
     written = set(record_at(store.first / "store.json"))
     assert written == keys_of("store.json") - {"etags", "origins"}
@@ -507,6 +508,8 @@ def test_json_records_have_the_keys_of_the_document(store: RealStore) -> None:
     assert set(log["ingest"]) == common | {"run"}
     keys = keys_of("Records of kind init") - {"location_b64"}  # only where the path is not UTF-8
     assert {key for entry in log["init"]["backends"] for key in entry} == keys
+    assert set(log["move"]) == common | {"places"}
+    assert [set(entry) for entry in log["move"]["places"]] == [keys_of("Records of kind move") - {"location_b64"}]
     changes = [record_at(path) for path in (store.first / "log").glob("*.backend.json")]
     assert set().union(*changes) - common == keys_of("Records of kind backend")
     assert all(len(set(change) - common) == 1 for change in changes)

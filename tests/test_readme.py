@@ -147,8 +147,8 @@ VARYING = [
 
 #: Lines that depend on the machine's devices, or on chance.
 PASSED_OVER = re.compile(
-    r"warning: one device holds|next: (?:\S+ is nearly full|the loss of one failure domain)|decoded [\d,]+ missing"
-    r"|healed [\d,]+ damaged"
+    r"warning: one device holds|next: (?:\S+ is nearly full|all backends are in one failure domain"
+    r"|one failure domain holds)|decoded [\d,]+ missing|healed [\d,]+ damaged"
 )
 
 

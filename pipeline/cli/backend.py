@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from manifests.counts import counted
 from manifests.errors import UsageError
+from manifests.finding import REPLACED
 from manifests.sizes import format_size
 from pipeline.cli.command import Command, stands
 from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import Parsed, format_options, open_store, store_option
 from pipeline.cli.output import Column, emit, emit_summary, emit_table
-from pipeline.printing import say
+from pipeline.printing import say, warn
 
 if TYPE_CHECKING:
     from pipeline.backend import Backend
@@ -53,10 +55,15 @@ def list_command(context: click.Context, store: str | None, output: str) -> None
     """
     with open_store(context, store) as opened:
         backends = opened.list_backends()
-    records = map(backend_record, backends)
+        for line in opened.members.asides:
+            warn(f"drystone: {line}")
+    records = list(map(backend_record, backends))
     if output != "table":
         emit(records, BACKEND_FIELDS, output)
         return
+    for record, backend in zip(records, backends, strict=True):
+        if backend.trouble == REPLACED:
+            record["path"] = f"{backend.path} ({REPLACED})"
     columns = [
         Column("id", "id"),
         Column("failure_domain", "domain"),
@@ -113,7 +120,7 @@ def state_word(backend: Backend) -> str:
     return "read-only" if backend.read_only else "ok"
 
 
-_ADDED_FIELDS = {"dry_run": Kind.FLAG, "backends": Kind.INTEGER, **BACKEND_FIELDS}
+_ADDED_FIELDS = {"dry_run": Kind.FLAG, "backends": Kind.INTEGER, "completed_files": Kind.INTEGER, **BACKEND_FIELDS}
 
 
 @backend_command.command("add", cls=Command)
@@ -137,26 +144,49 @@ def add_command(
     output: str,
 ) -> None:
     """Make the new or empty directory DIR a backend: it gets all manifests and records, and shards of packs to come.
-    On a DIR that is a backend already, change its domain, and whether it is read-only.
+    On a DIR that is a backend already, change its domain, and whether it is read-only, and give it the records and
+    manifests that it lacks, as when it was away for some runs.
 
     \b
     drystone -s /mnt/archive backend add /mnt/g/archive
     drystone -s /mnt/archive backend add /mnt/a/archive --read-only
     """
     with open_store(context, store) as opened:
-        known = {each.id for each in opened.list_backends()}
-        added = opened.add_backend(place, backend_id=backend_id, domain=domain, read_only=read_only, dry_run=dry_run)
+        before = {each.id: each for each in opened.list_backends()}
+        lacked: list[int] = []
+        added = opened.add_backend(
+            place, backend_id=backend_id, domain=domain, read_only=read_only, dry_run=dry_run, on_lacking=lacked.append
+        )
         if not dry_run:
-            stands(f"backend {added.id} is {'changed' if added.id in known else 'added'}")
+            stands(f"backend {added.id} is {'changed' if added.id in before else 'added'}")
         count = len({added.id, *(each.id for each in opened.list_backends())})
+        earlier = [each for each in before.values() if each.path == added.path and each.id != added.id]
+    completed = sum(lacked)
     if output != "table":
-        emit_summary({"dry_run": dry_run, "backends": count, **backend_record(added)}, _ADDED_FIELDS, output)
+        record = {"dry_run": dry_run, "backends": count, "completed_files": completed, **backend_record(added)}
+        emit_summary(record, _ADDED_FIELDS, output)
         return
-    verb = ("would change" if dry_run else "changed") if added.id in known else ("would add" if dry_run else "added")
-    shut = ", read-only" if added.read_only else ""
-    say(f"{verb} backend {added.id} at {added.path}, domain {added.failure_domain}{shut}")
-    if added.id not in known:
-        say(f"{count} backends; packs that are there already stay where they are")
+    say(_addition_line(before.get(added.id), added, dry_run))
+    if completed:
+        verb = "would get" if dry_run else "got"
+        say(f"it {verb} {counted(completed, 'record or manifest file', 'records and manifest files')} that it lacked")
+    if added.id not in before:
+        say(f"{counted(count, 'backend')}; packs that are there already stay where they are")
+    for each in earlier:
+        say(
+            f"backend {each.id}, which was there before, is still a member: if it is gone for good, drystone backend "
+            f"remove {each.id}"
+        )
+
+
+def _addition_line(before: Backend | None, added: Backend, dry_run: bool) -> str:
+    """What became of a backend; `before`: what it was, if it was a member."""
+    what = f"backend {added.id} at {added.path}, domain {added.failure_domain}{', read-only' * added.read_only}"
+    if before is None:
+        return f"{'would add' if dry_run else 'added'} {what}"
+    if (before.failure_domain, before.read_only, before.type) != (added.failure_domain, added.read_only, added.type):
+        return f"{'would change' if dry_run else 'changed'} {what}"
+    return f"part of the store already: {what}"
 
 
 _REMOVED_FIELDS = {
@@ -208,9 +238,9 @@ def remove_command(
 
 def _removal_lines(location: str, packs: int, lost: int, bears: int, dry_run: bool) -> Iterator[str]:
     yield f"{'would remove' if dry_run else 'removed'} {location}; its files are left there"
-    held = f"{packs:,} packs have" if packs != 1 else "1 pack has"
-    more = f"any {bears} more {'backend' if bears == 1 else 'backends'}" if bears else "no more backends"
+    can, have = "would be" if dry_run else "are", "has" if packs == 1 else "have"
     if lost:
-        yield f"LOST: {lost:,} packs can't be recovered without it"
+        yield f"LOST: {counted(lost, 'pack')} can't be recovered without it"
     elif packs:
-        yield f"{held} shards on it; without them {more} may be lost"
+        more = f"only {counted(bears, 'more backend')} may be lost" if bears else "no more backend may be lost"
+        yield f"{counted(packs, 'pack')} {have} shards on it, which {can} missing from now on: {more}"

@@ -8,6 +8,7 @@ from typing import NoReturn
 import click
 
 from manifests.config import DEFAULT_INDEX, INDEX_KINDS, ChunkerSpec, CodecSpec, ECScheme
+from manifests.counts import any_of, counted
 from pipeline.cli.command import Command, stands
 from pipeline.cli.fields import Kind
 from pipeline.cli.options import SIZE, Parsed, cache_directory, format_options
@@ -78,7 +79,7 @@ def init_command(
     Like `restic init` and `borg init`.
     """
     from manifests.access import PRIVATE, shared
-    from manifests.placement import likely_places
+    from manifests.placement import shards_per_domain
     from pipeline.filestore import FileStore
     from pipeline.openness import open_backends
 
@@ -91,19 +92,16 @@ def init_command(
     ) as store:  # fmt: skip
         members = store.members
         stands(f"store {store.config.store_id} is made")
-        per_domain: dict[str, int] = {}
-        domains = {seat.number: seat.domain for seat in members.seats}
-        for number in likely_places(scheme, members.seats, store.config.store_id):
-            domain = domains[number]
-            per_domain[domain] = per_domain.get(domain, 0) + 1
-        safe_domains = sum(sorted(per_domain.values(), reverse=True)[:1]) <= scheme.m
+        devices = len({seat.domain for seat in members.seats})
+        most = shards_per_domain(scheme, members.seats)
+        safe_domains = most <= scheme.m
         if output != "table":
             emit_summary(
                 {
                     "store_id": str(store.config.store_id),
                     "backends": [info.location for info in members.all],
                     "may_be_lost": members.tolerance,
-                    "devices": len(per_domain),
+                    "devices": devices,
                     "survives_loss_of_a_device": safe_domains,
                 },
                 _FIELDS,
@@ -117,21 +115,17 @@ def init_command(
             say(
                 f"shared: all that is made in it has mode {access.mode & 0o777:04o}, without x for files, and its group"
             )
-        backends = "backend" if members.tolerance == 1 else "backends"
-        devices = "device" if len(per_domain) == 1 else "devices"
-        say(
-            f"any {members.tolerance} of {members.count} {backends} may be lost; "
-            f"they lie on {len(per_domain)} {devices}"
-        )
+        bears = any_of(members.tolerance, members.count, "backend")
+        say(f"{bears} may be lost; they lie on {counted(devices, 'device')}")
         for line in open_backends(members) if access == PRIVATE else ():
             warn(f"warning: {line}")
         if not members.tolerance:
             warn("warning: no backend may be lost; give more directories, or a scheme with more parity")
-        if not safe_domains and len(per_domain) < members.count:
-            most = max(per_domain.values())
+        if not safe_domains and devices < members.count:
+            loses = "everything" if devices == 1 else "data"
             warn(
-                f"warning: one device holds {most} shards of each pack and {scheme.m} may be lost: "
-                "the loss of that device loses everything; put backends on disks of their own"
+                f"warning: one device holds {counted(most, 'shard')} of each pack and {scheme.m or 'none'} may be "
+                f"lost: the loss of that device loses {loses}; put backends on disks of their own"
             )
 
 

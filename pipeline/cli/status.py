@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from manifests.counts import any_of, counted
 from manifests.ids import short_id
 from manifests.sizes import format_size
 from pipeline.cli.backend import backend_record
@@ -43,6 +44,7 @@ _FIELDS = {
     "last_data_verification": Kind.NESTED,
     "backends": Kind.NESTED,
     "unnamed_packs": Kind.INTEGER,
+    "stranded_packs": Kind.INTEGER,
     "unfinished": Kind.NESTED,
     "troubles": Kind.TEXTS,
     "advice": Kind.TEXTS,
@@ -97,11 +99,10 @@ def status_command(context: click.Context, store: str | None, risk: bool, output
 
 def _show(found: StoreStatus, verbose: bool) -> None:
     say(f"safe: {_safety(found)}")
-    packs = f"{found.packs:,} packs" if found.packs != 1 else "1 pack"
     lack = f"{found.short_packs:,} short of shards" if found.short_packs else "all shards there"
     if found.spare_packs:
         lack += f", {found.spare_packs:,} lost of which all was stored again"
-    say(f"{packs}, {lack}, by listing and the last verification")
+    say(f"{counted(found.packs, 'pack')}, {lack}, by listing and the last verification")
     for line in _history(found, verbose):
         say(line)
     columns = [
@@ -132,15 +133,11 @@ def _safety(found: StoreStatus) -> str:
     if found.bears_backends < 0 and not found.lost_packs:
         return "NO: records or manifest files are on no backend that answers"
     if found.bears_backends < 0:
-        return f"NO: {found.lost_packs:,} of {found.packs:,} packs can't be given back by the backends that answer"
-    still = " more" if found.bears_backends < found.should_bear else ""
-    text = f"any {found.bears_backends}{still} of {count} backends may be lost, and all comes back"
-    if not found.bears_backends:
-        text = f"for now, but none{still} of {count} backends may be lost"
-    domains = f"{found.domains} failure domain{'s' * (found.domains != 1)}"
-    return f"{text}; " + (
-        f"any {found.bears_domains} of {domains}" if found.bears_domains > 0 else f"none of {domains}"
-    )
+        packs = counted(found.packs, "pack")
+        return f"NO: {found.lost_packs:,} of {packs} can't be given back by the backends that answer"
+    bears = any_of(found.bears_backends, count, "backend", more=found.bears_backends < found.should_bear)
+    text = f"{bears} may be lost, and all comes back" if found.bears_backends else f"for now, but {bears} may be lost"
+    return f"{text}; {any_of(max(0, found.bears_domains), found.domains, 'failure domain')}"
 
 
 def _history(found: StoreStatus, verbose: bool) -> Iterator[str]:
@@ -154,9 +151,19 @@ def _history(found: StoreStatus, verbose: bool) -> Iterator[str]:
         yield _verified("last verification of all data", found.last_data_verification)
     for unfinished, packs in found.unfinished:
         run_id = short_id(unfinished.run_id, whole=verbose)
-        yield f"unfinished run {run_id}: {_fate(unfinished)}; {packs:,} packs noted that are no other run's"
+        yield f"unfinished run {run_id}: {_fate(unfinished)}{_left(unfinished, packs)}"
     if found.unnamed_packs:
-        yield f"packs that no manifest names: {found.unnamed_packs:,}, of runs under way or unfinished"
+        yield f"{counted(found.unnamed_packs, 'pack')} of these runs, which no manifest names yet"
+    if found.stranded_packs:
+        stranded = counted(found.stranded_packs, "pack")
+        yield f"left by failed runs: {stranded} that no run can take over; gc of a later version will free the room"
+
+
+def _left(run: Unfinished, packs: int) -> str:
+    """What the next ingest can take over of a run that noted so many packs, as the end of a sentence."""
+    if packs:
+        return f"; it stored {counted(packs, 'pack')} that no other run has"
+    return {"stopped": "; it stored no whole pack", "died": "; it noted no pack"}.get(run.state, "")
 
 
 def _fate(run: Unfinished) -> str:
@@ -224,6 +231,7 @@ def _record(found: StoreStatus) -> dict[str, Any]:
             for share in found.backends
         ],
         "unnamed_packs": found.unnamed_packs,
+        "stranded_packs": found.stranded_packs,
         "unfinished": [
             {
                 "run": str(run.run_id),

@@ -79,6 +79,12 @@ class MeteredBackend:
     def require_in_place(self) -> None:
         self._storage.require_in_place()
 
+    def way_up(self) -> Sequence[str]:
+        return self._storage.way_up()
+
+    def changed(self, key: str) -> float | None:
+        return self._timed(_LOOK, lambda: self._storage.changed(key))
+
     def require_empty(self) -> None:
         self._storage.require_empty()
 
@@ -94,8 +100,8 @@ class MeteredBackend:
     def shortcomings(self) -> Sequence[str]:
         return self._storage.shortcomings()
 
-    def folders(self) -> Sequence[str]:
-        return self._storage.folders()
+    def folders(self, limit: int | None = None) -> Sequence[str]:
+        return self._storage.folders(limit)
 
     def close(self) -> None:
         self._storage.close()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from manifests.config import StoreConfig
 from manifests.errors import DamagedIndex, UsageError
 from manifests.log import Log, LogRecord, State, fold
+from manifests.moving import note_moves
 from manifests.replicas import Replicas
 from manifests.store import Members
 from manifests.totals import chunk_totals
@@ -148,13 +149,20 @@ class WriteTurns:
         if self._batch is None:
             self._look_again()
             self._follow()
+        self._complete()
+
+    def _complete(self) -> None:
+        """Complete the log by what others left, and by where backends lie now."""
         self.members.require_writable()
         self.log.complete(self.members)
+        record = note_moves(self.members, self.state) if self._batch is None else None
+        if record is not None:
+            self._count(record)
 
     def _look_again(self) -> None:
         """A backend that failed, as by being full, may be well again; others may have been mounted or unmounted, or
         have got their records back. A batch stays with those that it began with."""
-        if self._batch is None and (self.members.dropped or self.log.lost or self.members.moved()):
+        if self._batch is None and (self.members.dropped or self.log.lost or self.members.have_changed()):
             self._reopen()
 
     def _follow(self) -> None:
