@@ -159,10 +159,10 @@ class Catalog:
 
     def _bury(self, spare: bool) -> None:
         """Make the view of the chunks that are alive."""
+        self.use_unreadable()
         self.use("tombstones", spare=spare)
         if self._state.files("tombstones"):
             self._rules.append(ALIVE)
-        self.use_unreadable()
         self._view_chunks()
 
     def use_unreadable(self) -> None:

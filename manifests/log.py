@@ -37,7 +37,7 @@ from manifests.store import BackendInfo, Members, adding, location_of
 
 FOLDER = "log"
 #: Keys of records; other files in the folder are nobody's.
-_KEY = re.compile(r"log/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[a-z]+\.json")
+RECORD_KEY = re.compile(r"log/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[a-z]+\.json")
 #: Names that stay in their folder.
 _PLAIN = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z_.-]*")
 
@@ -192,14 +192,15 @@ class Verification:
 @dataclass
 class State:
     """The fold of the log. `index`: the kind of dedupe index that ingests use; `next_number`: for the next backend that
-    joins; numbers and ids of `removed` ones are not used again; `deleted`: id of a deleted object → when, RFC 3339;
-    `deletions`: the records that deleted something; `deleted_bytes`: of the chunks that they deleted; `renamed`: of a
-    copy, ids that its backends had → the record by which they got others; `batches`: what
-    was put or received, as the records tell; `joined`: id of a backend → when the first record that names it was
-    written, as it tells."""
+    joins; numbers and ids of `removed` ones are not used again; `left`: backends that were members and are removed;
+    `deleted`: id of a deleted object → when, RFC 3339; `deletions`: the records that deleted something;
+    `deleted_bytes`: of the chunks that they deleted; `renamed`: of a copy, ids that its backends had → the record by
+    which they got others; `batches`: what was put or received, as the records tell; `joined`: id of a backend → when
+    the first record that names it was written, as it tells."""
 
     backends: list[BackendInfo] = field(default_factory=list)
     removed: set[uuid.UUID] = field(default_factory=set)
+    left: list[BackendInfo] = field(default_factory=list)
     next_number: int = 0
     verifications: list[Verification] = field(default_factory=list)
     manifests: dict[str, dict[str, ManifestFile]] = field(default_factory=dict)
@@ -273,9 +274,9 @@ def fold(records: Iterable[LogRecord]) -> State:
             state.verifications.append(_verification(record))
     state.next_number = 1 + max((info.number for info in backends.values()), default=-1)
     state.removed.update(state.renamed)
-    state.backends = sorted(
-        (info for identity, info in backends.items() if identity not in state.removed), key=lambda info: info.number
-    )
+    infos = sorted(backends.values(), key=lambda info: info.number)
+    state.backends = [info for info in infos if info.backend_id not in state.removed]
+    state.left = [info for info in infos if info.backend_id in state.removed]
     for files in state.manifests.values():
         for key in replaced & files.keys():
             del files[key]
@@ -369,7 +370,7 @@ class Log:
         log, storages = cls({}, {}), dict(members)
         for number, storage in storages.items():
             try:
-                keys = [key for key in storage.list(FOLDER) if _KEY.fullmatch(key)]
+                keys = [key for key in storage.list(FOLDER) if RECORD_KEY.fullmatch(key)]
             except BackendError as error:
                 log.unlisted[number] = str(error)
                 continue
@@ -468,7 +469,7 @@ def list_records(members: Members) -> dict[int, list[str]]:
     found = {}
     for member in list(members.present.values()):
         try:
-            found[member.number] = [key for key in member.storage.list(FOLDER) if _KEY.fullmatch(key)]
+            found[member.number] = [key for key in member.storage.list(FOLDER) if RECORD_KEY.fullmatch(key)]
         except BackendError as error:
             members.drop(member.number, str(error))
     return found

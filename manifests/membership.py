@@ -3,12 +3,17 @@
 A backend that joins gets all manifest files and records before the record that names it, so whoever counts it finds
 there what it must hold. One that leaves is named by id in `removes`, for ever: a directory that comes back gets a new
 id. Whether data would be lost with it is for the caller to know; here its records and manifests are seen to.
+
+A change needs the backends that any write needs, so that it sees all settled records: but for the removal of backends
+that do not answer, by the word of the user that they never will. What was recorded on these alone is lost with them; if
+one comes back, opening the store names it (opening.py), and adding it takes its records in again.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,39 +193,68 @@ def _complete_onto(member: Member, log: Log, state: State, replicas: Replicas) -
         holders.add(member.number)
 
 
-def without(members: Members, leaving: BackendInfo) -> Members:
-    """The members as they are when one has left. Raises UsageError where there would be none, or none to write to."""
-    present = {number: member for number, member in members.present.items() if number != leaving.number}
-    left = Members(members.config, [info for info in members.all if info != leaving], present, unsure=members.unsure)
+def without(members: Members, leaving: Sequence[BackendInfo]) -> Members:
+    """The members as they are when some have left. Raises UsageError where there would be none, or none to write to."""
+    gone = {info.number for info in leaving}
+    present = {number: member for number, member in members.present.items() if number not in gone}
+    left = Members(
+        members.config, [info for info in members.all if info not in leaving], present, unsure=members.unsure
+    )
     if not left.writable:
         raise UsageError(
-            f"without {leaving.location} no backend that answers may be written to; add or attach another one first"
+            f"without {_places(leaving)} no backend that answers may be written to; add or attach another one first"
         )
     return left
 
 
-def leave(members: Members, log: Log, state: State, cache: Path, leaving: BackendInfo) -> None:
-    """Take a backend out of the store: what records and manifests only it holds is copied to the others first. Its
-    files stay where they are. Raises TooFewBackends, Unreadable."""
-    members.require_writable()
-    log.complete(members)
+def require_may_leave(members: Members, leaving: Sequence[BackendInfo], *, forced: bool) -> None:
+    """Raises TooFewBackends where so few backends answer that nobody may write; but for those that do not answer
+    themselves, and are `forced` to leave, where the others can settle the record of it. CopiedStore."""
+    members.require_sure()
+    if not forced or any(info.number in members.present for info in leaving):
+        members.require_writable()
     left = without(members, leaving)
+    if len(left.writable) < left.settle_count:
+        away = [info for info in members.absent() if info not in leaving]
+        raise TooFewBackends(
+            f"{len(left.writable)} backends that may be written to answer, and the removal must be recorded on "
+            f"{left.settle_count}; absent are also {_places(away)}: attach them, or, if they are gone for good, "
+            "remove all of them in one command"
+        )
+
+
+def _places(infos: Sequence[BackendInfo]) -> str:
+    return ", ".join(info.location for info in infos)
+
+
+def leave(members: Members, log: Log, state: State, cache: Path, leaving: Sequence[BackendInfo]) -> None:
+    """Take backends out of the store: what records and manifests only they hold is copied to the others first. Their
+    files stay where they are. Where settled records may be out of sight, what is on no backend that answers is given
+    up. Raises TooFewBackends, Unreadable."""
+    left, sees_all = without(members, leaving), members.sees_all
+    log.complete(members if sees_all else left)
     everywhere, rest = Replicas(members, cache), Replicas(left, cache)
     for table in state.manifests:
         for file in state.files(table):
-            _keep_manifest(left, file, everywhere, rest)
+            try:
+                _keep_manifest(left, file, everywhere, rest)
+            except Unreadable:
+                if sees_all:
+                    raise
     everywhere.save()
     for key, record in log.records.items():
         if len(log.holders[key] & {member.number for member in left.writable}) < left.settle_count:
             left.put_everywhere(key, [seal_json(record.body)])
-    record = make_record(new_id(state.newest), "backend", {"removes": [str(leaving.backend_id)]}, [])
+    removes = [str(info.backend_id) for info in leaving]
+    record = make_record(new_id(state.newest), "backend", {"removes": removes}, [])
     write_record(left, record)
-    gone = members.present.get(leaving.number)
-    if gone is not None and not leaving.read_only:
-        try:
-            gone.storage.write(record.key, [seal_json(record.body)])
-        except BackendError as error:
-            members.drop(leaving.number, str(error))  # it is out all the same: the record is settled without it
+    for info in leaving:
+        gone = members.present.get(info.number)
+        if gone is not None and not info.read_only:
+            try:
+                gone.storage.write(record.key, [seal_json(record.body)])
+            except BackendError as error:
+                members.drop(info.number, str(error))  # it is out all the same: the record is settled without it
 
 
 def _keep_manifest(left: Members, file: ManifestFile, everywhere: Replicas, rest: Replicas) -> None:
@@ -258,4 +292,7 @@ def drop_removed(members: Members) -> None:
             members.removed.add(info.number)
 
 
-__all__ = ["Joining", "TooFewBackends", "drop_removed", "find_info", "join", "joining", "lacking", "leave", "without"]
+__all__ = [
+    "Joining", "TooFewBackends", "drop_removed", "find_info", "join", "joining", "lacking", "leave",
+    "require_may_leave", "without",
+]  # fmt: skip

@@ -15,7 +15,7 @@ from manifests.armour import mend_json, open_json
 from manifests.backends import BACKEND_TYPES
 from manifests.config import StoreConfig
 from manifests.counts import counted
-from manifests.errors import BackendError, CopiedStore, CorruptRecord
+from manifests.errors import BackendError, CopiedStore, CorruptRecord, NotFound
 from manifests.finding import (
     UNFINISHED,
     Assignment,
@@ -30,7 +30,8 @@ from manifests.finding import (
     probe,
     without_originals,
 )
-from manifests.log import Log, State, fold
+from manifests.log import FOLDER as LOG_FOLDER
+from manifests.log import RECORD_KEY, Log, State, fold
 from manifests.moving import find_moved
 from manifests.store import STORE_KEY, BackendInfo, Members, family
 
@@ -58,6 +59,7 @@ def _open(finding: Finding) -> tuple[Members, Log, State]:
     near = {each.storage.location for each in finding.places}
     tried = {(family(each.storage.type), each.storage.location) for each in finding.places}
     copies: list[Copy] | None = None
+    removed = list[FoundBackend]()
     while True:
         log = Log.gather((number, backend.storage) for number, backend in enumerate(finding.places))
         state = fold(log.records.values())
@@ -70,6 +72,12 @@ def _open(finding: Finding) -> tuple[Members, Log, State]:
                 continue
         if any(each.backend_id in state.renamed for each in finding.places):
             raise CopiedStore(UNFINISHED.format(finding.place))
+        returned = [each for each in finding.places if each.backend_id in state.removed]
+        if 0 < len(returned) < len(finding.places):
+            # What they alone tell counts no more: they were taken out, and may be old.
+            removed += returned
+            finding.places = [each for each in finding.places if each not in returned]
+            continue
         assigned = assign(infos, finding.places)
         places = _hints(infos, assigned, forbidden=infos if copies else ()) - tried
         tried |= places
@@ -79,6 +87,12 @@ def _open(finding: Finding) -> tuple[Members, Log, State]:
         if not fresh:
             break
         finding.places += fresh
+    if returned:
+        away = ", ".join(info.location for info in infos) or "none is known"
+        raise NotFound(
+            f"{returned[0].storage.location} was removed from its store, and none of the others answers; attach them: "
+            f"{away}"
+        )
     config, healed = _read_config(finding.places, store_id)
     if not infos:
         trouble = "; ".join([*log.lost.values(), *log.unlisted.values()]) or "there is none"
@@ -95,9 +109,39 @@ def _open(finding: Finding) -> tuple[Members, Log, State]:
     state = fold(log.records.values())
     if not copies:
         find_moved(members, state, {used.number for _, used in assigned.spare})
-    members.notices = list(_notices(finding, members, assigned))
+        removed += [each for info in state.left if (each := _returned(info, tried, store_id))]
+    members.notices = [*_notices(finding, members, assigned), *_notices_of_removed(finding, removed, log)]
     members.asides = list(_asides(finding, members, near))
     return members, log, state
+
+
+def _returned(info: BackendInfo, tried: set[tuple[str, str]], store_id: uuid.UUID) -> FoundBackend | None:
+    """A backend that was removed, and lies where it was."""
+    if info.type not in BACKEND_TYPES or (info.family, info.location) in tried:
+        return None
+    found = probe(info.type, info.location)
+    return found if found and (found.store_id, found.backend_id) == (store_id, info.backend_id) else None
+
+
+def _notices_of_removed(finding: Finding, removed: Sequence[FoundBackend], log: Log) -> Iterator[str]:
+    """What a place that left the store has that the store has not; a place that was named is told of in any case."""
+    for each in removed:
+        place = each.storage.location
+        try:
+            keys = {key for key in each.storage.list(LOG_FOLDER) if RECORD_KEY.fullmatch(key)} - log.holders.keys()
+        except BackendError as error:
+            yield f"{place} was removed from the store, and what only it holds can't be told: {error}"
+            continue
+        if keys:
+            runs = sum(key.endswith(".ingest.json") for key in keys)
+            records = f"{len(keys):,} record{'s' * (len(keys) != 1)}"
+            of_runs = f", {runs:,} of them of runs," if runs else ""
+            yield (
+                f"{place} was removed from the store, and is not read; it holds {records}{of_runs} that no other "
+                f"backend has; to take them in again: drystone backend add {place}"
+            )
+        elif each is finding.named:
+            yield f"{place} was removed from the store, and is not read; the others are"
 
 
 def _hints(

@@ -159,18 +159,28 @@ class Members:
     def absent(self) -> list[BackendInfo]:
         return [info for info in self.all if info.number not in self.present]
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether so many backends answer, surely, that each settled record is on one of them: n − t. This is the
+        rule."""
+        return len(self.present.keys() - self.unsure.keys()) >= self.count - self.tolerance
+
     def require_writable(self) -> None:
-        """Who writes must see all settled records: at least n − t backends. Those that are not surely what they are
-        taken for are left out from now on. Raises TooFewBackends, CopiedStore."""
+        """Who writes must see all settled records. Backends that are not surely what they are taken for are left out
+        from now on. Raises TooFewBackends, CopiedStore."""
+        self.require_sure()
+        if not self.sees_all:
+            raise TooFewBackends(
+                f"{len(self.present)} of {counted(self.count, 'backend')} answer, writing needs "
+                f"{self.count - self.tolerance}{self._whereabouts()}; if all that are absent are gone for good: "
+                "drystone backend remove BACKEND… --force"
+            )
+
+    def require_sure(self) -> None:
+        """Leave out backends that are not surely what they are taken for. Raises CopiedStore."""
         self._require_original()
         for number, reason in self.unsure.items():
             self.drop(number, reason)
-        needed = self.count - self.tolerance
-        if len(self.present) < needed:
-            raise TooFewBackends(
-                f"{len(self.present)} of {counted(self.count, 'backend')} answer, writing needs {needed}"
-                f"{self._whereabouts()}"
-            )
 
     def _whereabouts(self) -> str:
         """Which backends are absent, and what to do, as the end of a sentence."""
@@ -205,11 +215,13 @@ class Members:
         self.present = {other: member for other, member in self.present.items() if other != number}
         self.failed.setdefault(number, reason)
 
-    def put_everywhere(self, key: str, pieces: Sequence[Buffer]) -> int:
+    def put_everywhere(self, key: str, pieces: Sequence[Buffer], needed: int | None = None) -> int:
         """Write `key` to every backend that answers and is not read-only, to all at once, for each waits for its own
         disk; a backend that fails is dropped, and so is one that is not in its place behind the write. Returns the
-        copies written; raises TooFewBackends when they are too few to count as settled, CopiedStore."""
+        copies written; raises TooFewBackends when they are fewer than `needed`, unless told as many as make a record
+        settled; CopiedStore."""
         self._require_original()
+        needed = self.settle_count if needed is None else needed
         from concurrent.futures import ThreadPoolExecutor  # who only reads does without
 
         members, written = self.writable, 0
@@ -230,11 +242,11 @@ class Members:
                 written += 1
             except (BackendError, LimitReached) as error:
                 self._give_up(member, error)
-        if written < self.settle_count:
+        if written < needed:
             reasons = together(self.failed.values()) or "too few backends answer"
             kind = BackendFull if any("No space" in reason for reason in self.failed.values()) else TooFewBackends
             raise kind(
-                f"{key} reached {counted(written, 'backend')} of {self.count}, and needs {self.settle_count}: {reasons}"
+                f"{key} reached {counted(written, 'backend')} of {self.count}, and needs {needed}: {reasons}"
                 f"{self._whereabouts()}"
             )
         return written

@@ -26,11 +26,11 @@ from manifests.backends import BackendStorage, parse_place
 from manifests.choice import RunFilter, find_run
 from manifests.config import DEFAULT_INDEX, ChunkerSpec, CodecSpec, ECScheme, StoreConfig, require_index_kind
 from manifests.creation import create
-from manifests.errors import BackendError, DrystoneError, NotFound, UnsupportedFormat, UsageError
+from manifests.errors import BackendError, DrystoneError, NotFound, Unreadable, UnsupportedFormat, UsageError
 from manifests.ids import is_object_id
 from manifests.limits import LimitReached
 from manifests.log import Run, State
-from manifests.membership import find_info, join, joining, lacking, leave, without
+from manifests.membership import find_info, join, joining, lacking, leave, require_may_leave, without
 from manifests.openfolders import OpenFolders
 from manifests.opening import open_store, reopen_store
 from manifests.paths import absolute_path
@@ -404,54 +404,72 @@ class FileStore(ObjectOperations):
                     return self.get_backend(new.info.backend_id)
         return describe(Members(self.config, [new.info], {}), new.info)
 
-    def remove_backend(self, name: str | uuid.UUID, *, force: bool = False, dry_run: bool = False) -> Removal:
-        """Take a backend out of the store; its files stay where they are. Raises WouldLose where packs could not be
-        recovered without it, and StoreBusy where a run may be under way, unless `force`; StoreBusy also where somebody
-        else changes the backends; NotFound, UsageError, TooFewBackends.
+    def remove_backend(
+        self, name: str | uuid.UUID, *more: str | uuid.UUID, force: bool = False, dry_run: bool = False
+    ) -> Removal:
+        """Take one or more backends out of the store; their files stay where they are. Raises WouldLose where packs
+        could not be recovered without them, StoreBusy where a run may be under way, and TooFewBackends where so few
+        backends answer that nobody may write, unless `force`: that is the user's word that backends which do not answer
+        never will, and what was recorded on them alone is lost. StoreBusy also where somebody else changes the
+        backends; NotFound, UsageError.
 
         >>> store.remove_backend("archive/backend-1", dry_run=True).lost_packs
         0
         """
         from manifests.inflight import unfinished
         from pipeline.presence import look_around
-        from pipeline.removal import noted_patterns, require_no_runs, require_safe, weigh
+        from pipeline.removal import Removal, noted_patterns, require_no_runs, require_safe, weigh
 
         self._require_writable_format()
         with self._alone():
             self._reload()
-            with self._changing("backend remove", dry_run):
+            with self._changing("backend remove", dry_run, forced=force):
                 # A run that ends between the two looks is seen by its marker or by its record.
                 traces, _ = unfinished(self.members)
                 self._reopen()
-                if not dry_run:
+                if not dry_run and (self.members.sees_all or not force):
                     self._complete()
                 committed = {record.record_id for record in self.log.records.values()}
                 runs = [run for run in traces if run.run_id not in committed]
-                leaving = find_info(self.members, str(name))
+                leaving = list(dict.fromkeys(find_info(self.members, str(each)) for each in (name, *more)))
                 left = without(self.members, leaving)
+                require_may_leave(self.members, leaving, forced=force)
                 if not force:
                     require_no_runs(runs)
-                presence, _ = look_around(self.members, self.state, self.catalog)
-                removal = weigh(presence, leaving, noted_patterns(self.members, presence, runs))
+                try:
+                    presence, _ = look_around(self.members, self.state, self.catalog)
+                    removal = weigh(presence, leaving, noted_patterns(self.members, presence, runs))
+                except Unreadable as error:
+                    if not force:
+                        raise
+                    removal = Removal(tuple(leaving), 0, 0, -1, unknown=str(error))
                 if not force:
-                    require_safe(removal, self.members, leaving)
+                    require_safe(removal, self.members)
+                removal = replace(removal, unseen=not self.members.sees_all)
                 if not dry_run:
                     leave(self.members, self.log, self.state, self._cache, leaving)
                     self.members = left
                     self._reopen()
+            if (removal.lost_packs or removal.unknown) and not dry_run and self.members.sees_all:
+                # What is lost is noted, so that the next ingest does not take it for known.
+                removal = replace(removal, unnoted=self.verify(inline=True).unnoted)
             return removal
 
-    def _changing(self, what: str, dry_run: bool) -> AbstractContextManager[None]:
-        """Nobody else changes the backends meanwhile; a dry run only looks whether somebody does."""
+    def _changing(self, what: str, dry_run: bool, *, forced: bool = False) -> AbstractContextManager[None]:
+        """Nobody else changes the backends meanwhile; a dry run only looks whether somebody does. A `forced` change
+        marks what answers, however little that is."""
+        from functools import partial
+
         from manifests.changing import changing, require_no_change
 
-        if not dry_run:
+        if not dry_run and not forced:
             self.members.require_writable()
         places = [member.storage for member in self.members.present.values()]
         if dry_run:
             require_no_change(places)
             return nullcontext()
-        return changing(what, places, self.members.put_everywhere)
+        write = self.members.put_everywhere
+        return changing(what, places, partial(write, needed=1) if forced else write)
 
     def get_ec_group(self, pack_id: uuid.UUID) -> ECGroup:
         """A pack and its shards, each read and checked. Raises NotFound.

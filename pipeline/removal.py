@@ -1,9 +1,9 @@
-"""What a store would lose with a backend, and who would."""
+"""What a store would lose with backends, and who would."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,14 +17,29 @@ from pipeline.ingest.adopt import locate
 
 @dataclass(frozen=True)
 class Removal:
-    """A backend that leaves, or would leave. `packs`: those with shards on it; `lost_packs`: those that what stays
-    can't give back; `bears`: losses of backends that the store bears afterwards, −1 where some packs are lost."""
+    """Backends that leave, or would leave. `packs`: those with shards on them; `lost_packs`: those that what stays
+    can't give back; `bears`: losses of backends that the store bears afterwards, −1 where some packs are lost;
+    `unseen`: there may be records on those that leave, and do not answer, which are on no other backend: what they
+    tell, as whole runs, is lost; `unknown`: why it can't be told what is lost, or empty; `unnoted`: why the store has
+    no note of what is lost, or empty."""
 
-    backend_id: uuid.UUID
-    location: str
+    backends: tuple[BackendInfo, ...]
     packs: int
     lost_packs: int
     bears: int
+    unseen: bool = False
+    unknown: str = ""
+    unnoted: str = ""
+
+    @property
+    def backend_id(self) -> uuid.UUID:
+        """Of the first one."""
+        return self.backends[0].backend_id
+
+    @property
+    def location(self) -> str:
+        """Of the first one."""
+        return self.backends[0].location
 
 
 def require_no_runs(runs: Iterable[Unfinished]) -> None:
@@ -54,30 +69,33 @@ def noted_patterns(members: Members, presence: Presence, runs: Iterable[Unfinish
                 yield pattern
 
 
-def weigh(presence: Presence, leaving: BackendInfo, noted: Iterable[Pattern] = ()) -> Removal:
-    """Count over all packs, those that manifests name and `noted` ones, what is left without a backend."""
+def weigh(presence: Presence, leaving: Sequence[BackendInfo], noted: Iterable[Pattern] = ()) -> Removal:
+    """Count over all packs, those that manifests name and `noted` ones, what is left without backends."""
     packs = lost = 0
     bears: int | None = None
+    gone = {info.number for info in leaving}
     for pattern in chain(presence.patterns(), noted):
-        packs += pattern.packs * any(backend == leaving.number for _, backend in pattern.placed)
-        rest = pattern.without(leaving.number)
+        packs += pattern.packs * any(backend in gone for _, backend in pattern.placed)
+        rest = pattern
+        for number in gone:
+            rest = rest.without(number)
         if pattern.spare:
             continue
         lost += pattern.packs * (rest.good < rest.k)
         bears = rest.bears({}) if bears is None else min(bears, rest.bears({}))
-    return Removal(leaving.backend_id, leaving.location, packs, lost, 0 if bears is None else bears)
+    return Removal(tuple(leaving), packs, lost, 0 if bears is None else bears)
 
 
-def require_safe(removal: Removal, members: Members, leaving: BackendInfo) -> None:
+def require_safe(removal: Removal, members: Members) -> None:
     """Raises WouldLose, with the reason, where what stays can't give all packs back."""
     if not removal.lost_packs:
         return
     packs = "1 pack" if removal.lost_packs == 1 else f"{removal.lost_packs:,} packs"
-    others = [info.location for info in members.absent() if info != leaving]
+    others = [info.location for info in members.absent() if info not in removal.backends]
     advice = f"; absent are also {', '.join(others)}: attach them first" if others else ""
+    places = ", ".join(info.location for info in removal.backends)
     raise WouldLose(
-        f"without {leaving.location}, {packs} could not be recovered from the backends that answer{advice}. "
-        "Nothing was changed"
+        f"without {places}, {packs} could not be recovered from the backends that answer{advice}. Nothing was changed"
     )
 
 

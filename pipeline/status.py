@@ -322,6 +322,13 @@ def _attaching(found: StoreStatus, members: Members) -> Iterator[str]:
     for backend in absent:
         if backend.trouble not in (UNANSWERED, REPLACED):
             yield f"see why {backend.path} can't be read"
+    if absent and not members.sees_all:
+        removed = " ".join(str(backend.id) for backend in absent)
+        yield (
+            "nothing can be written until then; only if all that are absent are gone for good, with all that is on "
+            f"them alone: drystone backend remove {removed} --force"
+        )
+        return
     for backend in absent:
         # Of backends without which something can't be given back, none may be removed.
         if found.bears_backends >= 0:

@@ -107,7 +107,11 @@ def test_lost_backends_are_counted(
     assert (status.bears_backends, status.exit_code) == (bears, code)
     assert status.missing_shards == len(lost) * status.packs == len(lost) * status.short_packs
     assert status.lost_packs == (status.packs if bears < 0 else 0)
-    assert sum("backend remove" in each for each in status.advice) == (len(lost) if bears >= 0 else 0)
+    removals = [each for each in status.advice if "backend remove" in each]
+    assert len(removals) == (len(lost) if bears >= 0 else 1)
+    absent = [str(share.backend.id) for share in status.backends if not share.backend.present]
+    assert all(any(identity in each for each in removals) for identity in absent)
+    assert all(each.endswith(" --force") == (bears < 0) for each in removals)
 
 
 @pytest.mark.parametrize("how", ["gone", "short", "misnamed"])

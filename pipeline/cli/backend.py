@@ -21,6 +21,7 @@ from pipeline.printing import say, warn
 
 if TYPE_CHECKING:
     from pipeline.backend import Backend
+    from pipeline.removal import Removal
 
 
 def _parse_id(text: str) -> uuid.UUID:
@@ -193,54 +194,88 @@ _REMOVED_FIELDS = {
     "dry_run": Kind.FLAG,
     "backend_id": Kind.TEXT,
     "location": Kind.PATH,
+    "backends": Kind.NESTED,
     "packs": Kind.INTEGER,
     "lost_packs": Kind.INTEGER,
     "bears": Kind.INTEGER,
+    "records_may_be_lost": Kind.FLAG,
+    "unknown": Kind.TEXT,
 }
 
 
 @backend_command.command("remove", cls=Command)
-@click.argument("name", default="", metavar="BACKEND")
+@click.argument("names", nargs=-1, metavar="BACKEND...")
 @store_option
-@click.option("--id", "backend_id", metavar="ID", default="", help="The backend by its id, or the beginning of it.")
+@click.option("--id", "ids", metavar="ID", multiple=True, help="A backend by its id, or the beginning of it.")
 @click.option(
     "--force",
     is_flag=True,
-    help="Also where packs are lost with it, or a run may be under way: for disks that will never come back.",
+    help="Also where packs are lost with it, a run may be under way, or so few backends answer that records may be "
+    "lost, too: for disks that will never come back.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would happen.")
 @format_options
 @metrics_options
 @click.pass_context
 def remove_command(
-    context: click.Context, name: str, store: str | None, backend_id: str, force: bool, dry_run: bool, output: str
+    context: click.Context,
+    names: tuple[str, ...],
+    store: str | None,
+    ids: tuple[str, ...],
+    force: bool,
+    dry_run: bool,
+    output: str,
 ) -> None:
-    """Take BACKEND, an id or a directory, out of the store: a disk that died, or one that is wanted elsewhere. Refused
-    where the others could not give back all data, and while a run is under way. Its files are left where they are.
+    """Take each BACKEND, an id or a directory, out of the store: a disk that died, or one that is wanted elsewhere.
+    Refused where the others could not give back all data, and while a run is under way. Its files are left where they
+    are.
 
     \b
     drystone -s /mnt/archive backend remove /mnt/b/archive
     drystone -s /mnt/archive backend remove --id 0189c2 --dry-run
+    drystone -s /mnt/archive backend remove /mnt/b/archive /mnt/d/archive --force
     """
-    if bool(name) == bool(backend_id):
+    if bool(names) == bool(ids):
         raise UsageError("which backend? give its directory or its id")
     with open_store(context, store) as opened:
-        removal = opened.remove_backend(name or backend_id, force=force, dry_run=dry_run)
+        removal = opened.remove_backend(*names, *ids, force=force, dry_run=dry_run)
         if not dry_run:
-            stands(f"backend {removal.backend_id} is removed")
+            removed = ", ".join(str(info.backend_id) for info in removal.backends)
+            stands(f"backend {removed} is removed" if len(removal.backends) == 1 else f"backends {removed} are removed")
     if output != "table":
-        record = {"dry_run": dry_run, **vars(removal), "backend_id": str(removal.backend_id)}
+        record = {
+            "dry_run": dry_run,
+            "backend_id": str(removal.backend_id),
+            "location": removal.location,
+            "backends": [{"backend_id": str(info.backend_id), "location": info.location} for info in removal.backends],
+            "packs": removal.packs,
+            "lost_packs": removal.lost_packs,
+            "bears": removal.bears,
+            "records_may_be_lost": removal.unseen,
+            "unknown": removal.unknown or None,
+        }
         emit_summary(record, _REMOVED_FIELDS, output)
         return
-    for line in _removal_lines(removal.location, removal.packs, removal.lost_packs, removal.bears, dry_run):
+    for line in _removal_lines(removal, dry_run):
         say(line)
 
 
-def _removal_lines(location: str, packs: int, lost: int, bears: int, dry_run: bool) -> Iterator[str]:
-    yield f"{'would remove' if dry_run else 'removed'} {location}; its files are left there"
+def _removal_lines(removal: Removal, dry_run: bool) -> Iterator[str]:
+    for info in removal.backends:
+        yield f"{'would remove' if dry_run else 'removed'} {info.location}; its files are left there"
+    it, packs, bears = "it" if len(removal.backends) == 1 else "them", removal.packs, removal.bears
     can, have = "would be" if dry_run else "are", "has" if packs == 1 else "have"
-    if lost:
-        yield f"LOST: {counted(lost, 'pack')} can't be recovered without it"
+    if removal.unknown:
+        yield f"LOST: {removal.unknown}; so it is not known which packs can't be recovered"
+    elif removal.lost_packs:
+        yield f"LOST: {counted(removal.lost_packs, 'pack')} can't be recovered without {it}"
     elif packs:
         more = f"only {counted(bears, 'more backend')} may be lost" if bears else "no more backend may be lost"
-        yield f"{counted(packs, 'pack')} {have} shards on it, which {can} missing from now on: {more}"
+        yield f"{counted(packs, 'pack')} {have} shards on {it}, which {can} missing from now on: {more}"
+    if removal.unnoted:
+        yield f"ingests take for stored what is lost, until drystone verify notes it, which failed: {removal.unnoted}"
+    if removal.unseen:
+        yield (
+            "so few backends answer that there may be records on the removed ones alone: a run that was recorded "
+            "there, and nowhere else, is lost, unless one of them comes back: add it then with drystone backend add DIR"
+        )
