@@ -21,11 +21,12 @@ from manifests.duck import columns_of, connect, reading
 from manifests.errors import DrystoneError, Unreadable
 from manifests.ids import split_object_id
 from manifests.limits import LimitReached, denied
-from manifests.log import State
+from manifests.log import ManifestFile, State
 from manifests.openfolders import OpenFolders
 from manifests.places import ALIVE, SUPERSEDED
 from manifests.replicas import Replicas
-from manifests.schema import CHANGED_TABLES, COLUMNS, duckdb_columns
+from manifests.schema import COLUMNS, LATER_COLUMNS, duckdb_columns, misfit
+from manifests.sense import NONSENSE
 
 BATCH_ROWS = 16 << 10
 #: Tables whose view leaves something out, and the view of all their rows.
@@ -40,6 +41,8 @@ _COLUMNS = {
             CASE WHEN content_kind = {fmt.CONTENT_CHUNK} THEN coalesce(digest, content_id) ELSE digest END AS digest)
     """
 }
+#: Columns beside them: `nonsense` says of which objects the manifests make no sense (sense.py).
+_JUDGED = {"objects": f"{NONSENSE} AS nonsense"}
 
 
 class Catalog:
@@ -129,21 +132,16 @@ class Catalog:
         for table in tables:
             if table in self._made:
                 continue
-            paths = []
-            for file in self._state.files(table):
-                self._require_going()
-                try:
-                    paths.append(self.replicas.path(file))
-                except Unreadable as error:
-                    self.lost.append(str(error))
-                    self._lacking.add(table)
-            self.replicas.save()
-            name = ALL.get(table, table)
+            paths, name = self._paths(table), ALL.get(table, table)
             if paths:
-                columns = _COLUMNS.get(table, "*")
-                self.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM ({self.reading(table, paths)})")
+                rows = self.reading(table, paths)
             else:
-                self.execute(f"CREATE TABLE {name} ({duckdb_columns(table)})")
+                self.execute(f"CREATE TABLE no_{table} ({duckdb_columns(table)})")
+                rows = f"SELECT * FROM no_{table}"
+            view = f"SELECT {_COLUMNS.get(table, '*')} FROM ({rows})"
+            if judged := _JUDGED.get(table):
+                view = f"SELECT *, {judged} FROM ({view})"
+            self.execute(f"CREATE VIEW {name} AS {view}")
             self._made.add(table)
             if table == "chunks":
                 self._bury(spare)
@@ -156,6 +154,29 @@ class Catalog:
             self._lacking -= _PLACING
             self._rules.append("SEMI JOIN packs USING (pack_id) SEMI JOIN blocks USING (pack_id)")
             self._view_chunks()
+
+    def _paths(self, table: str) -> list[str]:
+        """Checked paths of the files of a table. Those that are lost, or have not its columns, are noted."""
+        found = dict[str, ManifestFile]()
+        for file in self._state.files(table):
+            self._require_going()
+            try:
+                found[self.replicas.path(file)] = file
+            except Unreadable as error:
+                self._lose(table, str(error))
+        new = [path for path, file in found.items() if not self.replicas.fits(path, file)]
+        columns = self._columns_by_path(new)
+        for path in new:
+            if reason := misfit(table, columns[path]):
+                self._lose(table, f"{found.pop(path).key}: {reason}")
+            else:
+                self.replicas.note_fit(path, found[path])
+        self.replicas.save()
+        return list(found)
+
+    def _lose(self, table: str, reason: str) -> None:
+        self.lost.append(reason)
+        self._lacking.add(table)
 
     def _bury(self, spare: bool) -> None:
         """Make the view of the chunks that are alive."""
@@ -223,22 +244,34 @@ class Catalog:
         0.11 s instead of 0.01 for one row)."""
         names = [self._folders.name(path) for path in paths]
         now = tuple(name for name, _, _ in COLUMNS[table])
-        columns = self._columns_of(names) if table in CHANGED_TABLES else {}
+        columns = self._columns_of(names) if table in LATER_COLUMNS else {}
         ages: dict[tuple[str, ...], list[str]] = {}
         for name in names:
             there = columns.get(name, now)
             ages.setdefault(tuple(each for each in now if each in there), []).append(name)
         parts = [reading(table, listed, age) for age, listed in ages.items()]
         if set(ages) != {now}:
-            self.execute(f"CREATE TABLE no_{table} ({duckdb_columns(table)})")
+            self.execute(f"CREATE TABLE IF NOT EXISTS no_{table} ({duckdb_columns(table)})")
             parts.append(f"SELECT * FROM no_{table}")
         return " UNION ALL BY NAME ".join(parts)
 
-    def _columns_of(self, names: list[str]) -> dict[str, list[str]]:
-        """Name → columns of Parquet files."""
-        columns: dict[str, list[str]] = {}
-        for name, column in self.tuples(columns_of(names)):
-            columns.setdefault(name, []).append(column)
+    def _columns_by_path(self, paths: list[str]) -> dict[str, dict[str, str]]:
+        """Path → columns (name → type) of files; none of what is no Parquet file."""
+        names = [self._folders.name(path) for path in paths]
+        try:
+            columns = self._columns_of(names) if names else {}
+        except DrystoneError:
+            self._require_going()
+            if len(paths) == 1:
+                return {paths[0]: {}}
+            return {path: columns for each in paths for path, columns in self._columns_by_path([each]).items()}
+        return {path: columns.get(name, {}) for path, name in zip(paths, names, strict=True)}
+
+    def _columns_of(self, names: list[str]) -> dict[str, dict[str, str]]:
+        """Name → columns (name → type) of Parquet files."""
+        columns: dict[str, dict[str, str]] = {}
+        for name, column, kind in self.tuples(columns_of(names)):
+            columns.setdefault(name, {})[column] = kind
         return columns
 
     def use_all(self) -> None:

@@ -60,13 +60,15 @@ class SideBySide:
         self._closed = set[bytes]()
         condition, parameters = path_filter(path)
         catalog.use("objects")
-        compared = ", ".join(f"{short_form_of(name)} AS {name}" for name in ("path", "target", "xattrs"))
+        compared = ", ".join(f"{short_form_of(name)} AS {name}" for name in ("target", "xattrs"))
+        compared += f", coalesce({short_form_of('path')}, ''::BLOB) AS path"
         # What was read from a pipe is a file when it is restored.
         catalog.execute(
             f"""
             CREATE OR REPLACE TABLE archived AS
             SELECT row, CASE kind WHEN 'stream' THEN 'file' ELSE kind END AS kind, size, mtime_ns, mode, uid, gid,
-                   {compared}, rdev, digest, error, {FIELD_BYTES}
+                   {compared}, rdev, digest, coalesce(nonsense, error) AS error,
+                   nonsense IS NOT NULL AS senseless, {FIELD_BYTES}
             FROM objects WHERE run = ? AND {condition}
             """,
             [run.bytes, *parameters],
@@ -77,7 +79,7 @@ class SideBySide:
             CREATE OR REPLACE TABLE archived_links AS
             SELECT path, min(row) OVER (PARTITION BY {ONE_OBJECT}) AS object FROM (
                 SELECT {short_form_of("path")} AS path, * EXCLUDE (path), {TARGET_ID} FROM objects
-                WHERE run = ? AND {condition} AND {LINKED})
+                WHERE run = ? AND {condition} AND nonsense IS NULL AND {LINKED})
             """,
             [run.bytes, *parameters],
         )
@@ -159,7 +161,8 @@ class SideBySide:
         """Rows of what differs, by path as far as short forms tell. `verdict`: missing, extra, changed, incomplete (in
         the archive), unreadable (in the directory); `reason` where bytes differ or something could not be read; a
         column of the archive and one with `found_` in front for each attribute; `link` and `found_link`: the first
-        other name of the same object, where they are not the same. `owner`: whether owners are compared."""
+        other name of the same object, where they are not the same; `senseless`: the archive's columns are not to be
+        relied on. `owner`: whether owners are compared."""
         self._compare_links()
         self._hide()
         unequal = [
@@ -185,7 +188,7 @@ class SideBySide:
                         WHEN a.error IS NOT NULL THEN 'incomplete' WHEN a.kind <> f.kind THEN 'changed'
                         WHEN f.error IS NOT NULL THEN 'unreadable' ELSE coalesce(w.verdict, 'changed') END AS verdict,
                    concat_ws('; ', a.error, nullif(f.error, a.error), w.reason) AS reason, {both}, r.link, r.found_link,
-                   {longs}
+                   coalesce(a.senseless, false) AS senseless, {longs}
             FROM (SELECT * FROM archived WHERE kind <> 'unknown') a
             FULL JOIN (SELECT * FROM found WHERE kind <> 'unknown') f ON f.path = a.path
             LEFT JOIN wrong w ON w.path = a.path
@@ -195,9 +198,9 @@ class SideBySide:
                OR (a.path IS NOT NULL AND f.path IS NOT NULL
                    AND (a.error IS NOT NULL OR w.path IS NOT NULL OR {" OR ".join(unequal)}))
             UNION ALL
-            SELECT path, 'incomplete', error, {none}, long, 0 FROM archived a WHERE kind = 'unknown'
+            SELECT path, 'incomplete', error, {none}, senseless, long, 0 FROM archived a WHERE kind = 'unknown'
             UNION ALL
-            SELECT path, 'unreadable', error, {none}, 0, long FROM found a WHERE kind = 'unknown'
+            SELECT path, 'unreadable', error, {none}, false, 0, long FROM found a WHERE kind = 'unknown'
             ORDER BY path, verdict
         """
         for row in self._catalog.rows(query):

@@ -21,7 +21,6 @@ from manifests.columns import PIECE_DTYPE, Batch, cut_batch, join_batches
 from manifests.fixity import FIXITY, digest_column
 from manifests.longcolumns import name_objects
 from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, places_of
-from manifests.sense import NONSENSE, find_doubles
 
 #: A content of more chunks than this is put together by all workers, and its blocks need be read by nobody else; the
 #: others are several to a task, each read by one worker.
@@ -68,7 +67,7 @@ class ContentsPlan:
             WITH found AS (
                 SELECT content_id, content_kind, size, {FIXITY} AS fixity, bool_or(holes IS NOT NULL) AS has_holes
                 FROM objects
-                WHERE {HAS_BYTES} AND {NONSENSE} IS NULL
+                WHERE {HAS_BYTES} AND nonsense IS NULL
                   AND (content_kind = {fmt.CONTENT_EXTENTS} OR digest IS NOT NULL)
                 GROUP BY content_id, content_kind, size, fixity),
             longest AS (
@@ -207,19 +206,18 @@ def _or_zeros(column: str, size: int) -> str:
 
 
 def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> tuple[int, list[dict[str, Any]]]:
-    """Objects that are not what the manifests say: those of wrong contents, or of contents that have no extents, those
-    of another size than their one chunk, and those of which the manifests make no sense. How many, without those that
-    are lost already, and the first `limit` of them as run and path."""
+    """Objects that are not what the manifests say: those of wrong contents, or of contents that have no extents, and
+    those of another size than their one chunk. How many, without those that are lost already or in the table
+    `senseless_objects`, and the first `limit` of them as run and path."""
     catalog.use("objects", "chunks", "extents", spare=True)
     catalog.replace("wrong_contents", _WRONG)
     catalog.append("wrong_contents", pa.Table.from_pylist([each._asdict() for each in wrong], schema=_WRONG))
-    find_doubles(catalog, "objects")
     columns = " ".join(f"WHEN '{name}' THEN o.{digest_column(name)}" for name in fmt.DIGESTS)
     catalog.execute("CREATE TABLE IF NOT EXISTS lost_objects (run BLOB, row UBIGINT)")
     catalog.execute(
         f"""
         CREATE OR REPLACE TABLE wrong_objects AS
-        WITH sound AS (SELECT * FROM objects WHERE {HAS_BYTES} AND {NONSENSE} IS NULL),
+        WITH sound AS (SELECT * FROM objects WHERE {HAS_BYTES} AND nonsense IS NULL),
         lengths AS (
             SELECT chunk_id, arg_min(length, pack_id) AS length FROM chunks
             WHERE chunk_id IN (SELECT content_id FROM sound WHERE content_kind = {fmt.CONTENT_CHUNK})
@@ -234,9 +232,7 @@ def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> t
             UNION ALL
             SELECT run, row FROM sound ANTI JOIN extents ON extents.content_id = sound.content_id
             WHERE content_kind = {fmt.CONTENT_EXTENTS}
-            UNION ALL SELECT run, row FROM objects WHERE {NONSENSE} IS NOT NULL
-            UNION ALL SELECT run, row FROM objects SEMI JOIN contradicted USING (run, row)
-        ) o ANTI JOIN lost_objects l ON l.run = o.run AND l.row = o.row
+        ) o ANTI JOIN lost_objects USING (run, row) ANTI JOIN senseless_objects USING (run, row)
         """
     )
     return name_objects(catalog, "wrong_objects", limit)

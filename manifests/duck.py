@@ -45,9 +45,12 @@ def reading(table: str, names: Sequence[str], columns: Sequence[str] | None = No
 
 
 def columns_of(names: Sequence[str]) -> str:
-    """A query for the columns (file, column) of Parquet files, in their order."""
+    """A query for the columns (file, column, type) of Parquet files, in their order."""
     listed = ", ".join(quoted(name) for name in names)
-    return f"SELECT file_name, name FROM parquet_schema([{listed}]) WHERE type IS NOT NULL"  # the root has no type
+    return (
+        "SELECT file_name, name, coalesce(duckdb_type, '') "
+        f"FROM parquet_schema([{listed}]) WHERE type IS NOT NULL"  # the root has no type
+    )
 
 
 def quoted(text: str) -> str:

@@ -169,7 +169,7 @@ def affected_objects(
     catalog.execute(
         f"""
         CREATE OR REPLACE TABLE lost_objects AS SELECT run, row FROM objects
-        WHERE {HAS_BYTES} AND (
+        WHERE {HAS_BYTES} AND nonsense IS NULL AND (
             content_kind = {fmt.CONTENT_CHUNK} AND content_id IN (SELECT chunk_id FROM lost_chunks)
             OR content_kind = {fmt.CONTENT_EXTENTS} AND content_id IN (
                 SELECT content_id FROM extents WHERE chunk_id IN (SELECT chunk_id FROM lost_chunks)))
@@ -211,13 +211,14 @@ def store_stats(catalog: Catalog, state: State) -> StoreStats:
         """
         SELECT (SELECT count(*) FROM objects) AS objects,
                (SELECT count(*) FROM objects WHERE kind IN ('file', 'stream')) AS files,
-               (SELECT coalesce(sum(size), 0)::UBIGINT FROM objects WHERE kind IN ('file', 'stream')) AS logical,
+               (SELECT coalesce(sum(size), 0)::HUGEINT FROM objects
+                WHERE kind IN ('file', 'stream') AND nonsense IS NULL) AS logical,
                (SELECT count(DISTINCT chunk_id) FROM chunks) AS chunks,
                (SELECT coalesce(sum(length), 0)::UBIGINT
                 FROM (SELECT chunk_id, any_value(length) AS length FROM chunks GROUP BY chunk_id)) AS "unique",
                (SELECT count(DISTINCT pack_id) FROM packs) AS packs,
-               (SELECT coalesce(sum(payload), 0)::UBIGINT FROM (SELECT DISTINCT pack_id, payload FROM packs)) AS stored,
-               (SELECT coalesce(sum(size), 0)::UBIGINT
+               (SELECT coalesce(sum(payload), 0)::HUGEINT FROM (SELECT DISTINCT pack_id, payload FROM packs)) AS stored,
+               (SELECT coalesce(sum(size), 0)::HUGEINT
                 FROM (SELECT DISTINCT pack_id, shard, size FROM shards WHERE present)) AS shard_bytes
         """
     )

@@ -23,6 +23,7 @@ from manifests.errors import Unreadable
 from manifests.index import Entries, known_rows
 from manifests.log import ManifestFile, State
 from manifests.replicas import Replicas
+from manifests.schema import arrow_columns, misfit
 from manifests.tombstones import Tombstones
 
 BATCH_ROWS = 28 << 10
@@ -49,12 +50,16 @@ def count_rows(state: State, table: str) -> int:
 
 
 def readable_paths(files: list[ManifestFile], replicas: Replicas, lost: list[str]) -> list[str]:
-    """Checked local paths of the files that any copy, or a mixture of copies, gives back; `lost` gets why others are
-    not."""
+    """Checked local paths of the files that any copy, or a mixture of copies, gives back, and that have the columns of
+    their table; `lost` gets why others are not."""
     paths = []
     for file in files:
         try:
-            paths.append(replicas.path(file))
+            path = replicas.path(file)
+            if not replicas.fits(path, file):
+                _require_columns(path, file)
+                replicas.note_fit(path, file)
+            paths.append(path)
         except Unreadable as error:
             if str(error) not in lost:
                 lost.append(str(error))
@@ -62,8 +67,27 @@ def readable_paths(files: list[ManifestFile], replicas: Replicas, lost: list[str
     return paths
 
 
+def _require_columns(path: str, file: ManifestFile) -> None:
+    """Raise Unreadable unless a file has the columns of its table."""
+    import pyarrow as pa
+
+    try:
+        with open_parquet(path) as opened:
+            reason = misfit(file.table, arrow_columns(opened.schema_arrow))
+    except pa.ArrowException as error:
+        raise Unreadable(f"{file.key}: it is no Parquet file: {error}") from error
+    if reason:
+        raise Unreadable(f"{file.key}: {reason}")
+
+
 def fixed_bytes(column: Any, width: int) -> Ids:
-    """A column of fixed-size binaries as rows × bytes; what stands for null is anything. A view of the column."""
+    """A column of ids as rows × bytes; what stands for null, and for what is not so long, is anything. A view of the
+    column where its type says how long ids are, as that of all honest files does."""
+    import pyarrow as pa
+
+    if not pa.types.is_fixed_size_binary(column.type) or column.type.byte_width != width:
+        values = [value if value is not None and len(value) == width else bytes(width) for value in column.to_pylist()]
+        return np.frombuffer(b"".join(values), np.uint8).reshape(-1, width)
     flat = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
     return flat.reshape(-1, width)
 

@@ -19,12 +19,16 @@ _ROWS_AT_ONCE = 4096
 def _field_bytes(names: Sequence[str]) -> str:
     is_long = " OR ".join(f"octet_length({name}) > {SHORT}" for name in names)
     total = " + ".join(f"coalesce(octet_length({name}), 0)::UBIGINT" for name in names)
-    return f"CASE WHEN {is_long} THEN {total} ELSE 0 END AS field_bytes, 0::UBIGINT AS long"
+    return f"CASE WHEN row IS NOT NULL AND ({is_long}) THEN {total} ELSE 0 END AS field_bytes, 0::UBIGINT AS long"
 
 
 #: SQL for two columns of a table of objects: how long the fields of an object with a long one are together, else 0; and
 #: the place of its record, which `place_long_fields` fills in.
 FIELD_BYTES = _field_bytes(NAMES)
+
+
+#: SQL for a path as people are told of it: of a very long one the beginning.
+SHOWN_PATH = f"CASE WHEN octet_length(path) > {SHORT} THEN unhex(left(hex(path), {2 * SHORT})) ELSE path END"
 
 
 def short_columns(names: Sequence[str] = NAMES) -> str:

@@ -20,10 +20,10 @@ from manifests.catalog import Catalog, path_filter
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, cut_batch, join_batches
 from manifests.failedobjects import FailedObjects
 from manifests.fixity import FIXITY
-from manifests.longcolumns import named_paths, place_long_fields, short_columns
+from manifests.longcolumns import SHOWN_PATH, named_paths, place_long_fields, short_columns
 from manifests.longfields import LongFields
 from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, places_of
-from manifests.sense import CONTRADICTION, NONSENSE, NOT_ITS_EXTENTS, find_doubles, not_their_extents
+from manifests.sense import CONTRADICTION, NAMESAKE, NOT_ITS_EXTENTS, PATH_HASH, find_doubles, not_their_extents
 
 #: Plan rows of one block beyond which its tasks are cut up, in bytes: chunks that many objects share.
 CROWDED_BYTES = 400_000
@@ -74,7 +74,7 @@ class RestorePlan:
             f"""
             CREATE OR REPLACE TABLE wanted AS
             SELECT run, row, kind, size, content_kind, content_id, digest, mode, uid, gid, user_name, group_name,
-                   mtime_ns, device, inode, links, rdev, {FIXITY} AS fixity, {NONSENSE} AS nonsense,
+                   mtime_ns, device, inode, links, rdev, {FIXITY} AS fixity, nonsense, {PATH_HASH} AS path_hash,
                    {LINKED} AS linked, {TARGET_ID}, {_MAKEABLE} AS makeable, holes IS NOT NULL AS has_holes,
                    (-1)::BIGINT AS "group", {short_columns()}
             FROM objects WHERE run = ? AND {condition}
@@ -82,9 +82,12 @@ class RestorePlan:
             [run.bytes, *parameters],
         )
         self.count: int = catalog.one("SELECT count(*) AS n FROM wanted")["n"]
-        execute("CREATE OR REPLACE TABLE senseless AS SELECT row, nonsense FROM wanted WHERE nonsense IS NOT NULL")
-        execute("CREATE OR REPLACE TABLE doubled (row UBIGINT, path BLOB)")
-        execute("DELETE FROM wanted WHERE nonsense IS NOT NULL")
+        execute("CREATE OR REPLACE TABLE senseless (row UBIGINT, nonsense VARCHAR)")
+        execute("CREATE OR REPLACE TABLE unnumbered (row UBIGINT, path BLOB, nonsense VARCHAR)")
+        if catalog.one("SELECT count(*) AS n FROM wanted WHERE nonsense IS NOT NULL")["n"]:
+            nonsense = f"SELECT * FROM objects WHERE nonsense IS NOT NULL AND run = ? AND {condition}"
+            self._note_unnumbered(nonsense, parameters)
+            execute("DELETE FROM wanted WHERE nonsense IS NOT NULL")
         if find_doubles(catalog, "wanted"):
             self._part_doubles(condition, parameters)
         place_long_fields(catalog, run, "wanted", long_fields)
@@ -135,20 +138,32 @@ class RestorePlan:
             {"row_bytes": PLAN_DTYPE.itemsize, "crowd": CROWDED_BYTES},
         )
 
-    def _part_doubles(self, condition: str, parameters: list[Any]) -> None:
-        """Rows tell objects apart from here on: leave one of equal ones, and none of those that differ, which get
-        numbers of their own."""
-        execute = self._catalog.execute
-        execute(
+    def _note_unnumbered(self, objects: str, parameters: list[Any]) -> None:
+        """Note objects, by a query with their `nonsense`, that have no number, or that of another one."""
+        self._catalog.execute(
             f"""
-            INSERT INTO doubled SELECT (1::UBIGINT << 63) + row_number() OVER (), path
-            FROM objects SEMI JOIN contradicted USING (run, row) WHERE run = ? AND {condition}
+            INSERT INTO unnumbered
+            SELECT (1::UBIGINT << 63) + (SELECT count(*) FROM unnumbered) + row_number() OVER (), {SHOWN_PATH}, nonsense
+            FROM (SELECT DISTINCT row, path, nonsense FROM ({objects}))
             """,
             [self._run.bytes, *parameters],
         )
-        execute(f"INSERT INTO senseless SELECT row, '{CONTRADICTION}' FROM doubled")
+
+    def _part_doubles(self, condition: str, parameters: list[Any]) -> None:
+        """Rows and paths tell objects apart from here on: leave one of equal ones, none of those that differ, and of
+        those at one path the first."""
+        execute = self._catalog.execute
+        self._note_unnumbered(
+            f"""
+            SELECT row, path, '{CONTRADICTION}' AS nonsense FROM objects SEMI JOIN contradicted USING (run, row)
+            WHERE nonsense IS NULL AND run = ? AND {condition}
+            """,
+            parameters,
+        )
         execute("DELETE FROM wanted WHERE row IN (SELECT row FROM contradicted)")
         execute("DELETE FROM wanted WHERE rowid NOT IN (SELECT min(rowid) FROM wanted GROUP BY row)")
+        execute(f"INSERT INTO senseless SELECT row, '{NAMESAKE}' FROM wanted SEMI JOIN namesakes USING (row)")
+        execute("DELETE FROM wanted WHERE row IN (SELECT row FROM namesakes)")
 
     def _part_undigested(self) -> None:
         """Nothing else tells whether a content without a digest is put together as it was: so its extents must be those
@@ -251,8 +266,8 @@ class RestorePlan:
 
     def paths(self, rows: list[int]) -> dict[int, bytes]:
         """Paths of some objects by row; of very long ones the first, as long as they are few."""
-        doubled = "SELECT row, path FROM doubled WHERE row IN (SELECT unnest(?::UBIGINT[]))"
-        found = dict(self._catalog.tuples(doubled, [rows]))
+        unnumbered = "SELECT row, path FROM unnumbered WHERE row IN (SELECT unnest(?::UBIGINT[]))"
+        found = dict(self._catalog.tuples(unnumbered, [rows]))
         return found | dict(named_paths(self._catalog, self._run, rows))
 
     def failures(self) -> Iterator[tuple[bytes, str]]:
@@ -267,6 +282,7 @@ class RestorePlan:
         return self._catalog.rows(
             f"""
             SELECT row, nonsense AS reason FROM senseless UNION ALL
+            SELECT row, nonsense FROM unnumbered UNION ALL
             SELECT row, 'the manifests place some of its chunks nowhere' FROM wanted WHERE row IN (
                 SELECT row FROM unsound UNION ALL
                 SELECT row FROM located WHERE pack_id IS NULL UNION ALL

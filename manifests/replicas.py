@@ -24,10 +24,10 @@ _SECTOR = 4096
 
 
 class CheckedFiles:
-    """Remembers which local files had the digest that the log names. Losing it costs time only."""
+    """Remembers which local files, with the digest that the log names, were checked. Losing it costs time only."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "checked.json"
+    def __init__(self, directory: Path, name: str) -> None:
+        self._path = directory / name
         self._changed = False
         try:
             loaded = json.loads(self._path.read_bytes())
@@ -73,7 +73,8 @@ class Replicas:
         """`cache`: directory for what was checked and mended; made when needed, disposable."""
         self._members = members
         self.cache = cache
-        self._checked = CheckedFiles(self.cache)
+        self._checked = CheckedFiles(self.cache, "checked.json")
+        self._fitting = CheckedFiles(self.cache, "columns.json")
         self.healed = 0
 
     def paths(self, files: list[ManifestFile]) -> list[str]:
@@ -86,8 +87,17 @@ class Replicas:
         """A checked local path for one file; `save` when there are no more. Raises Unreadable."""
         return str(self._path(file))
 
+    def fits(self, path: str, file: ManifestFile) -> bool:
+        """Whether `note_fit` was told of the file at a checked path before."""
+        return self._fitting.has(Path(path), file)
+
+    def note_fit(self, path: str, file: ManifestFile) -> None:
+        """Remember that the file at a checked path has the columns of its table."""
+        self._fitting.add(Path(path), file)
+
     def save(self) -> None:
         """Remember what was checked."""
+        self._fitting.save()
         self._checked.save()
 
     def forget(self, location: str, key: str) -> None:

@@ -11,6 +11,7 @@ is asked for: who only reads tables with DuckDB does without pyarrow.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -118,8 +119,13 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
     ],
 }
 
-#: Tables of which files of earlier versions have other columns: what they lack reads as null.
-CHANGED_TABLES = ("objects",)
+#: Table → columns that files of earlier versions lack: they read as null.
+LATER_COLUMNS: dict[str, tuple[str, ...]] = {
+    "objects": (
+        *("md5", "sha1", "sha256", "sha512"),
+        *("bucket", "etag", "content_type", "metadata", "created_ns", "expires_ns"),
+    ),
+}
 
 #: Columns that repeat, so that a dictionary pays; ids of chunks do not.
 DICTIONARY_COLUMNS: dict[str, list[str]] = {
@@ -177,6 +183,39 @@ def duckdb_type(kind: str) -> str:
 def duckdb_columns(table: str) -> str:
     """The columns of a table as DuckDB declares them."""
     return ", ".join(f'"{name}" {duckdb_type(kind)}' for name, kind, _ in COLUMNS[table])
+
+
+def misfit(table: str, found: Mapping[str, str]) -> str:
+    """Why a file with these columns (name → type, as duckdb_type has it) is none of a table; empty where it is. This is
+    the rule."""
+    if not found:
+        return "it is no Parquet file"
+    optional = LATER_COLUMNS.get(table, ())
+    for name, kind, _ in COLUMNS[table]:
+        wanted = duckdb_type(kind)
+        if name not in found:
+            if name not in optional:
+                return f"it has no column {name}, as each file of table {table} does"
+        elif found[name] != wanted:
+            return f"its column {name} is of type {found[name] or 'of its own'}, not {wanted}"
+    return ""
+
+
+def arrow_columns(schema: Any) -> dict[str, str]:
+    """Name → type, as duckdb_type has it, of the columns of an Arrow schema; an empty type for what no table has."""
+    return {field.name: _duckdb_name(field.type) for field in schema}
+
+
+def _duckdb_name(kind: Any) -> str:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_large_binary(kind):
+        return "BLOB"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "VARCHAR"
+    return _DUCKDB.get(str(kind), "")
 
 
 def _arrow_type(kind: str) -> Any:

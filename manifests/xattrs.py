@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from manifests.errors import CorruptRecord
 
 _HEAD = struct.Struct("<HI")
+#: What the kernel takes of a name, and of a value.
+_NAME_MOST, _VALUE_MOST = 255, 64 << 10
 #: Packed attributes of one object beyond this are not archived: rows travel in slots of bounded size.
 XATTRS_MOST = 256 << 10
 #: What a user may set on files of their own; all else is root's.
@@ -29,7 +31,7 @@ def pack_xattrs(attributes: Mapping[bytes, bytes]) -> bytes:
 
 
 def unpack_xattrs(packed: bytes) -> dict[bytes, bytes]:
-    """Name → value. Raises CorruptRecord where the lengths do not add up."""
+    """Name → value. Raises CorruptRecord where the lengths do not add up, or are beyond what the kernel has."""
     found, at = dict[bytes, bytes](), 0
     while at < len(packed):
         if at + _HEAD.size > len(packed):
@@ -39,7 +41,10 @@ def unpack_xattrs(packed: bytes) -> dict[bytes, bytes]:
         end = at + name_length + value_length
         if not name_length or end > len(packed):
             raise CorruptRecord(f"an extended attribute ends at {end} of {len(packed)} bytes")
-        found[packed[at : at + name_length]] = packed[at + name_length : end]
+        name = packed[at : at + name_length]
+        if b"\0" in name or name_length > _NAME_MOST or value_length > _VALUE_MOST:
+            raise CorruptRecord("an extended attribute has a name or a length that no file has")
+        found[name] = packed[at + name_length : end]
         at = end
     return found
 

@@ -93,7 +93,7 @@ class Comparison:
 def _what(row: dict[str, Any], owner: bool) -> Iterator[str]:
     if row["reason"]:
         yield str(row["reason"])
-    if row["found_kind"] is None or row["kind"] is None:
+    if row["found_kind"] is None or row["kind"] is None or row["senseless"]:
         return
     if row["kind"] != row["found_kind"]:
         yield f"kind {row['kind']} → {row['found_kind']}"
@@ -175,7 +175,7 @@ def _sources(catalog: Catalog, run: Run, here: bytes) -> list[Source]:
     """What a directory is, compared with a whole run. This is the rule: where the run has one source and the directory
     is the place that it was archived from, it is this source. Else, where it holds the base of each source, it is what
     `restore --to` it would have made. Else, with one source, it is this source."""
-    bases = list(list_objects(catalog, run.run_id, b"", recursive=False))
+    bases = [info for info in list_objects(catalog, run.run_id, b"", recursive=False) if not info.nonsense]
     names = [info.path for info in bases]
     inside = [Source(os.path.join(here, name), name) for name in names]
     if len(bases) != 1 or (bases[0].kind != "directory" and os.path.isdir(here)):

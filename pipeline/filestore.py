@@ -653,7 +653,7 @@ class FileStore(ObjectOperations):
 
     def digests(self, selection: str = "", name: str = "blake3") -> Iterator[tuple[bytes, bytes | None]]:
         """(path, digest) of the files at and below `RUN[:PATH]`, streamed; `name` as in fmt.DIGESTS. None where the run
-        did not record it. Raises NotFound when there is no such path.
+        did not record it; `senseless` tells of those that are left out. Raises NotFound when there is no such path.
 
         >>> [(path, digest.hex()[:8]) for path, digest in store.digests("latest:data")]
         [(b'data/todo.txt', 'c33aa120')]
@@ -666,6 +666,19 @@ class FileStore(ObjectOperations):
         if path:
             find_object(self.catalog, run.run_id, path)
         return object_digests(self.catalog, run.run_id, path, name)
+
+    def senseless(self, selection: str = "") -> Iterator[tuple[bytes, str]]:
+        """(path, reason) of the objects at and below `RUN[:PATH]` of which the manifests make no sense, so that nothing
+        is made of them, streamed.
+
+        >>> list(store.senseless("latest:data"))
+        []
+        """
+        from manifests.objects import senseless
+
+        chosen = Selection.parse(selection)
+        run = self.run(chosen.run, path=chosen.path)
+        return senseless(self.catalog, run.run_id, chosen.within(run))
 
     def restore(
         self,
@@ -710,7 +723,7 @@ class FileStore(ObjectOperations):
         """
         from functools import partial
 
-        from manifests.objects import places_of_range
+        from manifests.objects import places_of_range, require_content
         from pipeline.metrics.codec import MeteredDecoder
         from pipeline.metrics.healing import HealingCounter
         from pipeline.ranges import RangeReader
@@ -718,6 +731,7 @@ class FileStore(ObjectOperations):
         from stages.assemble import ByteRange
 
         info = self.find(selection) if isinstance(selection, str) else selection
+        require_content(info)
         offset, length = (byte_range or ByteRange(0, None)).resolve(info.size)
         storages = {member.number: member.storage for member in self.members.readable}
         source = ShardSource(self.config.shard_stores, storages, tuple(info.seat for info in self.members.all))

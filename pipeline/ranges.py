@@ -91,7 +91,7 @@ class RangeReader:
         what was recorded of the whole."""
         require_content(info)
         end = min(offset + length, info.size)
-        if offset >= end:
+        if offset >= end and (offset or info.size):
             return
         pieces = self._pieces(info, offset, end)
         is_implied = info.content_kind == fmt.CONTENT_CHUNK and info.digest == info.content_id

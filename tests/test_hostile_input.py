@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import lz4.block
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import zstandard
-from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +31,7 @@ from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
 from stages.compress import Decoder
 from stages.errors import DamagedBlock
+from tests.forge import lie
 from tests.sampling import one_in
 from tests.trees import make_tree
 
@@ -153,26 +151,6 @@ def test_a_frame_that_lies_about_its_length_is_a_damaged_block(codec: int, store
 
 
 # --- manifests
-
-
-def lie(store: Path, table: str, column: str, value: Any) -> None:
-    """Let all rows of a table say `value`, or what it makes of what they say, in manifests and log records that
-    agree."""
-    for path in store.glob("backend-*/log/*.ingest.json"):
-        record, _ = open_json(path.read_bytes())
-        for entry in record["adds"][table]:
-            file = path.parents[1] / "manifests" / table / entry["name"]
-            rows = pq.read_table(file)
-            field = rows.schema.field(column)
-            kind = pa.binary() if pa.types.is_fixed_size_binary(field.type) else field.type
-            said = [value(old) for old in rows.column(column).to_pylist()] if callable(value) else [value] * len(rows)
-            values = pa.array(said, pa.string()) if pa.types.is_dictionary(field.type) else pa.array(said, kind)
-            pq.write_table(rows.set_column(rows.schema.get_field_index(column), column, values), file)
-            data = file.read_bytes()
-            pieces = [data[at : at + fmt.SLICE_SIZE] for at in range(0, len(data), fmt.SLICE_SIZE)]
-            slices = b"".join(blake3(piece).digest(fmt.SLICE_DIGEST) for piece in pieces)
-            entry.update(size=len(data), blake3=blake3(data).hexdigest(), slices=slices.hex())
-        path.write_bytes(seal_json(record))
 
 
 MOST64, MOST32 = (1 << 64) - 1, (1 << 32) - 1

@@ -15,8 +15,7 @@ from manifests.errors import DrystoneError
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
-from tests.forge import Row, forge_run
-from tests.test_hostile_input import lie
+from tests.forge import Row, forge_run, lie
 
 INLINE = IngestOptions(inline=True, workers=1)
 REQUEST = RestoreRequest("", inline=True, workers=1)

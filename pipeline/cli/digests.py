@@ -45,15 +45,19 @@ def digests_command(context: click.Context, selection: str, store: str | None, w
 
     Like `borg list --format "{blake2b} {path}"`; restic has no such list.
     """
-    without = 0
+    without = senseless = 0
     with open_store(context, store) as opened:
-        for path, digest in opened.digests(choose(opened, selection, which), TOOLS[tool]):
+        chosen = choose(opened, selection, which)
+        for path, digest in opened.digests(chosen, TOOLS[tool]):
             if digest is None:
                 without += 1
                 warn(f"no {TOOLS[tool]} was recorded: {shown(path)}")
             else:
                 write_bytes(format_line(digest, path))
+        for path, reason in opened.senseless(chosen):
+            senseless += 1
+            warn(f"not in the list: {shown(path)}: {reason}")
     flush()
     if without:
         warn(f"{without:,} files are not in the list; see: drystone ingest --digest")
-    return 3 if without else 0
+    return 3 if without or senseless else 0

@@ -195,13 +195,13 @@ def _object_record(info: ObjectInfo) -> dict[str, Any]:
         "mtime": info.mtime_ns,
         "digest": info.digest.hex() if info.digest else None,
         "target": os.fsdecode(info.target) if info.target else None,
-        "error": info.error,
+        "error": info.trouble,
     }
 
 
 def _object_for_people(info: ObjectInfo) -> dict[str, Any]:
     arrow = f" -> {shown(info.target)}" if info.target else ""
-    trouble = f"  [{info.error}]" if info.error else ""
+    trouble = f"  [{info.trouble}]" if info.trouble else ""
     return {
         "mode": info.mode,
         "owner": f"{info.user_name or info.uid}:{info.group_name or info.gid}",

@@ -107,9 +107,9 @@ def verify_command(
     lines += result.damaged_shards
     lines += [f"lost: {reason}" for reason in result.lost_manifests]
     lost = [f"lost: {short_id(run, whole=verbose)}:{shown(path)}" for run, path in result.lost_objects]
-    lost += [
-        f"not what was recorded: {short_id(run, whole=verbose)}:{shown(path)}" for run, path in result.wrong_objects
-    ]
+    for run, path in result.wrong_objects:
+        reason = result.wrong_reasons.get((run, path), "")
+        lost.append(f"not what was recorded: {short_id(run, whole=verbose)}:{shown(path)}" + (reason and f": {reason}"))
     for line in [*(lines if verbose else lines[:NAMED_SHORT]), *lost]:
         warn(line)
     if len(lines) > NAMED_SHORT and not verbose:
@@ -122,7 +122,8 @@ def verify_command(
         for run, path in result.lost_objects if output == "jsonl" else ():
             emit_json("item", {"run": str(run), **path_fields(path), "error": "lost"})
         for run, path in result.wrong_objects if output == "jsonl" else ():
-            emit_json("item", {"run": str(run), **path_fields(path), "error": "not what was recorded"})
+            reason = result.wrong_reasons.get((run, path), "not what was recorded")
+            emit_json("item", {"run": str(run), **path_fields(path), "error": reason})
         emit_summary(
             {
                 "data": data,

@@ -29,6 +29,7 @@ from manifests.inspect import (
 )
 from manifests.log import Log, State
 from manifests.scrubs import ShardFinding
+from manifests.senseless import senseless_objects
 from manifests.store import Members
 from pipeline import messages
 from pipeline.arena import Message
@@ -76,7 +77,8 @@ class VerifyResult:
     """What a verification found. `flawed_shards`: shards with damage beside their cells; `lost_directories`: packs of
     which only the manifests tell what lies in them; `mislisted_packs`: packs of which they tell something else than the
     directory; `damaged_shards`: lines for people; `lost_objects`: (run, path), the first of them; `wrong_objects`
-    likewise, those whose chunks are whole and whose content is not what was recorded of it, or makes no sense;
+    likewise, those whose chunks are whole and whose content is not what was recorded of it, or of which the manifests
+    make no sense: `wrong_reasons` tells why;
     `checked_bytes` and `checked_packs` tell how much data was read; `lost_chunks`: those of which no other pack has a
     copy; `shard_findings` and `unreadable_packs` (ids, of packs that did not give back all their chunks): for the table
     `scrubs`; `troubles`: what ails backends of which reads failed; `unnoted`: why the store has no note of this
@@ -101,6 +103,7 @@ class VerifyResult:
     damaged_shards: list[str] = field(default_factory=list)
     lost_objects: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
     wrong_objects: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
+    wrong_reasons: dict[tuple[uuid.UUID, bytes], str] = field(default_factory=dict)
     shard_findings: list[ShardFinding] = field(default_factory=list)
     unreadable_packs: set[bytes] = field(default_factory=set)
     unnoted: str = ""
@@ -299,8 +302,13 @@ def _verify_data(
     # Beyond what was kept nobody knows which have another copy: they count as lost.
     result.lost_chunks -= len(home.lost_chunks) - chunks_without_copy(catalog, home.lost_chunks)
     _name_lost(catalog, home.lost_chunks, ranges, result, unplaced=True)
-    result.wrong_object_count, rows = home.contents.objects(NAMED_OBJECTS)
-    result.wrong_objects = [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
+    count, senseless = senseless_objects(catalog, NAMED_OBJECTS)
+    wrong, rows = home.contents.objects(NAMED_OBJECTS)
+    result.wrong_object_count = count + wrong
+    result.wrong_reasons = {(each.run, each.path): each.reason for each in senseless}
+    result.wrong_objects = [(each.run, each.path) for each in senseless]
+    result.wrong_objects += [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
+    del result.wrong_objects[NAMED_OBJECTS:]
 
 
 def _workers(shape: VerifyShape, places: BackendPlaces) -> list[WorkerSpec]:
