@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_of_a_small_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 OBJECTS, BLOCK_CHUNKS, PACK_BLOCKS = 80_000, 230, 60
-ZEROS = ("mode", "uid", "gid", "mtime_ns", "device", "inode", "links")
+ZEROS = ("uid", "gid", "mtime_ns", "device", "inode", "links")
 
 
 def write_manifests(store: FileStore) -> uuid.UUID:
@@ -101,6 +102,7 @@ def write_manifests(store: FileStore) -> uuid.UUID:
             "content_kind": np.ones(OBJECTS, np.uint8),
             **{name: pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), OBJECTS, [None, pa.py_buffer(ids.tobytes())])
                for name in ("content_id", "digest")},
+            "mode": np.full(OBJECTS, stat.S_IFREG | 0o644),
             **{name: np.zeros(OBJECTS, np.int64) for name in ZEROS},
         },
         "chunks": {
