@@ -21,7 +21,8 @@ _HEAD = np.dtype([("rows", "<u4"), ("heap", "<u4")])
 #: An object on its way from the scanner over the reader to the manifest. `content_kind` as in format.py; `digests` are
 #: those that the run was asked for, one after the other; `xattrs` and `holes` as in the manifest; `unchanged`: it
 #: was not read, its content is what an earlier run has of it; `misfit`: its error is that a number of its stat is
-#: beyond the field (fitting.py), so its content goes in all the same.
+#: beyond the field (fitting.py), so its content goes in all the same; `folder_device` and `folder_inode`: the directory
+#: that a file was found in, 0 where that makes no difference.
 OBJECT_DTYPE = np.dtype(
     [
         ("row", "<u8"),
@@ -43,6 +44,8 @@ OBJECT_DTYPE = np.dtype(
         ("device", "<u8"),
         ("inode", "<u8"),
         ("rdev", "<u8"),
+        ("folder_device", "<u8"),
+        ("folder_inode", "<u8"),
         ("source", "<u4"),
         ("path_at", "<u4"),
         ("path_len", "<u4"),

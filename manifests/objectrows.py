@@ -56,11 +56,21 @@ class ObjectRows:
         self._sources: list[int] = []
         self._kinds: list[int] = []
         self._infos: list[os.stat_result] = []
+        self._folder_devices: list[int] = []
+        self._folder_inodes: list[int] = []
         self._extras: dict[str, dict[int, bytes]] = {"target": {}, "error": {}, "xattrs": {}}
 
-    def add(self, path: bytes, source: int, kind: int, info: os.stat_result | None = None, **extras: bytes) -> None:
-        """One object, with its variable fields. Of one whose path is too long, the beginning of the path is recorded,
-        and that as its error."""
+    def add(
+        self,
+        path: bytes,
+        source: int,
+        kind: int,
+        info: os.stat_result | None = None,
+        folder: tuple[int, int] = (0, 0),
+        **extras: bytes,
+    ) -> None:
+        """One object, with its variable fields. `folder`: device and inode of the directory that it was found in. Of
+        one whose path is too long, the beginning of the path is recorded, and that as its error."""
         if len(path) > PATH_MOST:
             extras = {"error": b"its path of %d bytes is cut here; at most %d are archived" % (len(path), PATH_MOST)}
             path, kind, info = path[:PATH_MOST], _UNKNOWN, None
@@ -74,12 +84,14 @@ class ObjectRows:
         self._sources.append(source)
         self._kinds.append(kind)
         self._infos.append(_NOTHING if info is None else info)
+        self._folder_devices.append(folder[0])
+        self._folder_inodes.append(folder[1])
 
-    def add_files(self, paths: list[bytes], source: int, infos: list[os.stat_result]) -> None:
-        """Regular files of one directory."""
+    def add_files(self, paths: list[bytes], source: int, infos: list[os.stat_result], folder: tuple[int, int]) -> None:
+        """Regular files of one directory, which has this device and inode."""
         if paths and len(paths[0]) > PATH_MOST - _NAME_MOST:
             for path, info in zip(paths, infos, strict=True):
-                self.add(path, source, _FILE, info)
+                self.add(path, source, _FILE, info, folder)
             return
         if paths:
             self._heap += len(paths[0]) * len(paths)  # about
@@ -87,6 +99,8 @@ class ObjectRows:
         self._infos += infos
         self._sources += [source] * len(paths)
         self._kinds += [_FILE] * len(paths)
+        self._folder_devices += [folder[0]] * len(paths)
+        self._folder_inodes += [folder[1]] * len(paths)
 
     def batches(self, everything: bool = False) -> Iterator[Batch]:
         """What fills batches; with `everything` the rest, too."""
@@ -114,10 +128,12 @@ class ObjectRows:
     def _keep(self, start: int) -> None:
         """Forget the rows before `start`."""
         paths, sources, kinds, infos, extras = self._paths, self._sources, self._kinds, self._infos, self._extras
+        devices, inodes = self._folder_devices, self._folder_inodes
         self._first += start
         self._clear()
         self._paths, self._sources = paths[start:], sources[start:]
         self._kinds, self._infos = kinds[start:], infos[start:]
+        self._folder_devices, self._folder_inodes = devices[start:], inodes[start:]
         for name, column in extras.items():
             self._extras[name] = {number - start: value for number, value in column.items() if number >= start}
         self._heap = sum(len(value) for column in self._extras.values() for value in column.values())
@@ -128,6 +144,7 @@ class ObjectRows:
         rows = np.zeros(count, OBJECT_DTYPE)
         rows["row"] = np.arange(self._first + start, self._first + end)
         rows["kind"], rows["source"] = self._kinds[start:end], self._sources[start:end]
+        rows["folder_device"], rows["folder_inode"] = self._folder_devices[start:end], self._folder_inodes[start:end]
         infos, errors = self._infos[start:end], self._extras["error"]
         for column, get in _STAT_COLUMNS:
             try:

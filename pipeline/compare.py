@@ -28,12 +28,12 @@ from manifests.longfields import LongFields
 from manifests.objects import list_objects, no_such_object
 from manifests.recorded import log_text
 from manifests.sizes import format_size
-from manifests.xattrs import FOR_EVERYBODY, read_xattrs, unpack_xattrs
+from manifests.xattrs import FOR_EVERYBODY, UnreadXattrs, unpack_xattrs
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.ingest.sources import find_place
 from stages.digest import read_pieces
-from stages.read import FolderCache, open_below
 from stages.scan import KIND, Source, scan
+from stages.sourcefolders import SourceFolders
 
 #: Files that one thread hashes in one go: up to so many, of so many bytes.
 LOT_FILES, LOT_BYTES = 64, 64 << 20
@@ -161,13 +161,13 @@ def compare(
         _add_strays(side, {source.name for source in sources}, here)
     comparison = Comparison(side, compared, data, os.geteuid() == 0)
     walked = [source for source in sources if os.path.lexists(source.path)]
-    with closing(FolderCache()) as folders:
+    with closing(SourceFolders([source.path for source in walked])) as folders:
         for batch in scan(walked):
             for part in _with_xattrs(batch, walked, folders):
                 side.add_found(part)
             comparison.objects += len(batch.rows)
     if data:
-        _compare_data(comparison, {source.name: source.path for source in sources})
+        _compare_data(comparison, sources)
     return comparison
 
 
@@ -196,18 +196,19 @@ def _add_strays(side: SideBySide, names: set[bytes], here: bytes) -> None:
         raise NotFound(f"listing {os.fsdecode(here)}: {error.strerror}; give a directory that can be read") from error
 
 
-def _with_xattrs(batch: Batch, sources: list[Source], folders: FolderCache) -> Iterator[Batch]:
+def _with_xattrs(batch: Batch, sources: list[Source], folders: SourceFolders) -> Iterator[Batch]:
     """Scanned objects (OBJECT_DTYPE) with the extended attributes of files, too, in parts of some MiB of them; no file
     is opened for them."""
     found, errors, held, first = dict[int, bytes](), dict[int, bytes](), 0, 0
     paths, origins = batch.all_bytes("path"), batch.rows["source"].tolist()
+    devices, inodes = batch.rows["folder_device"].tolist(), batch.rows["folder_inode"].tolist()
     for number in np.flatnonzero(batch.rows["kind"] == KIND["file"]).tolist():
-        source = sources[origins[number]]
+        below = paths[number][len(sources[origins[number]].name) + 1 :]
         try:
-            packed = read_xattrs(folders.short(source.path + paths[number][len(source.name) :]))
+            packed = folders.xattrs(origins[number], below, (devices[number], inodes[number]))
         except OSError as error:
             errors[number - first] = f"reading its extended attributes failed: {error.strerror}".encode()
-            continue
+            packed = error.others if isinstance(error, UnreadXattrs) else b""
         if packed:
             found[number - first] = packed
             held += len(packed)
@@ -219,15 +220,17 @@ def _with_xattrs(batch: Batch, sources: list[Source], folders: FolderCache) -> I
     yield with_fields(rest, {"xattrs": found, "error": errors}) if found or errors else rest
 
 
-def _compare_data(comparison: Comparison, places: dict[bytes, bytes]) -> None:
+def _compare_data(comparison: Comparison, sources: list[Source]) -> None:
     """Hash the files that have the same length on both sides."""
+    names, roots = [source.name for source in sources], [source.path for source in sources]
 
-    def place(path: bytes) -> bytes:
-        name = next(name for name in places if path == name or path.startswith(name + b"/"))
-        return places[name] + path[len(name) :]
+    def place(path: bytes) -> tuple[int, bytes]:
+        number = next(at for at, name in enumerate(names) if path == name or path.startswith(name + b"/"))
+        return number, path[len(names[number]) + 1 :]
 
     def check(lot: list[tuple[bytes, int, bytes | None]]) -> list[tuple[bytes, str, str]]:
-        troubles = ((path, *_trouble(place(path), digest)) for path, _, digest in lot)
+        with closing(SourceFolders(roots)) as folders:
+            troubles = [(path, *_trouble(folders, *place(path), digest)) for path, _, digest in lot]
         return [(path, verdict, reason) for path, verdict, reason in troubles if verdict]
 
     with ThreadPoolExecutor(min(8, available_cores()), "hash") as threads:
@@ -247,12 +250,12 @@ def _lots(files: list[tuple[bytes, int, bytes | None]]) -> Iterator[list[tuple[b
     yield files[first:]
 
 
-def _trouble(path: bytes, digest: bytes | None) -> tuple[str, str]:
+def _trouble(folders: SourceFolders, source: int, below: bytes, digest: bytes | None) -> tuple[str, str]:
     """Verdict and reason, empty where the bytes of a file are those of the archive."""
     if digest is None:
         return "changed", "the archive has no digest of it"
     try:
-        fd = open_below(path, flags=os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = folders.open(source, below)
         try:
             hasher = blake3()
             for piece in read_pieces(fd):

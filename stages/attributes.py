@@ -58,7 +58,7 @@ def set_attributes_by_name(folder: int, name: bytes, attributes: Attributes, own
     if not stat.S_ISLNK(attributes.mode):
         _try(troubles, "mode", change_mode, folder, name, stat.S_IMODE(attributes.mode))
     if attributes.xattrs:
-        path = short_path(folder, name, b"")
+        path = short_path(folder, name)
         if not path:
             troubles.append("its extended attributes could not be set: that takes /proc, which is not mounted here")
         elif trouble := set_xattrs(path, attributes.xattrs, owner):

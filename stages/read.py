@@ -8,63 +8,16 @@ import stat
 from heapq import nlargest
 from operator import itemgetter
 
-from manifests.xattrs import short_path
-from stages.filesystem import MADE_UP, file_system
+from stages.filesystem import MADE_UP, NUMBERED_ANEW, file_system
 
 #: A file touched this shortly before its reading may change again within one tick of its clock.
 QUIET_NS = 2_000_000_000
-_PIECE = 4000
 #: Holes of a file that are archived as such; they lie in one row.
 HOLES_MOST = 4096
 #: Holes shorter than this are read.
 HOLE_SKIPPED = 64 << 10
 #: More than this beyond the size that a file had when it was opened is not read.
 GROWTH = 64 << 20
-
-
-def open_below(path: bytes, folder: int | None = None, flags: int = os.O_RDONLY) -> int:
-    """Open `path`, part by part where it is longer than the kernel takes at once. Raises OSError."""
-    flags |= os.O_CLOEXEC
-    if len(path) <= _PIECE:
-        return os.open(path, flags, dir_fd=folder)
-    cut = path.rindex(b"/", 0, _PIECE)
-    inner = os.open(path[:cut], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        return open_below(path[cut + 1 :].lstrip(b"/"), inner, flags)
-    finally:
-        os.close(inner)
-
-
-class FolderCache:
-    """The directory of the file that was opened last: neighbours are opened relative to it."""
-
-    def __init__(self) -> None:
-        self._path = b""
-        self._fd = -1
-
-    def open(self, path: bytes) -> int:
-        """A descriptor of the file `path`, which must not be a symlink; a FIFO does not block. Raises OSError."""
-        name = self._enter(path)
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._fd)
-
-    def short(self, path: bytes) -> bytes:
-        """A short path that leads to `path` until the next call, for calls that take no descriptor of a directory.
-        Raises OSError."""
-        name = self._enter(path)
-        return short_path(self._fd, name, path)
-
-    def _enter(self, path: bytes) -> bytes:
-        folder, _, name = path.rpartition(b"/")
-        if folder != self._path or self._fd < 0:
-            self.close()
-            self._fd = open_below(folder or b"/", flags=os.O_PATH | os.O_DIRECTORY)
-            self._path = folder
-        return name
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 def fill(fd: int, target: memoryview) -> tuple[int, bool]:
@@ -132,6 +85,22 @@ def changed(before: os.stat_result, after: os.stat_result, size: int, made_up: b
     if made_up or not after.st_size:
         return "it goes on and on; the first part is archived" if size >= growth_limit(before, made_up) else ""
     return "" if size == after.st_size else "its length is not what its file system says"
+
+
+def is_same_file(fd: int, now: os.stat_result, device: int, inode: int, looks: tuple[int, int, int, int]) -> bool:
+    """Whether an open file, of which stat tells `now`, is the one that the scan met: with this device and inode, and of
+    these `looks`, as `looks_of` has them. This is the rule. Raises OSError."""
+    if now.st_dev != device:
+        return False
+    if now.st_ino == inode:
+        return True
+    kind = file_system(fd)
+    return kind in MADE_UP or (kind in NUMBERED_ANEW and looks_of(now) == looks)
+
+
+def looks_of(info: os.stat_result) -> tuple[int, int, int, int]:
+    """What tells a file from others besides its inode: size, both times, mode."""
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_mode
 
 
 def growth_limit(before: os.stat_result, made_up: bool) -> int:

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 from manifests import format as fmt
 from manifests.columns import Batch
 from manifests.objectrows import PATH_MOST, ObjectRows
-from manifests.xattrs import read_xattrs, short_path
+from manifests.xattrs import UnreadXattrs, read_xattrs, read_xattrs_of
 
 LISTING = 64 << 10
 #: Directories that are open at a time, the innermost ones.
@@ -30,6 +30,7 @@ _LOOPS = b"it loops: it is a directory above it, mounted again"
 
 _TOO_DEEP = b"a directory above it has a longer path than is archived"
 _MOVED = b"a directory below it moved while it was walked; what else lies in there was not found again"
+_UNREAD = b"reading its extended attributes failed: "
 _ENCODING = sys.getfilesystemencoding()
 _FORM = 0o170000
 
@@ -186,6 +187,10 @@ class _Folder:
             self.suspend()
 
 
+def _fd_of(folder: _Folder | None) -> int | None:
+    return None if folder is None else folder.fd
+
+
 class _Walk:
     """The walk of one source, which adds to `rows`. `above`: device and inode of the directories that it is in, the
     outermost first, by which a directory that is mounted below itself is known again; `device`: where it began."""
@@ -205,23 +210,26 @@ class _Walk:
         """The path from the source of the object `path`, empty for the source itself."""
         return path[self._skip :]
 
-    def object(self, path: bytes, info: os.stat_result, name: bytes, folder: int | None) -> None:
-        """Add what is no directory, and lies as `name` in `folder`."""
+    def object(self, path: bytes, info: os.stat_result, name: bytes, folder: _Folder | None) -> None:
+        """Add what is no directory, and lies as `name` in `folder`; without one it is the source itself."""
         kind = _BY_TYPE.get(stat.S_IFMT(info.st_mode), KIND["unknown"])
         target = error = xattrs = b""
         try:
             if kind == KIND["symlink"]:
-                target = os.readlink(name, dir_fd=folder)
+                target = os.readlink(name, dir_fd=_fd_of(folder))
             if kind == KIND["socket"]:
                 error = b"sockets are not archived"
             elif kind == KIND["unknown"]:
                 error = b"not a kind of file that can be archived"
             elif kind != _FILE:  # whoever reads a file reads its attributes, too
                 full = self._root + path[self._skip - 1 :]
-                xattrs = read_xattrs(name if folder is None else short_path(folder, name, full))
+                xattrs = read_xattrs(name) if folder is None else read_xattrs_of(folder.fd, name, full)
+        except UnreadXattrs as trouble:
+            xattrs, error = trouble.others, _UNREAD + _reason(trouble)
         except OSError as trouble:
             error = _reason(trouble)
-        self.rows.add(path, self.source, kind, info, target=target, error=error, xattrs=xattrs)
+        identity = (0, 0) if folder is None else folder.identity
+        self.rows.add(path, self.source, kind, info, identity, target=target, error=error, xattrs=xattrs)
 
     def bare_directory(self, path: bytes, info: os.stat_result, fd: int, error: bytes = b"") -> None:
         """Add an open directory, and nothing that lies in it."""
@@ -229,19 +237,20 @@ class _Walk:
         try:
             xattrs = read_xattrs(fd)
         except OSError as trouble:
-            error = error or b"reading its extended attributes failed: " + _reason(trouble)
+            xattrs = trouble.others if isinstance(trouble, UnreadXattrs) else b""
+            error = error or _UNREAD + _reason(trouble)
         self.rows.add(path, self.source, KIND["directory"], info, error=error, xattrs=xattrs)
 
-    def enter(self, path: bytes, info: os.stat_result, name: bytes, folder: int | None) -> _Folder | None:
+    def enter(self, path: bytes, info: os.stat_result, name: bytes, folder: _Folder | None) -> _Folder | None:
         """Add a directory and open it for a walk; None where nothing in it goes in, and then `refusal` is why, or
-        empty where that was wanted."""
+        empty where that was wanted. `info`: what was known of it; if another one has its name by now, that goes in."""
         self.refusal = b""
         if len(path) > PATH_MOST:
             self.refusal = _TOO_DEEP
             self.rows.add(path, self.source, KIND["directory"], info)
             return None
         try:
-            fd = os.open(name, _OPEN_FOLDER, dir_fd=folder)
+            fd = os.open(name, _OPEN_FOLDER, dir_fd=_fd_of(folder))
         except OSError as error:
             self.refusal = b"listing it failed: " + _reason(error)
             self.rows.add(path, self.source, KIND["directory"], info, error=self.refusal)
@@ -252,33 +261,33 @@ class _Walk:
         if chooser is not None and (
             chooser.is_own(path, now) or (self.above and chooser.crosses(path, self.device, now))
         ):
-            self.bare_directory(path, info, fd)
+            self.bare_directory(path, now, fd)
         elif here.identity in self.above:
             self.refusal = _LOOPS
-            self.bare_directory(path, info, fd, _LOOPS)
+            self.bare_directory(path, now, fd, _LOOPS)
         else:
-            self.bare_directory(path, info, fd)
+            self.bare_directory(path, now, fd)
             if not self.above:
                 self.device = now.st_dev
             self.above.append(here.identity)
             tag = None if chooser is None else chooser.cache_tag(path, fd)
             if tag is None:
                 return here
-            self.named(path + b"/" + tag, tag, fd)
+            self.named(path + b"/" + tag, tag, here)
             self.above.pop()
         here.close()
         return None
 
-    def named(self, path: bytes, name: bytes, folder: int | None) -> None:
+    def named(self, path: bytes, name: bytes, folder: _Folder) -> None:
         """Add an object by its name; nothing below it."""
         try:
-            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            info = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
         except OSError as error:
             self.rows.add(path, self.source, KIND["unknown"], error=_reason(error))
             return
         self.object(path, info, name, folder)
 
-    def directory(self, path: bytes, info: os.stat_result, name: bytes, folder: int | None) -> Iterator[None]:
+    def directory(self, path: bytes, info: os.stat_result, name: bytes, folder: _Folder | None) -> Iterator[None]:
         """Add a directory and all below it."""
         top = self.enter(path, info, name, folder)
         stack = [] if top is None else [top]
@@ -287,7 +296,7 @@ class _Walk:
                 here = stack[-1]
                 if here.folders:
                     name, info = here.folders.pop()
-                    child = self.enter(here.path + b"/" + name, info, name, here.fd)
+                    child = self.enter(here.path + b"/" + name, info, name, here)
                     if child is not None:
                         child.above = len(here.path)
                         here.path = b""
@@ -330,7 +339,7 @@ class _Walk:
         items = sorted([(item.name.encode(_ENCODING, "surrogateescape"), item) for item in some], key=itemgetter(0))
         if self.chooser is not None:
             items = self.chooser.keep(here.path, self.below(here.path), items)
-        prefix, fd, limit, chooser = here.path + b"/", here.fd, self.limit, self.chooser
+        prefix, identity, limit, chooser = here.path + b"/", here.identity, self.limit, self.chooser
         paths: list[bytes] = []
         infos: list[os.stat_result] = []
         for name, item in items:
@@ -348,10 +357,10 @@ class _Walk:
                 paths.append(prefix + name)
                 infos.append(info)
             else:
-                self.rows.add_files(paths, self.source, infos)
+                self.rows.add_files(paths, self.source, infos, identity)
                 paths, infos = [], []
-                self.object(prefix + name, info, name, fd)
-        self.rows.add_files(paths, self.source, infos)
+                self.object(prefix + name, info, name, here)
+        self.rows.add_files(paths, self.source, infos, identity)
         here.folders.reverse()
         return bool(some)
 
@@ -415,7 +424,7 @@ class _OpenFolders:
         """Open a directory on the way; returns None, or why nothing in it can go in, empty where that is no error."""
         walk, chooser, path = self._walk, self._walk.chooser, self._object(at)
         try:
-            info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+            info = os.stat(name, dir_fd=_fd_of(self._folder), follow_symlinks=False)
         except OSError as error:
             return _reason(error)
         if not stat.S_ISDIR(info.st_mode):
@@ -431,7 +440,7 @@ class _OpenFolders:
     def _last(self, path: bytes, name: bytes) -> Iterator[None]:
         walk, chooser, whole = self._walk, self._walk.chooser, self._object(path)
         try:
-            info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+            info = os.stat(name, dir_fd=_fd_of(self._folder), follow_symlinks=False)
         except OSError as error:
             self._failed(path, _reason(error))
             return
@@ -446,8 +455,8 @@ class _OpenFolders:
             walk.object(whole, info, name, self._folder)
 
     @property
-    def _folder(self) -> int | None:
-        return self._open[-1][1].fd if self._open else None
+    def _folder(self) -> _Folder | None:
+        return self._open[-1][1] if self._open else None
 
     def _object(self, at: bytes) -> bytes:
         return self._source.name + b"/" + at if at else self._source.name

@@ -85,7 +85,7 @@ def _may_be_opened(info: os.stat_result) -> bool:
 
 def _xattrs(folder: int, name: bytes, info: os.stat_result, attributes: Attributes) -> bytes:
     """The packed attributes that an object has; where they can't be looked at, those that it is to have."""
-    if path := short_path(folder, name, b""):
+    if path := short_path(folder, name):
         return read_xattrs(path)
     if not _may_be_opened(info):
         return attributes.xattrs

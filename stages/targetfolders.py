@@ -13,10 +13,8 @@ from stages.attributes import Attributes, set_attributes
 from stages.errors import StageError
 from stages.inheritance import disinherit, drop_acls
 from stages.standing import StandingNames
+from stages.waydown import FLAGS, WayDown
 
-#: Directories on the way to the current one that are kept open: the first ones, and below them one of as many.
-_KEPT_OPEN = 64
-_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 SEE = "see --overwrite"
 #: A process looks through directories for the name that has an object's place so often; it may take long.
@@ -72,8 +70,9 @@ class TargetFolders:
         self._passes_on = passes_on
         self._forbidden = {} if fresh else forbidden
         self._standing = standing
+        self._folder = self._root
         self._folder_path: bytes | None = None
-        self._open: list[tuple[list[bytes], int]] = []
+        self._way = WayDown(self._root, self._open_or_make)
         #: Inodes of the directories that this process made because they were archived, 8 bytes each.
         self._made = array("Q")
         self._searches = 0
@@ -81,55 +80,31 @@ class TargetFolders:
         self.replaced = 0
 
     def close(self) -> None:
-        self._leave(0)
+        self._way.close()
         os.close(self._root)
 
     def parent(self, path: bytes) -> tuple[int, bytes]:
         """Descriptor of the directory that `path` goes into, and its name there."""
         above, slash, name = path[self._strip :].rpartition(b"/")
         if above != self._folder_path:
-            self._enter(split_path(above) if above else [])
+            self._folder_path = None
+            self._folder = self._way.enter(split_path(above) if above else [])
             self._folder_path = above
         if name in (b"", b".", b"..") or b"\0" in name or (slash and not above):
             raise UnsafePath.of(path)
-        return (self._open[-1][1] if self._open else self._root), name
-
-    def _enter(self, parts: list[bytes]) -> None:
-        """Open the directory `parts`, made where it is missing; what it shares with the last one is open already."""
-        deeper = range(_KEPT_OPEN, len(parts), _KEPT_OPEN)
-        steps = [[part] for part in parts[:_KEPT_OPEN]] + [parts[at : at + _KEPT_OPEN] for at in deeper]
-        shared = 0
-        for (step, _), wanted in zip(self._open, steps, strict=False):
-            if step != wanted:
-                break
-            shared += 1
-        self._leave(shared)
-        for step in steps[shared:]:
-            folder = os.dup(self._open[-1][1] if self._open else self._root)
-            for part in step:
-                try:
-                    inner = self._open_or_make(folder, part)
-                except NotADirectoryError as error:  # a link, too: none is followed
-                    raise Kept(f"{os.fsdecode(part)!r} on its way is no directory; {SEE}") from error
-                finally:
-                    os.close(folder)
-                folder = inner
-            self._open.append((step, folder))
-
-    def _leave(self, depth: int) -> None:
-        """Close the open directories below the first `depth`."""
-        self._folder_path = None
-        while len(self._open) > depth:
-            os.close(self._open.pop()[1])
+        return self._folder, name
 
     def _open_or_make(self, folder: int, name: bytes) -> int:
-        """Descriptor of the directory `name` in `folder`, made where it is missing. Raises Forbidden, OSError."""
+        """Descriptor of the directory `name` in `folder`, made where it is missing. Raises Kept, Forbidden, OSError."""
         try:
-            inner = os.open(name, _WAY, dir_fd=folder)
-        except FileNotFoundError:
-            with suppress(FileExistsError):
-                self._make(folder, name)
-            inner = os.open(name, _WAY, dir_fd=folder)
+            try:
+                inner = os.open(name, FLAGS, dir_fd=folder)
+            except FileNotFoundError:
+                with suppress(FileExistsError):
+                    self._make(folder, name)
+                inner = os.open(name, FLAGS, dir_fd=folder)
+        except NotADirectoryError as error:  # a link, too: none is followed
+            raise Kept(f"{os.fsdecode(name)!r} on its way is no directory; {SEE}") from error
         try:
             self._require_allowed(os.fstat(inner) if self._forbidden else None)
         except Forbidden:

@@ -6,20 +6,26 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from pipeline.filestore import FileStore
+from pipeline.ingest.parent import ParentOptions
 from pipeline.ingest.read import NOT_REGULAR
 from pipeline.ingest.run import IngestOptions, IngestResult
 from stages import read as stage
-from stages.read import FolderCache
+from stages.parent import Comparison
+from stages.sourcefolders import ANY_FOLDER, REPLACED, Identity, SourceFolders
 from tests.test_bad_input import drystone
 
 MakeStore = Callable[..., FileStore]
@@ -35,7 +41,7 @@ class Moments:
     def __init__(self, target: Path, act: Callable[[Path], None], after: int | None) -> None:
         self.target, self._act, self._after = target, act, after
         self._reads = self.hits = 0
-        self._read, self._open = os.readv, FolderCache.open
+        self._read, self._open = os.readv, SourceFolders.open
 
     def _do(self) -> None:
         self.hits += 1
@@ -52,10 +58,10 @@ class Moments:
             self._do()
         return count
 
-    def open(self, folders: FolderCache, path: bytes) -> int:
-        if self._after is None and path == os.fsencode(self.target):
+    def open(self, folders: SourceFolders, source: int, below: bytes, folder: Identity = ANY_FOLDER) -> int:
+        if self._after is None and os.fsencode(self.target).endswith(b"/" + below):
             self._do()
-        return self._open(folders, path)
+        return self._open(folders, source, below, folder)
 
 
 @pytest.fixture
@@ -75,7 +81,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Moments]]:
     def arm(target: Path, act: Callable[[Path], None], after: int | None) -> Moments:
         moments = Moments(target, act, after)
         monkeypatch.setattr(os, "readv", moments.readv)
-        monkeypatch.setattr(FolderCache, "open", lambda folders, path: moments.open(folders, path))
+        monkeypatch.setattr(SourceFolders, "open", lambda *arguments: moments.open(*arguments))
         made.append(moments)
         return moments
 
@@ -210,6 +216,190 @@ def test_another_file_of_the_same_name_goes_in_as_itself(
     store.catalog.use_all()
     query = "SELECT inode, ctime_ns FROM objects WHERE decode(path) = 'source/target'"
     assert store.catalog.connection.execute(query).fetchall() == [(inode, target.stat().st_ctime_ns)]
+
+
+# --- directories that something else takes the place of --------------------------------------------------------------
+
+
+def swap_folder(inner: str, by_link: bool) -> Callable[[Path], None]:
+    """What puts the tree `elsewhere`, beside the source, in the place of the source's directory `inner`."""
+
+    def act(path: Path) -> None:
+        source = next(folder for folder in path.parents if folder.name == "source")
+        elsewhere = source.with_name("elsewhere")
+        os.rename(source / inner, source.with_name("taken_away"))
+        if by_link:
+            (source / inner).symlink_to(elsewhere)
+        else:
+            os.rename(elsewhere, source / inner)
+
+    return act
+
+
+def make_twins(folder: Path, deep: str, size: int) -> None:
+    """Two trees that differ in the bytes of one file alone: `source`/inner, and `elsewhere` beside the source."""
+    for place, letter in ((folder / "source" / "inner", b"o"), (folder / "elsewhere", b"n")):
+        (place / deep).mkdir(parents=True)
+        (place / deep / "target").write_bytes(letter * size)
+        os.utime(place / deep / "target", ns=(1, 1))
+
+
+@pytest.mark.parametrize("by_link", [True, False], ids=["link", "folder"])
+@pytest.mark.parametrize("deep", [".", "a/b", "/".join(["d"] * 150)], ids=["here", "below", "deep"])
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_nothing_is_read_out_of_a_directory_that_took_the_place_of_another(
+    make_store: MakeStore, source: Path, at: Callable[..., Moments], by_link: bool, deep: str, size: int
+) -> None:
+    make_twins(source.parent, deep, size)
+    target = source / "inner" / deep / "target"
+    store = make_store()
+    at(target, swap_folder("inner", by_link), None)
+    name = os.path.relpath(target, source)
+    assert name not in check(store, store.ingest([str(source)], options=INLINE), {name: REPLACED})
+
+
+def test_a_file_that_moved_with_its_directory_to_where_another_was_goes_in(
+    make_store: MakeStore, source: Path, at: Callable[..., Moments]
+) -> None:
+    """The directory is another one, but the file is the one that was scanned."""
+    make_twins(source.parent, ".", SMALL)
+    target = source / "inner" / "target"
+
+    def act(path: Path) -> None:
+        os.rename(path, source.with_name("elsewhere") / "target")
+        swap_folder("inner", False)(path)
+
+    store = make_store()
+    at(target, act, None)
+    assert check(store, store.ingest([str(source)], options=INLINE), {})["inner/target"] == b"o" * SMALL
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_workers_read_nothing_through_a_link_that_took_the_place_of_a_directory(tmp_path: Path, listed: bool) -> None:
+    """The reader is stopped while it reads the first file, which the scan is long past."""
+    source = tmp_path / "source"
+    source.mkdir()
+    with open(source / "first", "wb") as file:
+        for _ in range(240):
+            file.write(b"1" * (1 << 20))
+    make_twins(tmp_path, ".", SMALL)
+    drystone("init", tmp_path / "store")
+    command = [str(Path(sys.executable).with_name("drystone")), "-s", tmp_path / "store", "ingest", source]
+    if listed:
+        (tmp_path / "list").write_text("first\ninner/target\n")
+        command += ["--files-from", tmp_path / "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        reader = wait_for_reader(process, source / "first")
+        swap_folder("inner", True)(source / "inner" / "target")
+        os.kill(reader, signal.SIGCONT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert said.splitlines() == [f"skipped or incomplete: source/inner/target: {REPLACED}"]
+    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store:
+        assert [(info.path, info.size) for info in store.list(recursive=True) if info.error] == [
+            (b"source/inner/target", 0)
+        ]
+
+
+def wait_for_reader(process: subprocess.Popen[str], path: Path) -> int:
+    """The process of the ingest that has this file open; it is stopped."""
+    while process.poll() is None:
+        for pid in descendants(process.pid):
+            if has_open(pid, path):
+                os.kill(pid, signal.SIGSTOP)
+                assert has_open(pid, path), "it was read before it could be stopped"
+                return pid
+    raise AssertionError("no process has opened it")
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        yield child
+        with suppress(OSError):
+            yield from descendants(child)
+
+
+def has_open(pid: int, path: Path) -> bool:
+    with suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") == str(path):
+                    return True
+    return False
+
+
+def test_a_directory_that_became_another_before_it_was_walked_goes_in_as_that(
+    make_store: MakeStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its attributes are those of the one whose files go in: they may be more open than these files should be."""
+    make_twins(source.parent, ".", SMALL)
+    (source.parent / "elsewhere").chmod(0o700)
+    opening, hits = os.open, [0]
+
+    def open_(path: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == b"inner" and not hits[0]:
+            hits[0] += 1
+            swap_folder("inner", False)(source / "inner" / "target")
+        return opening(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", open_)
+    store = make_store()
+    content = check(store, store.ingest([str(source)], options=INLINE), {})["inner/target"]
+    assert content == b"n" * SMALL and hits[0] == 1
+    store.catalog.use_all()
+    query = "SELECT mode FROM objects WHERE decode(path) = 'source/inner'"
+    ((mode,),) = store.catalog.connection.execute(query).fetchall()
+    assert stat.S_IMODE(mode) == 0o700
+
+
+@pytest.mark.parametrize("by_link", [True, False], ids=["link", "folder"])
+def test_the_attributes_of_an_unchanged_file_are_not_read_out_of_another_directory(
+    make_store: MakeStore, source: Path, monkeypatch: pytest.MonkeyPatch, by_link: bool
+) -> None:
+    """Where change times are ignored, attributes of unchanged files are looked at by name."""
+    make_twins(source.parent, ".", SMALL)
+    target = source / "inner" / "target"
+    try:
+        os.setxattr(source.parent / "elsewhere" / "target", "user.secret", b"1")
+    except OSError as error:
+        pytest.skip(f"extended attributes: {error.strerror}")
+    store = make_store()
+    monkeypatch.setattr("pipeline.ingest.read.QUIET_NS", -(10**9))  # as if all had been quiet for long
+    quiet = replace(INLINE, parent=ParentOptions(comparison=Comparison(ctime=False)))
+    store.ingest([str(source)], options=quiet)
+    os.chmod(target, 0o600)
+    reading, hits = SourceFolders.xattrs, [0]
+
+    def xattrs(folders: SourceFolders, source_number: int, below: bytes, folder: Identity) -> bytes:
+        if below == b"inner/target":
+            hits[0] += 1
+            swap_folder("inner", by_link)(target)
+        return reading(folders, source_number, below, folder)
+
+    monkeypatch.setattr(SourceFolders, "xattrs", xattrs)
+    check(store, store.ingest([str(source)], options=quiet), {"inner/target": REPLACED})
+    assert hits[0] == 1
+
+
+@pytest.mark.parametrize("by_link", [True, False], ids=["link", "folder"])
+def test_a_comparison_follows_no_link_below_its_directory(
+    make_store: MakeStore, source: Path, monkeypatch: pytest.MonkeyPatch, by_link: bool
+) -> None:
+    make_twins(source.parent, ".", SMALL)
+    store = make_store()
+    store.ingest([str(source)], options=INLINE)
+    reading, hits = SourceFolders.xattrs, [0]
+
+    def xattrs(folders: SourceFolders, number: int, below: bytes, folder: Identity) -> bytes:
+        if below == b"inner/target":
+            hits[0] += 1
+            swap_folder("inner", by_link)(source / "inner" / "target")
+        return reading(folders, number, below, folder)
+
+    monkeypatch.setattr(SourceFolders, "xattrs", xattrs)
+    (found,) = store.compare("latest:source", source, data=False)
+    assert (found.path, found.verdict) == (b"source/inner/target", "unreadable") and REPLACED in found.what[0]
+    assert hits[0] == 1
 
 
 @pytest.mark.parametrize(("size", "after"), [(SMALL, 1), (LARGE, 1), (LARGE, 8)])

@@ -173,7 +173,7 @@ def stat_of(**fields: int) -> os.stat_result:
 )
 def test_each_number_of_a_stat(field: str, column: str, value: int, recorded: int, fits: bool) -> None:
     rows = ObjectRows()
-    rows.add_files([b"before", b"it", b"behind"], 0, [stat_of(), stat_of(**{field: value}), stat_of(st_size=7)])
+    rows.add_files([b"before", b"it", b"behind"], 0, [stat_of(), stat_of(**{field: value}), stat_of(st_size=7)], (0, 0))
     (batch,) = rows.batches(everything=True)
     assert int(batch.rows[column][1]) == recorded
     errors = batch.all_bytes("error")
@@ -253,7 +253,7 @@ def test_the_longest_path(length: int) -> None:
         if fill == "add":
             rows.add(path, 0, KIND["file"], stat_of(st_size=9))
         else:
-            rows.add_files([path, b"short"], 0, [stat_of(st_size=9), stat_of()])
+            rows.add_files([path, b"short"], 0, [stat_of(st_size=9), stat_of()], (0, 0))
         batch = next(rows.batches(everything=True))
         assert batch.nbytes < SMALL_SLOT and BATCH_HEAP <= SMALL_SLOT
         assert batch.all_bytes("path")[0] == path[:PATH_MOST]

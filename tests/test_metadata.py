@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from blake3 import blake3
 from manifests.errors import CorruptRecord
 from manifests.xattrs import XATTRS_MOST, pack_xattrs, read_xattrs, unpack_xattrs
 from pipeline.filestore import FileStore
+from pipeline.ingest.parent import ParentOptions
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest, RestoreResult
 from stages.assemble import ByteRange
@@ -152,6 +155,99 @@ def test_packed_attributes_come_apart_again_and_lies_are_refused() -> None:
         assert pack_xattrs(found) == packed[:length]
     with pytest.raises(CorruptRecord):
         unpack_xattrs(struct.pack("<HI", 6, 1 << 31) + b"user.x")
+
+
+INTERNAL = [
+    "trusted.SGI_ACL_FILE",
+    "trusted.SGI_ACL_DEFAULT",
+    "trusted.overlay.origin",
+    "trusted.overlay.impure",
+    "trusted.overlay.nlink",
+    "user.overlay.upper",
+]
+
+
+@needs_root
+def test_what_a_file_system_shows_or_notes_for_itself_is_neither_archived_nor_set(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second name of an ACL would bring back one that was taken away meanwhile. Older archives hold such names."""
+    tree = place / "tree"
+    (tree / "folder").mkdir()
+    (tree / "file").write_bytes(b"1")
+    (tree / "link").symlink_to("file")
+    kept = {"trusted.overlay.opaque": b"y", "user.SGI_ACL_FILE": b"mine", "trusted.other": b"1"}
+    for path in (tree, tree / "folder", tree / "file"):
+        for name, value in (dict.fromkeys(INTERNAL, b"stale") | kept).items():
+            os.setxattr(path, name, value)
+    for name in ("trusted.SGI_ACL_FILE", "trusted.other"):
+        os.setxattr(tree / "link", name, b"1", follow_symlinks=False)
+    with archive(place) as store:
+        store.catalog.use_all()
+        for (packed,) in store.catalog.connection.execute("SELECT xattrs FROM objects").fetchall():
+            assert b"trusted.other" in packed and b"stale" not in packed and b"trusted.SGI" not in packed
+        assert list(store.compare("latest:tree", tree)) == []
+        monkeypatch.setattr("manifests.xattrs.is_internal", lambda name: False)  # as older versions archived
+        assert store.ingest([str(tree)], options=replace(INLINE, parent=ParentOptions(force=True))).exit_code == 0
+        monkeypatch.undo()
+        result = restore(store, place / "out")
+        assert (result.exit_code, result.failures) == (0, [])
+        for name in (".", "folder", "file"):
+            found = {
+                each: os.getxattr(place / "out" / "tree" / name, each)
+                for each in os.listxattr(place / "out" / "tree" / name)
+                if not each.startswith("security.")
+            }
+            assert found == kept, name
+        assert os.listxattr(place / "out" / "tree" / "link", follow_symlinks=False) == ["trusted.other"]
+        assert list(store.compare("latest:tree", place / "out" / "tree")) == []
+        for overwrite in ("never", "if-changed"):
+            again = restore(store, place / "out", overwrite=overwrite)
+            assert (again.exit_code, again.failures) == (0, [])
+
+
+def test_of_the_names_in_system_only_acls_are_archived() -> None:
+    """Other servers and file systems show what they make of modes and ACLs there: it can't be set elsewhere."""
+    acls = ["system.posix_acl_access", "system.posix_acl_default"]
+    others = ["system.nfs4_acl", "system.cifs_acl", "system.ntfs_acl", "bcachefs_effective.compression"]
+    kept = [*acls, "user.x", "security.selinux", "security.capability", "btrfs.compression", "trusted.overlay.redirect"]
+    packed = pack_xattrs({name.encode(): b"1" for name in (*others, *kept)})
+    assert sorted(unpack_xattrs(packed)) == sorted(name.encode() for name in kept)
+
+
+def test_an_attribute_that_cannot_be_read_is_named_and_the_others_are_archived(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = place / "tree"
+    (tree / "folder").mkdir()
+    (tree / "file").write_bytes(b"1")
+    for path in (tree / "folder", tree / "file"):
+        for name in ("user.bad", "user.good", "user.worse"):
+            os.setxattr(path, name, name.encode())
+    reading = os.getxattr
+
+    def getxattr(of: int | bytes, name: str, *, follow_symlinks: bool = True) -> bytes:
+        if name in ("user.bad", "user.worse"):
+            number = errno.EIO if name == "user.bad" else errno.EACCES
+            raise OSError(number, os.strerror(number))
+        return reading(of, name, follow_symlinks=follow_symlinks)
+
+    store = FileStore.create([place / "store"], cache=place / "cache")
+    with store:
+        monkeypatch.setattr(os, "getxattr", getxattr)
+        assert store.ingest([str(tree)], options=INLINE).exit_code == 3
+        found = {info.path: info.error for info in store.list(recursive=True) if info.error}
+        reason = "reading its extended attributes failed: user.bad: Input/output error, user.worse: Permission denied"
+        assert found == {b"tree/file": reason, b"tree/folder": reason}
+        assert [info.size for info in store.list("latest:tree/file")] == [1]
+        compared = {found.path: found for found in store.compare("latest:tree", tree)}
+        assert {found.verdict for found in compared.values()} == {"incomplete"}
+        monkeypatch.undo()
+        restore(store, place / "out")
+        for name in ("folder", "file"):
+            found_names = [each for each in os.listxattr(place / "out" / "tree" / name) if each.startswith("user.")]
+            assert found_names == ["user.good"]
+            assert os.getxattr(place / "out" / "tree" / name, "user.good") == b"user.good"
 
 
 def test_attributes_beyond_the_bound_are_an_error_and_not_a_crash(

@@ -74,7 +74,7 @@ def test_large_neighbours_go_to_several_readers(tmp_path: Path, monkeypatch: pyt
     for number, length in enumerate([300_000, 10, 200_000, 0, 90_000, 90_000, 90_000, 700_000]):
         (source / f"file {number}").write_bytes(os.urandom(length))
     rows = ObjectRows()
-    rows.add_files([b"file"] * 4, 0, [os.stat(source / f"file {number}") for number in (0, 1, 2, 7)])
+    rows.add_files([b"file"] * 4, 0, [os.stat(source / f"file {number}") for number in (0, 1, 2, 7)], (0, 0))
     monkeypatch.setattr("pipeline.ingest.scan.PORTION", 256_000)
     parts = [part for batch in rows.batches(everything=True) for part in portions(batch)]
     assert [part.rows["size"].tolist() for part in parts] == [[300_000, 10, 200_000], [700_000]]

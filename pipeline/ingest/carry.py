@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.columns import Batch
-from manifests.xattrs import read_xattrs
 from pipeline.handles import FdHandle
 from stages.parent import Comparison, ParentTable
-from stages.read import FolderCache
 from stages.scan import KIND, Source
+from stages.sourcefolders import SourceFolders
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ Carried = dict[int, tuple[bytes, bytes, bytes]]
 class Carrier:
     """Marks unchanged files in batches of rows. Owned by one reader; `close` it."""
 
-    def __init__(self, options: CarryOptions, sources: Sequence[Source], folders: FolderCache) -> None:
+    def __init__(self, options: CarryOptions, sources: Sequence[Source], folders: SourceFolders) -> None:
         self._table = ParentTable(options.table.detach(), options.comparison)
         self._sources = sources
         self._folders = folders
@@ -75,5 +74,6 @@ class Carrier:
         return carried
 
     def _read_xattrs(self, rows: npt.NDArray[np.void], paths: Sequence[bytes], number: int) -> bytes:
-        source = self._sources[int(rows["source"][number])]
-        return read_xattrs(self._folders.short(source.path + paths[number][len(source.name) :]))
+        row = rows[number]
+        source, folder = int(row["source"]), (int(row["folder_device"]), int(row["folder_inode"]))
+        return self._folders.xattrs(source, paths[number][len(self._sources[source].name) + 1 :], folder)

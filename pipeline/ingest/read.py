@@ -28,7 +28,7 @@ from manifests import format as fmt
 from manifests.columns import OBJECT_DTYPE, Batch, cut_batch, with_fields
 from manifests.config import ChunkerSpec
 from manifests.fitting import put
-from manifests.xattrs import read_xattrs
+from manifests.xattrs import UnreadXattrs, read_xattrs
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.handles import FdHandle
@@ -42,15 +42,16 @@ from stages.digest import Digester, digest_all
 from stages.pagecache import LARGE_FILE, LargeFile
 from stages.read import (
     QUIET_NS,
-    FolderCache,
     changed,
     data_between,
     fill,
     find_holes,
     growth_limit,
+    is_same_file,
     kernel_makes,
 )
 from stages.scan import KIND, NO_LIMIT, Source
+from stages.sourcefolders import REPLACED, Identity, Replaced, SourceFolders
 
 #: Columns that say which file it is, and where a stat has them.
 _IDENTITY_COLUMNS: list[tuple[str, Callable[[os.stat_result], int]]] = [
@@ -60,6 +61,8 @@ _IDENTITY_COLUMNS: list[tuple[str, Callable[[os.stat_result], int]]] = [
     ("device", attrgetter("st_dev")),
     ("inode", attrgetter("st_ino")),
 ]
+#: Of a file: the number of its source, its path from there, and the directory that it was found in.
+Place = tuple[int, bytes, Identity]
 NOT_REGULAR = "it is no regular file any more"
 #: Extended attributes and holes of the rows in one message, about, in bytes.
 EXTRA_BYTES = 512 << 10
@@ -90,8 +93,9 @@ class Reader:
         self._options = options
         self._chunker = Chunker(options.chunker, options.seed)
         self._minimum = options.chunker.minimum
-        self._folders = FolderCache()
+        self._folders = SourceFolders([source.path for source in options.sources])
         self._carrier = None if options.carry is None else Carrier(options.carry, options.sources, self._folders)
+        self._skips = [len(source.name) + 1 for source in options.sources]
         self._data, self._rows_pool = f"data/{options.index}", f"rows/{options.index}"
         self._slot = -1
         self._view = memoryview(b"")
@@ -168,21 +172,20 @@ class Reader:
         wanted &= (batch.rows["error_len"] == 0) | (batch.rows["misfit"] != 0)
         wanted &= batch.rows["unchanged"] == 0
         wanted[list(carried)] = True
-        names = ("source", "kind", "size", "mtime_ns", "mode", "ctime_ns")
+        names = ("source", "kind", "size", "mtime_ns", "mode", "ctime_ns", "folder_device", "folder_inode")
         columns = [batch.rows[name].tolist() for name in names]
         read = size = 0
         for number in np.flatnonzero(wanted).tolist():
-            source, kind, expected, mtime, mode, ctime = (column[number] for column in columns)
+            source, kind, expected, mtime, mode, ctime, folder, inode = (column[number] for column in columns)
             if number in carried:
                 self._note_carried(number, *carried[number])
             elif kind == KIND["stream"]:
                 yield from self._stream(number)
             else:
-                origin = self._options.sources[source]
-                path = origin.path + paths[number][len(origin.name) :]
-                length = self._small_file(number, path, expected, mtime, mode, ctime)
+                place = source, paths[number][self._skips[source] :], (folder, inode)
+                length = self._small_file(number, place, expected, mtime, mode, ctime)
                 if length is None:
-                    yield from self._file(number, path)
+                    yield from self._file(number, place)
                 else:
                     read, size = read + 1, size + length
             if self._extra_bytes > EXTRA_BYTES:
@@ -199,7 +202,7 @@ class Reader:
         yield from self._send_objects(batch, done)
         return done
 
-    def _small_file(self, number: int, path: bytes, expected: int, mtime: int, mode: int, ctime: int) -> int | None:
+    def _small_file(self, number: int, place: Place, expected: int, mtime: int, mode: int, ctime: int) -> int | None:
         """Read a file that fits into the open slot, with as few system calls as the kernel allows: its stat from the
         scan is the one before the reading. None when it does not fit or anything is out of the ordinary: then nothing
         has happened, and the long way is taken."""
@@ -207,7 +210,7 @@ class Reader:
         if self._slot < 0 or expected >= payload - start or len(self._table) + len(self._segments) >= SLOT_FILES:
             return None
         try:
-            fd = self._folders.open(path)
+            fd = self._folders.open(*place)
         except OSError:
             return None
         try:
@@ -270,9 +273,14 @@ class Reader:
         failed = np.array(list(self._errors), np.int64)
         self._rows["size"][failed[self._rows["content_kind"][failed] == fmt.CONTENT_NONE]] = 0
 
-    def _file(self, number: int, path: bytes) -> Steps:
+    def _file(self, number: int, place: Place) -> Steps:
+        source, below, folder = place
+        path = os.path.join(self._options.sources[source].path, below) if below else self._options.sources[source].path
         try:
-            fd = self._folders.open(path)
+            fd = self._folders.open(source, below)
+        except Replaced:
+            self._errors[number] = REPLACED
+            return
         except OSError as error:
             gone = error.errno in (errno.ELOOP, errno.ENXIO)  # a symlink, a socket
             self._errors[number] = NOT_REGULAR if gone else f"opening it failed: {error.strerror}"
@@ -281,6 +289,9 @@ class Reader:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
                 self._errors[number] = NOT_REGULAR
+                return
+            if not self._folders.is_in(folder) and not self._is_as_scanned(number, fd, before):
+                self._errors[number] = REPLACED
                 return
             made_up = kernel_makes(fd, before)
             if before.st_size >= LARGE_FILE and not made_up:
@@ -307,19 +318,27 @@ class Reader:
                 self._large = None
             os.close(fd)
 
+    def _is_as_scanned(self, number: int, fd: int, now: os.stat_result) -> bool:
+        """Whether an open file is the one that the scan met. Raises OSError."""
+        row = self._rows[number]
+        looks = int(row["size"]), int(row["mtime_ns"]), int(row["ctime_ns"]), int(row["mode"])
+        return is_same_file(fd, now, int(row["device"]), int(row["inode"]), looks)
+
     def _fill_from(self, fd: int, target: memoryview) -> tuple[int, bool]:
         """Read until `target` is full or the file ends: (bytes, ended). Raises OSError."""
         return fill(fd, target) if self._large is None else self._large.fill(target)
 
     def _long_xattrs(self, fd: int, number: int) -> str:
         """Note the extended attributes of a file; returns why that failed, or an empty string."""
+        packed, trouble = b"", ""
         try:
             packed = read_xattrs(fd)
         except OSError as error:
-            return f"reading its extended attributes failed: {error.strerror}"
+            packed = error.others if isinstance(error, UnreadXattrs) else b""
+            trouble = f"reading its extended attributes failed: {error.strerror}"
         if packed:
             self._note_xattrs(number, packed)
-        return ""
+        return trouble
 
     def _stream(self, number: int) -> Steps:
         if self._options.stream is None:
