@@ -90,11 +90,6 @@ def _name_of_user(number: int) -> str:
         return str(number)
 
 
-def private_opener(path: str, flags: int) -> int:
-    """For `open`: a new file is its owner's alone, whatever the umask."""
-    return os.open(path, flags, 0o600)
-
-
 def make_private(directory: Path) -> None:
     """Make a directory of the user's own, as a cache, with those above it; one that is there and open is closed. Raises
     OSError."""

@@ -1,20 +1,23 @@
 """The dedupe index on disk: an LMDB environment in a directory of its own.
 
 LMDB maps its file, so what is read is the kernel's page cache; a transaction changes at most TXN_KEYS entries, so that
-the pages that it holds in memory stay few. Nothing is durable before `sync`; who keeps an index over power losses
-notes when it was whole (manifests/indexcache.py).
+the pages that it holds in memory stay few. It writes the file with calls, which say so where there is no room. Only its
+table of readers is written through a mapping, so that gets its room first. Nothing is durable before `sync`; who keeps
+an index over power losses notes when it was whole (manifests/indexcache.py).
 
 Nothing is done per id in Python but making a list of keys: LMDB's binding takes whole batches.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import compress, islice, pairwise
 from pathlib import Path
@@ -23,10 +26,18 @@ from typing import Any
 import lmdb
 import numpy as np
 
+from manifests.directory import UNABLE
 from manifests.errors import DamagedIndex, DrystoneError, IndexBusy
 from manifests.index import ENTRY, KEY_BYTES, Entries, Ids, Lengths, Mask, accepted, keys_of
+from manifests.oserrors import NO_ROOM, in_words
+from manifests.ownfile import ForeignFile, open_own, require_own
 
 DATA_FILE = "data.mdb"
+_LOCK_FILE = "lock.mdb"
+#: Length of LMDB's table of readers, for the 126 that it has room for.
+_LOCK_BYTES = 8192
+#: Room that a write of LMDB's which is cut short leaves at most.
+_NEARLY_FULL = 1 << 20
 #: Entries that one transaction changes: each may lie on a page of its own, of which the transaction holds a copy.
 TXN_KEYS = 4096
 #: Entries looked up, or given out, at a time.
@@ -54,12 +65,12 @@ _OPENING = threading.Lock()
 
 class DiskIndex:
     """An index (manifests/index.py) of kind `disk`. One process at a time may write; any number may read meanwhile, and
-    see what was committed. Raises DamagedIndex."""
+    see what was committed. Raises DamagedIndex, and OSError where there is no room."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         """Open the index in `folder`, made where it is not there yet unless `read_only`. To write, raises IndexBusy
         where this process has it open already."""
-        self._folder = folder
+        self._folder, self._named = folder, True
         self._open(read_only, lock=True)
 
     @classmethod
@@ -67,7 +78,7 @@ class DiskIndex:
         """A new index in the directory for temporary files, whose files lose their names at once: they go when it is
         closed, or the process dies."""
         index = cls.__new__(cls)
-        index._folder = Path(tempfile.mkdtemp(prefix="drystone-index-"))
+        index._folder, index._named = Path(tempfile.mkdtemp(prefix="drystone-index-")), False
         try:
             index._open(False, lock=False)
         finally:
@@ -87,6 +98,9 @@ class DiskIndex:
         self._ids, self._files, self._sums = opened.databases
 
     def _opened(self, read_only: bool, *, lock: bool) -> _Environment:
+        if not read_only:
+            self._folder.mkdir(0o700, exist_ok=True)
+        self._require_own_files(lock)
         try:
             environment = lmdb.open(
                 os.fsencode(self._folder),
@@ -102,20 +116,56 @@ class DiskIndex:
             if lock and not read_only:
                 environment.reader_check()  # readers that were killed would keep old pages from being used again
         except lmdb.Error as error:
-            raise self._damaged(error) from error
+            raise self._failed(error) from error
         try:
             names = (b"ids", b"files", b"sums")
             return _Environment(environment, tuple(environment.open_db(name, create=not read_only) for name in names))
         except lmdb.Error as error:
             environment.close()
-            raise self._damaged(error) from error
+            raise self._failed(error) from error
 
-    def _damaged(self, error: lmdb.Error) -> DrystoneError:
+    def _require_own_files(self, lock: bool) -> None:
+        """Raise DamagedIndex where LMDB would open anything else than files of this user's; OSError where the table of
+        readers has no room: LMDB would be killed for writing into it."""
+        try:
+            with suppress(FileNotFoundError):
+                require_own(self._folder / DATA_FILE)
+            if lock:
+                with suppress(PermissionError, FileNotFoundError):  # LMDB says whether it can do without
+                    _make_room(self._folder / _LOCK_FILE)
+        except ForeignFile as error:
+            raise DamagedIndex(f"the dedupe index can't be used: {in_words(error)}") from error
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+
+    def _failed(self, error: lmdb.Error) -> DrystoneError | OSError:
+        """The error that one of LMDB is raised as."""
+        number = next((each for each in NO_ROOM if os.strerror(each) in str(error)), 0)
+        if os.strerror(errno.EIO) in str(error):  # which LMDB also says of a write that was cut short
+            number = self._cut_short_by()
+        if number:
+            return OSError(number, os.strerror(number), self._place)
         if isinstance(error, lmdb.MapFullError):
-            return DrystoneError(f"the dedupe index {self._folder} is full: {error}; use the kind memory")
+            return DrystoneError(f"the dedupe index {self._place} is full: {error}; use the kind memory")
         return DamagedIndex(
-            f"the dedupe index {self._folder} can't be used: {error}; run it again, and it is built anew"
+            f"the dedupe index {self._place} can't be used: {error}; run it again, and it is built anew"
         )
+
+    def _cut_short_by(self) -> int:
+        """Why a write is cut short: ENOSPC or EFBIG, or 0 where neither is near."""
+        with suppress(OSError):
+            room, limit = os.statvfs(self._place), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            if room.f_bavail * room.f_frsize < _NEARLY_FULL:
+                return errno.ENOSPC
+            if 0 <= limit < (self._folder / DATA_FILE).stat().st_size + _NEARLY_FULL:
+                return errno.EFBIG
+        return 0
+
+    @property
+    def _place(self) -> str:
+        """What people know of it: an index without a name lies in the directory for temporary files."""
+        return str(self._folder if self._named else self._folder.parent)
 
     @contextmanager
     def _begin(self, *, write: bool = False) -> Iterator[Any]:
@@ -123,7 +173,7 @@ class DiskIndex:
             with self._environment.begin(write=write) as transaction:
                 yield transaction
         except lmdb.Error as error:
-            raise self._damaged(error) from error
+            raise self._failed(error) from error
 
     def __len__(self) -> int:
         with self._begin() as transaction:
@@ -214,7 +264,7 @@ class DiskIndex:
         try:
             self._environment.sync(True)
         except lmdb.Error as error:
-            raise self._damaged(error) from error
+            raise self._failed(error) from error
 
     def destroy(self) -> None:
         self.close()
@@ -230,6 +280,21 @@ class DiskIndex:
             if not opened.users:
                 del _OPEN[self._key]
                 opened.lmdb.close()
+
+
+def _make_room(lock: Path) -> None:
+    """Give LMDB's table of readers its room, which it keeps. Raises OSError."""
+    fd = open_own(lock, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            os.posix_fallocate(fd, 0, _LOCK_BYTES)
+        except OSError as error:
+            if error.errno not in UNABLE:
+                raise OSError(error.errno, error.strerror, str(lock)) from error
+            if os.fstat(fd).st_size < _LOCK_BYTES:  # no LMDB has been at it
+                os.pwrite(fd, bytes(_LOCK_BYTES), 0)
+    finally:
+        os.close(fd)
 
 
 def _keys(ids: Ids) -> list[bytes]:

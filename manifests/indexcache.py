@@ -8,7 +8,7 @@ For each table that makes something known (manifests/known.py) there is a folder
 
 An index notes the manifest files that it was built from. New ones are added; where one is gone, a verification found
 packs that can't be read, or the file does not look as it was left (damaged, copied, from before a power loss), a new
-generation is built beside it, from the manifests. While somebody else changes an index, it is read as it stands, and
+generation is built from the manifests. While somebody else changes an index, it is read as it stands, and
 what it lacks comes from the manifests.
 """
 
@@ -18,6 +18,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import uuid
@@ -28,16 +29,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from manifests.access import make_private, private_opener
-from manifests.directory import sync_directory
+from manifests.access import make_private
 from manifests.diskindex import DATA_FILE, DiskIndex
 from manifests.errors import DamagedIndex, IndexBusy, Unreadable
-from manifests.index import MEMORY_BYTES, Entries
+from manifests.index import ENTRY, MEMORY_BYTES, Entries
 from manifests.known import KNOWN_OF, count_rows, read_tombstones
 from manifests.log import State
+from manifests.nocache import NoCache
 from manifests.ordering import in_order
+from manifests.oserrors import NO_ROOM, in_words
+from manifests.ownfile import ForeignFile, open_own, read_own, remove, require_own, write_own
 from manifests.processes import boot_id
 from manifests.replicas import Replicas
+from manifests.sizes import format_size
 
 #: Changed when what lies in the folder is laid out in another way.
 LAYOUT = 1
@@ -46,7 +50,11 @@ FOLDER = "index"
 TABLES = ("chunks", "extents")
 #: Rows that are added file by file. More of them are put in order first: each page of the index is then changed once.
 UNSORTED_ROWS = 256 << 10
+#: Disk space of an entry while many are appended, with the inner nodes of the tree; and of an empty index.
+ROW_BYTES = 31
+LEAST_BYTES = 64 << 10
 _POINTER = "current.json"
+_GENERATION = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class IndexCache:
         """The index of all that the manifests of `state` make known, or of as much as can be had without waiting.
         `check` is called between batches and may raise. Raises Unreadable where a manifest is lost."""
         try:
-            with self._lock() as held:
+            with self._words_for_no_room(state), self._lock() as held:
                 if not held:
                     usable = self._as_it_stands(state)
                     if usable.folder is None and not self._is_writable():
@@ -115,13 +123,15 @@ class IndexCache:
                 except DamagedIndex:
                     self.forget()
                     return self._update(state, replicas, check)
-        except (OSError, DamagedIndex) as error:
+        except OSError as error:
             # A cache that can't be written is done without.
+            return UsableIndex(self, None, frozenset(), in_words(error))
+        except DamagedIndex as error:
             return UsableIndex(self, None, frozenset(), str(error))
 
     def rebuild(self, state: State, replicas: Replicas) -> None:
         """Build the index anew. Raises IndexBusy, OSError, DamagedIndex, Unreadable."""
-        with self._lock() as held:
+        with self._words_for_no_room(state), self._lock() as held:
             self._require(held)
             self.forget()
             self._update(state, replicas, lambda: None).close()
@@ -136,18 +146,17 @@ class IndexCache:
 
     def _require(self, held: bool) -> None:
         if not held and not self._is_writable():
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self._folder))
         if not held:
             raise IndexBusy(f"the dedupe index in {self._folder} is being changed by another process; try again later")
 
     def forget(self) -> None:
         """Let no generation count any more."""
-        with suppress(FileNotFoundError):
-            (self._folder / _POINTER).unlink()
+        remove(self._folder / _POINTER)
 
     def status(self, state: State) -> CacheStatus:
         """How the index stands; changes nothing."""
-        if not (self._folder / _POINTER).exists():
+        if not os.path.lexists(self._folder / _POINTER):
             return CacheStatus("absent")
         with self._lock() as held:
             if not held and self._is_writable():
@@ -190,18 +199,48 @@ class IndexCache:
             finally:
                 index.close()
         self.forget()
+        self._remove_others(None)
+        self._require_room(state)
         generation = self._folder / secrets.token_hex(8)
-        generation.mkdir(0o700)
-        index = DiskIndex(generation)
         try:
-            self._fill(index, wanted, state, replicas, check)
+            index = DiskIndex(generation)
+            try:
+                self._fill(index, wanted, state, replicas, check)
+            finally:
+                index.close()
         except BaseException:
-            index.destroy()
+            shutil.rmtree(generation, ignore_errors=True)
             raise
-        index.close()
         self._point_at(generation, whole=True)
         self._remove_others(generation)
         return UsableIndex(self, generation, frozenset(wanted))
+
+    def _require_room(self, state: State) -> None:
+        """Raise OSError where an index that is built anew would not fit: it would fill the disk up first."""
+        room = os.statvfs(self._folder)
+        if room.f_bavail * room.f_frsize < self._room_taken(state):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
+
+    def _room_taken(self, state: State) -> int:
+        """Bytes on disk that building takes, about. Of `extents` nobody knows how many contents they are of."""
+        rows = count_rows(state, self._table) if self._table == "chunks" else 0
+        return LEAST_BYTES + rows * (ROW_BYTES + (ENTRY.itemsize if rows > UNSORTED_ROWS else 0))
+
+    @contextmanager
+    def _words_for_no_room(self, state: State) -> Iterator[None]:
+        """Errors for want of room tell how much it takes, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            limit = "raise `ulimit -f`" if error.errno == errno.EFBIG else "make room there"
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; the dedupe index takes about {format_size(self._room_taken(state))}: {limit}, set "
+                "DRYSTONE_CACHE to another directory, or use the kind memory (drystone index rebuild --kind memory)",
+                str(self._folder),
+            ) from error
 
     def _fill(
         self,
@@ -296,9 +335,9 @@ class IndexCache:
         """Whether this process may change the folder: nobody else does, and it can be written to."""
         try:
             make_private(self._folder)
-            fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = self._open_lock()
         except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            if isinstance(error, ForeignFile) or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
             yield False
             return
@@ -312,12 +351,22 @@ class IndexCache:
         finally:
             os.close(fd)
 
+    def _open_lock(self) -> int:
+        """A descriptor of the file that is locked. What is no file of this user's makes room for one."""
+        path = self._folder / "lock"
+        try:
+            return open_own(path, os.O_RDWR | os.O_CREAT)
+        except (ForeignFile, IsADirectoryError):
+            remove(path)
+            return open_own(path, os.O_RDWR | os.O_CREAT)
+
     def _read_pointer(self) -> dict[str, Any]:
         try:
-            pointer = json.loads((self._folder / _POINTER).read_bytes())
+            pointer = json.loads(read_own(self._folder / _POINTER))
         except (OSError, ValueError):
             return {}
-        return pointer if isinstance(pointer, dict) and pointer.get("layout") == LAYOUT else {}
+        is_ours = isinstance(pointer, dict) and pointer.get("layout") == LAYOUT
+        return pointer if is_ours and _GENERATION.fullmatch(str(pointer.get("generation"))) else {}
 
     def _whole_generation(self) -> Path | None:
         """With the lock held: the generation that counts, if its file is as it was left."""
@@ -334,26 +383,19 @@ class IndexCache:
             "mark": _mark(generation) if whole else None,
             "boot": None if whole else boot_id(),
         }
-        temp = self._folder / f"{_POINTER}.new"
-        with open(temp, "w", opener=private_opener) as file:
-            json.dump(pointer, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, self._folder / _POINTER)
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            sync_directory(folder)
-        finally:
-            os.close(folder)
+        write_own(self._folder / _POINTER, json.dumps(pointer).encode(), durable=True)
 
-    def _remove_others(self, generation: Path) -> None:
-        """Remove generations that nobody uses any more."""
+    def _remove_others(self, generation: Path | None) -> None:
+        """Remove all generations but this one that nobody uses any more."""
         for folder in self._folder.iterdir():
             if folder == generation or not folder.is_dir():
                 continue
+            if folder.is_symlink():
+                folder.unlink()
+                continue
             try:
-                fd = os.open(folder / DATA_FILE, os.O_RDWR | os.O_CLOEXEC)  # for writing, to lock it on NFS
-            except FileNotFoundError:
+                fd = open_own(folder / DATA_FILE, os.O_RDWR)  # for writing, to lock it on NFS
+            except (FileNotFoundError, ForeignFile):
                 shutil.rmtree(folder)
                 continue
             try:
@@ -374,7 +416,7 @@ def _checked(batches: Iterator[Entries], check: Callable[[], None]) -> Iterator[
 
 def _hold(generation: Path) -> int:
     """A descriptor that keeps `generation` from being removed. Raises FileNotFoundError where it is gone."""
-    fd = os.open(generation / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_own(generation / DATA_FILE)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH)
         os.stat(generation / DATA_FILE)
@@ -385,9 +427,10 @@ def _hold(generation: Path) -> int:
 
 
 def _mark(generation: Path) -> list[int] | None:
-    """How the file of an index looks: whoever changes it leaves another mark, also where only bytes differ."""
+    """How the file of an index looks, None where there is none of this user's: whoever changes it leaves another mark,
+    also where only bytes differ."""
     try:
-        stat = os.stat(generation / DATA_FILE)
+        stat = require_own(generation / DATA_FILE)
     except OSError:
         return None
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
@@ -407,22 +450,23 @@ class IndexStatus:
     contents: CacheStatus | None = None
 
 
-def index_status(cache: Path, state: State) -> IndexStatus:
-    """The index of the store of `state` in its own cache directory."""
+def index_status(state: State, replicas: Replicas) -> IndexStatus:
+    """The index of the store of `state` in its own cache directory. Raises OSError."""
     rows = count_rows(state, "chunks")
     if state.index != "disk":
         return IndexStatus(state.index, "", rows, rows * MEMORY_BYTES)
-    chunks, contents = (IndexCache(cache, table).status(state) for table in TABLES)
-    return IndexStatus(state.index, str(cache / FOLDER), rows, rows * MEMORY_BYTES, chunks, contents)
+    chunks, contents = (IndexCache(replicas.cache, table).status(state) for table in TABLES)
+    return IndexStatus(state.index, str(replicas.cache / FOLDER), rows, rows * MEMORY_BYTES, chunks, contents)
 
 
-def rebuild_indexes(cache: Path, state: State, replicas: Replicas) -> None:
+def rebuild_indexes(state: State, replicas: Replicas) -> None:
     """Build both disk indexes anew. Raises IndexBusy, OSError, DamagedIndex, Unreadable."""
     for table in TABLES:
-        IndexCache(cache, table).rebuild(state, replicas)
+        IndexCache(replicas.cache, table).rebuild(state, replicas)
 
 
-def destroy_indexes(cache: Path) -> None:
+def destroy_indexes(replicas: Replicas) -> None:
     """Remove both disk indexes. Raises IndexBusy, OSError."""
-    for table in TABLES:
-        IndexCache(cache, table).destroy()
+    with suppress(NoCache):
+        for table in TABLES:
+            IndexCache(replicas.cache, table).destroy()

@@ -227,13 +227,13 @@ def _places(infos: Sequence[BackendInfo]) -> str:
     return ", ".join(info.location for info in infos)
 
 
-def leave(members: Members, log: Log, state: State, cache: Path, leaving: Sequence[BackendInfo]) -> None:
+def leave(members: Members, log: Log, state: State, everywhere: Replicas, leaving: Sequence[BackendInfo]) -> None:
     """Take backends out of the store: what records and manifests only they hold is copied to the others first. Their
     files stay where they are. Where settled records may be out of sight, what is on no backend that answers is given
-    up. Raises TooFewBackends, Unreadable."""
+    up. `everywhere`: replicas of `members`. Raises TooFewBackends, Unreadable."""
     left, sees_all = without(members, leaving), members.sees_all
     log.complete(members if sees_all else left)
-    everywhere, rest = Replicas(members, cache), Replicas(left, cache)
+    rest = everywhere.over(left)
     for table in state.manifests:
         for file in state.files(table):
             try:

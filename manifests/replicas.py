@@ -1,23 +1,29 @@
 """Reading manifest files from backends: nothing is queried before its BLAKE3, from the log, was checked.
 
 What was checked is remembered by (path, size, mtime, ctime, inode) in a disposable cache. When no copy is whole, one is
-put together in the cache from the slices that are good on any backend.
+put together from the slices that are good on any backend: in the cache or, where that can't be written, among the files
+that go with the store.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from blake3 import blake3
 
 from manifests import format as fmt
-from manifests.access import make_private, private_opener
-from manifests.backends import BackendStorage, LocalDirectory
+from manifests.access import make_private
+from manifests.backends import BackendStorage
 from manifests.errors import BackendError, DrystoneError, KeyNotFound, Unreadable
 from manifests.log import ManifestFile
+from manifests.nocache import NoCache
+from manifests.ownfile import ForeignFile, open_own, read_own, write_own
+from manifests.scratch import Scratch
+from manifests.sizes import format_size
 from manifests.store import Members
 
 _SECTOR = 4096
@@ -26,11 +32,12 @@ _SECTOR = 4096
 class CheckedFiles:
     """Remembers which local files, with the digest that the log names, were checked. Losing it costs time only."""
 
-    def __init__(self, directory: Path, name: str) -> None:
-        self._path = directory / name
+    def __init__(self, directory: Path | None, name: str) -> None:
+        """`directory`: None where nothing can be remembered."""
+        self._path = None if directory is None else directory / name
         self._changed = False
         try:
-            loaded = json.loads(self._path.read_bytes())
+            loaded = {} if self._path is None else json.loads(read_own(self._path))
             self._seen: dict[str, list[object]] = loaded if isinstance(loaded, dict) else {}
         except (OSError, ValueError):
             self._seen = {}
@@ -52,30 +59,37 @@ class CheckedFiles:
 
     def save(self) -> None:
         """Write the memory out; a cache that can't be written is done without."""
-        if not self._changed:
-            return
-        temp = self._path.with_name(f"{self._path.name}.{os.urandom(4).hex()}")
-        try:
-            make_private(self._path.parent)
-            with open(temp, "x", opener=private_opener) as file:
-                file.write(json.dumps(self._seen))
-            os.replace(temp, self._path)
-        except OSError:
+        if self._changed and self._path is not None:
             with suppress(OSError):
-                temp.unlink()
+                make_private(self._path.parent)
+                write_own(self._path, json.dumps(self._seen).encode())
         self._changed = False
 
 
 class Replicas:
     """Whole local copies of manifest files. `healed` counts those for which a copy was rotten or missing."""
 
-    def __init__(self, members: Members, cache: Path) -> None:
-        """`cache`: directory for what was checked and mended; made when needed, disposable."""
+    def __init__(self, members: Members, cache: Path | None, scratch: Scratch) -> None:
+        """`cache`: directory for what was checked and mended; made when needed, disposable; None where there is none.
+        `scratch`: room for what is mended instead, the caller's."""
         self._members = members
-        self.cache = cache
-        self._checked = CheckedFiles(self.cache, "checked.json")
-        self._fitting = CheckedFiles(self.cache, "columns.json")
+        self._cache = cache
+        self._scratch = scratch
+        self._spare: Path | None = None
+        self._checked = CheckedFiles(cache, "checked.json")
+        self._fitting = CheckedFiles(cache, "columns.json")
         self.healed = 0
+
+    def over(self, members: Members) -> Replicas:
+        """The same, of other members."""
+        return Replicas(members, self._cache, self._scratch)
+
+    @property
+    def cache(self) -> Path:
+        """The directory in the cache. Raises NoCache."""
+        if self._cache is None:
+            raise NoCache
+        return self._cache
 
     def paths(self, files: list[ManifestFile]) -> list[str]:
         """A checked local path for each file. Raises Unreadable where no copy nor mixture of copies is whole."""
@@ -127,27 +141,40 @@ class Replicas:
         return self._fetch(file)
 
     def _fetch(self, file: ManifestFile) -> Path:
-        """A whole copy in the cache, put together from the good slices of any backend."""
-        target = self.cache / "mended" / file.table / file.name
-        mended = LocalDirectory(self.cache / "mended")
-        if target.exists() and _digest(mended, f"{file.table}/{file.name}") == file.blake3:
-            return target
+        """A whole copy, put together from the good slices of any backend. Raises Unreadable, and DrystoneError where
+        there is no room for it."""
+        troubles = []
+        for place in self._rooms():
+            target = place / "mended" / file.table / file.name
+            try:
+                if not _is_whole(target, file):
+                    make_private(target.parent)
+                    self._mend(file, target)
+                return target
+            except OSError as error:
+                troubles.append(f"{target.parent}: {error.strerror or error}")
+        raise DrystoneError(
+            f"{file.key} has no whole copy, and one of {format_size(file.size)} can't be put together: "
+            f"{'; '.join(troubles)}; make room there, or set DRYSTONE_CACHE or TMPDIR to another directory"
+        )
+
+    def _rooms(self) -> Iterator[Path]:
+        """Where whole copies may be put, best first."""
+        if self._cache is not None:
+            yield self._cache
+        self._spare = self._spare or self._scratch.folder()
+        yield self._spare
+
+    def _mend(self, file: ManifestFile, target: Path) -> None:
         temp = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
         try:
-            make_private(target.parent)
-            with open(temp, "xb", opener=private_opener) as out:
+            with open(open_own(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as out:
                 for number, offset in enumerate(range(0, file.size, fmt.SLICE_SIZE)):
                     out.write(self._good_slice(file, number, offset))
             os.replace(temp, target)
-        except OSError as error:
-            raise DrystoneError(
-                f"mending {file.name} takes a place in the cache, and writing to {self.cache} failed: "
-                f"{error.strerror}; make room there, or set DRYSTONE_CACHE"
-            ) from error
         finally:
             with suppress(OSError):  # it has its name, or could not be made
                 temp.unlink()
-        return target
 
     def _good_slice(self, file: ManifestFile, number: int, offset: int) -> bytes:
         wanted = file.slices[number * fmt.SLICE_DIGEST : (number + 1) * fmt.SLICE_DIGEST]
@@ -197,3 +224,15 @@ def _digest(storage: BackendStorage, key: str) -> bytes:
         hasher.update(piece)
         offset += len(piece)
     return hasher.digest()
+
+
+def _is_whole(path: Path, file: ManifestFile) -> bool:
+    """Whether a copy that was put together is there as it was. Raises OSError."""
+    hasher = blake3()
+    try:
+        with open(open_own(path), "rb") as copy:
+            while piece := copy.read(fmt.SLICE_SIZE):
+                hasher.update(piece)
+    except (FileNotFoundError, ForeignFile):
+        return False
+    return hasher.digest() == file.blake3

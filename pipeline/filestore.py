@@ -33,6 +33,7 @@ from manifests.log import Run, State
 from manifests.membership import find_info, join, joining, lacking, leave, require_may_leave, without
 from manifests.openfolders import OpenFolders
 from manifests.opening import open_store, reopen_store
+from manifests.oserrors import in_words
 from manifests.paths import absolute_path
 from manifests.recorded import path_in_run
 from manifests.replicas import Replicas
@@ -98,20 +99,16 @@ class Selection:
         return path_in_run(run, self.path)
 
 
-def default_cache() -> Path:
-    """Where disposable caches lie unless told: the user's cache directory. Raises UsageError where the user has no
-    home, by HOME or the password database."""
+def default_cache() -> Path | None:
+    """Where disposable caches lie unless told: the user's cache directory. None where the user has no home, by HOME or
+    the password database."""
     home = os.environ.get("HOME", "")
     if not os.path.isabs(home):
         try:
             home = pwd.getpwuid(os.getuid()).pw_dir
         except KeyError:
-            home = ""
-    if not os.path.isabs(home):
-        raise UsageError(
-            f"user {os.getuid()} has no home directory to keep caches in; set DRYSTONE_CACHE to a directory, or HOME"
-        )
-    return Path(home) / ".cache" / "drystone"
+            return None
+    return Path(home) / ".cache" / "drystone" if os.path.isabs(home) else None
 
 
 class FileStore(ObjectOperations):
@@ -126,7 +123,7 @@ class FileStore(ObjectOperations):
         log: storelog.Log,
         state: State,
         location: str,
-        cache: Path,
+        cache: Path | None,
         figures: StoreFigures | None = None,
     ) -> None:
         """Use `create` or `open` instead."""
@@ -139,9 +136,9 @@ class FileStore(ObjectOperations):
         self.figures = figures or StoreFigures()
         self._metered = figures is not None
         self._note_store()
-        self._cache = cache / str(members.config.store_id)
-        self.replicas = Replicas(members, self._cache)
-        self._scratch = Scratch(self._cache)
+        own = None if cache is None else cache / str(members.config.store_id)
+        self._scratch = Scratch(own)
+        self.replicas = Replicas(members, own, self._scratch)
         self._folders = OpenFolders()
         self._long_fields: LongFields | None = None
         self._catalog: Catalog | None = None
@@ -248,7 +245,7 @@ class FileStore(ObjectOperations):
         with self._lock:
             self.members, self.log, self.state = found
             self._note_store()
-            self.replicas = Replicas(self.members, self._cache)
+            self.replicas = self.replicas.over(self.members)
             self._drop_catalog()
             self._forget()
 
@@ -447,7 +444,7 @@ class FileStore(ObjectOperations):
                     require_safe(removal, self.members)
                 removal = replace(removal, unseen=not self.members.sees_all)
                 if not dry_run:
-                    leave(self.members, self.log, self.state, self._cache, leaving)
+                    leave(self.members, self.log, self.state, self.replicas, leaving)
                     self.members = left
                     self._reopen()
             if (removal.lost_packs or removal.unknown) and not dry_run and self.members.sees_all:
@@ -810,9 +807,9 @@ class FileStore(ObjectOperations):
         from manifests.indexcache import index_status
 
         try:
-            return index_status(self._cache, self.state)
+            return index_status(self.state, self.replicas)
         except OSError as error:
-            raise DrystoneError(f"looking at the dedupe index in {self._cache} failed: {error}") from error
+            raise DrystoneError(f"looking at the dedupe index failed: {in_words(error)}") from error
 
     def rebuild_index(self, kind: str | None = None) -> IndexStatus:
         """Build the dedupe index of this cache anew, from the manifests. With `kind` other than the store's, that is
@@ -830,11 +827,11 @@ class FileStore(ObjectOperations):
                 self._choose_index(kind)
             try:
                 if self.state.index == "disk":
-                    rebuild_indexes(self._cache, self.state, self.replicas)
+                    rebuild_indexes(self.state, self.replicas)
                 else:
-                    destroy_indexes(self._cache)
+                    destroy_indexes(self.replicas)
             except OSError as error:
-                raise DrystoneError(f"building the dedupe index in {self._cache} failed: {error}") from error
+                raise DrystoneError(f"building the dedupe index failed: {in_words(error)}") from error
             return self.index_status()
 
     def _choose_index(self, kind: str) -> None:

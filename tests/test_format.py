@@ -34,6 +34,7 @@ from manifests.opening import open_store
 from manifests.placement import Room, Seat, place
 from manifests.replicas import Replicas
 from manifests.schema import KEYS, SCHEMAS
+from manifests.scratch import Scratch
 from manifests.store import Members
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions, ingest
@@ -474,7 +475,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RealStore:
     members, _, state = open_store(place / "store")
     sources = (Source(os.fsencode(photos), b"photos"),)
     options = IngestOptions(inline=True, workers=1, tags={"a": "b"})
-    ingest(members, state, Replicas(members, place / "cache"), sources, options)
+    ingest(members, state, Replicas(members, None, Scratch(None)), sources, options)
     (place / "store" / "backend-2").rename(place / "store" / "disk")
     with FileStore.open(place / "store", cache=place / "cache") as opened:
         opened.add_backend(place / "store" / "backend-3", domain="attic")

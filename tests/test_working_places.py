@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from manifests.errors import UsageError
 from pipeline.cli.options import cache_directory
 from pipeline.filestore import default_cache
 
@@ -74,5 +73,4 @@ def test_without_home_the_password_database_tells_where_caches_go(monkeypatch: p
         raise KeyError(uid)
 
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    with pytest.raises(UsageError, match="has no home directory to keep caches in; set DRYSTONE_CACHE"):
-        default_cache()
+    assert default_cache() is None

@@ -16,6 +16,8 @@ from manifests.index import Entries
 from manifests.indexcache import TABLES, IndexCache, UsableIndex
 from manifests.known import count_rows, known_chunks, known_contents, lost_tables
 from manifests.log import State
+from manifests.nocache import NoCache
+from manifests.oserrors import in_words
 from manifests.replicas import Replicas
 from pipeline.errors import PipelineError
 from pipeline.ingest.dedupe import IndexOptions
@@ -24,12 +26,13 @@ from pipeline.ingest.dedupe import IndexOptions
 @dataclass(frozen=True)
 class RunIndexes:
     """The indexes of one run over `state`. `below`: those on disk, by table; none of kind `memory`. `lost` gets why
-    manifest files could not be read."""
+    manifest files could not be read; `no_cache`: why nothing can lie on disk."""
 
     state: State
     replicas: Replicas
     below: dict[str, UsableIndex]
     lost: list[str]
+    no_cache: str = ""
 
     @classmethod
     @contextmanager
@@ -39,13 +42,17 @@ class RunIndexes:
         """Ready for use, and released at the end. `check` is called between batches and may raise. Where a manifest is
         lost, those on disk may hold what nothing places any more, so they are left alone."""
         below: dict[str, UsableIndex] = {}
+        no_cache = ""
         with ExitStack() as stack:
             if state.index == "disk" and not lost_tables(state, replicas):
-                for table in TABLES:
-                    usable = IndexCache(replicas.cache, table).bring_up_to_date(state, replicas, check)
-                    below[table] = stack.enter_context(usable)
+                try:
+                    for table in TABLES:
+                        usable = IndexCache(replicas.cache, table).bring_up_to_date(state, replicas, check)
+                        below[table] = stack.enter_context(usable)
+                except NoCache as error:
+                    no_cache = in_words(error)
             try:
-                yield cls(state, replicas, below, lost)
+                yield cls(state, replicas, below, lost, no_cache)
             except (DamagedIndex, PipelineError) as error:
                 # Rot that the file's looks don't tell of is met while looking up, at worst by a signal.
                 if isinstance(error, DamagedIndex) or error.worker == "dedupe":
@@ -82,4 +89,4 @@ class RunIndexes:
     @property
     def trouble(self) -> str:
         """Why an index on disk could not be used, or empty."""
-        return next((usable.trouble for usable in self.below.values() if usable.trouble), "")
+        return self.no_cache or next((usable.trouble for usable in self.below.values() if usable.trouble), "")

@@ -9,7 +9,6 @@ import http.client
 import os
 import re
 import socket
-import stat
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,12 +16,12 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway, start_http_server
 
-from manifests.errors import DrystoneError, UsageError
+from manifests.errors import UsageError
+from manifests.ownfile import ForeignFile, read_own, write_own
 from pipeline.metrics.collector import LAST_SUCCESS, CommandFigures, registry_of
 from pipeline.metrics.figures import StoreFigures
 from pipeline.metrics.publication import Address, Publication, host_of
 from pipeline.owndirectories import OwnDirectories, require_target_outside
-from pipeline.ownfile import write_own_file
 
 JOB = "drystone"
 #: Of a metrics file: the collector is another user.
@@ -88,24 +87,25 @@ class Publisher:
         """When an earlier run of this command had its last success, by the file that is there."""
         path = os.path.join(self._folder, self._name)
         try:
-            if not stat.S_ISREG(os.lstat(path).st_mode):
-                return None  # not a file that was written here
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(fd, encoding="utf-8", errors="replace") as file:
-                found = re.search(rf"^{LAST_SUCCESS}\{{.*\}} (\S+)$", file.read(), re.MULTILINE)
+            text = read_own(path).decode(errors="replace")
+            found = re.search(rf"^{LAST_SUCCESS}\{{.*\}} (\S+)$", text, re.MULTILINE)
             return None if found is None else float(found[1])
-        except FileNotFoundError:
+        except (FileNotFoundError, ForeignFile):  # not a file that was written here
             return None
-        except (OSError, ValueError) as error:
-            self._say(f"the last success is not known: reading {path} failed: {error}")
+        except OSError as error:
+            self._say(f"the last success is not known: reading {path} failed: {error.strerror}")
+            return None
+        except ValueError:
+            self._say(f"the last success is not known: {path} has no number for it")
             return None
 
     def _write(self) -> None:
         """Write the file: whole, or what was there stays. Its name ends in .prom when it is complete."""
+        path = os.path.join(self._folder, self._name)
         try:
-            write_own_file(self._folder, self._name, generate_latest(self._named), _MODE)
-        except DrystoneError as error:
-            self._say(f"metrics are not written: {error}")
+            write_own(path, generate_latest(self._named), _MODE)
+        except OSError as error:
+            self._say(f"metrics are not written: writing {path} failed: {error.strerror or error}")
 
     def _push(self, url: str) -> None:
         # Added to what the gateway has of this command: so an earlier success stays where this run had none.
