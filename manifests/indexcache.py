@@ -455,7 +455,11 @@ def index_status(state: State, replicas: Replicas) -> IndexStatus:
     rows = count_rows(state, "chunks")
     if state.index != "disk":
         return IndexStatus(state.index, "", rows, rows * MEMORY_BYTES)
-    chunks, contents = (IndexCache(replicas.cache, table).status(state) for table in TABLES)
+    try:
+        chunks, contents = (IndexCache(replicas.cache, table).status(state) for table in TABLES)
+    except NoCache:
+        absent = CacheStatus("absent")
+        return IndexStatus(state.index, "", rows, rows * MEMORY_BYTES, absent, absent)
     return IndexStatus(state.index, str(replicas.cache / FOLDER), rows, rows * MEMORY_BYTES, chunks, contents)
 
 
