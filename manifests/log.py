@@ -454,7 +454,7 @@ class Log:
             if len(self.holders[key]) >= members.settle_count:
                 continue
             for file in record.adds():
-                source = _whole_copy(members, file)
+                source = whole_copy(members, file)
                 if source is None:
                     raise CorruptRecord(f"{file.key}: no whole copy is left to complete record {key} with")
                 members.put_everywhere(file.key, [source])
@@ -475,7 +475,8 @@ def list_records(members: Members) -> dict[int, list[str]]:
     return found
 
 
-def _whole_copy(members: Members, file: ManifestFile) -> bytes | None:
+def whole_copy(members: Members, file: ManifestFile) -> bytes | None:
+    """The bytes of a manifest file as the log names it, or None where no backend that answers has them."""
     for member in members.present.values():
         try:
             data = member.storage.read(file.key)
@@ -513,6 +514,8 @@ def initialise(members: Members, index: str = DEFAULT_INDEX) -> None:
     write_record(members, make_record(new_id(), "init", content, []))
 
 
-def choose_index(members: Members, state: State, kind: str) -> None:
+def choose_index(members: Members, state: State, kind: str) -> LogRecord:
     """Record that ingests use a dedupe index of `kind` from now on."""
-    write_record(members, make_record(new_id(state.newest), "index", {"index": kind}, []))
+    record = make_record(new_id(state.newest), "index", {"index": kind}, [])
+    write_record(members, record)
+    return record

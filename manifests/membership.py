@@ -20,13 +20,14 @@ from pathlib import Path
 
 from manifests.access import PRIVATE, Access
 from manifests.apart import is_same, is_seen_twice, require_apart
-from manifests.armour import open_json, seal_json
+from manifests.armour import seal_json
 from manifests.backends import BackendStorage, open_backend, parse_place
 from manifests.config import text
-from manifests.errors import BackendError, CorruptRecord, NotFound, StoreExists, TooFewBackends, Unreadable, UsageError
+from manifests.errors import BackendError, NotFound, StoreExists, TooFewBackends, Unreadable, UsageError
 from manifests.finding import probe
 from manifests.ids import NIL, new_id
-from manifests.log import FOLDER, Log, LogRecord, ManifestFile, State, list_records, make_record, write_record
+from manifests.joined import backend_records
+from manifests.log import FOLDER, Log, LogRecord, ManifestFile, State, make_record, write_record
 from manifests.moving import is_where_recorded
 from manifests.replicas import Replicas
 from manifests.store import BackendInfo, Member, Members, write_identity
@@ -155,7 +156,7 @@ def join(members: Members, log: Log, state: State, replicas: Replicas, new: Join
         new.storage.make(_access_of(members))
         write_identity(members.config, new.info, new.storage)
     if not (new.known and new.info.read_only):
-        _complete_onto(present[new.info.number], log, state, replicas)
+        complete_onto(present[new.info.number], log, state, replicas)
     if new.info in members.all:
         return
     # More backends may bear more losses: then records must lie on more of them before anybody counts so.
@@ -180,7 +181,7 @@ def lacking(storage: BackendStorage, log: Log, state: State) -> tuple[list[Manif
     )
 
 
-def _complete_onto(member: Member, log: Log, state: State, replicas: Replicas) -> None:
+def complete_onto(member: Member, log: Log, state: State, replicas: Replicas) -> None:
     """Write what a backend must hold and lacks: manifest files, then records."""
     storage = member.storage
     files, records = lacking(storage, log, state)
@@ -275,15 +276,10 @@ def _keep_manifest(left: Members, file: ManifestFile, everywhere: Replicas, rest
 
 def drop_removed(members: Members) -> None:
     """Drop the backends that somebody has removed since the members were found: nothing on them counts any more."""
-    removed, read = set[uuid.UUID](), set[str]()
-    for number, keys in list_records(members).items():
-        for key in keys:
-            if key.endswith(".backend.json") and key not in read:
-                # Another copy may be whole.
-                with suppress(BackendError, CorruptRecord, KeyError, TypeError, ValueError):
-                    body, _ = open_json(members.present[number].storage.read(key))
-                    removed.update(uuid.UUID(text(each)) for each in body.get("removes", ()))
-                    read.add(key)
+    removed = set[uuid.UUID]()
+    for body in backend_records(members):
+        with suppress(TypeError, ValueError):
+            removed.update(uuid.UUID(text(each)) for each in body.get("removes", ()))
     for info in members.all:
         if info.backend_id in removed and info.number not in members.removed:
             members.failed.pop(info.number, None)
@@ -293,6 +289,6 @@ def drop_removed(members: Members) -> None:
 
 
 __all__ = [
-    "Joining", "TooFewBackends", "drop_removed", "find_info", "join", "joining", "lacking", "leave",
+    "Joining", "TooFewBackends", "complete_onto", "drop_removed", "find_info", "join", "joining", "lacking", "leave",
     "require_may_leave", "without",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ from manifests.errors import BackendError, DrystoneError, NotFound, Unreadable, 
 from manifests.ids import is_object_id
 from manifests.limits import LimitReached
 from manifests.log import Run, State
-from manifests.membership import find_info, join, joining, lacking, leave, require_may_leave, without
+from manifests.membership import complete_onto, find_info, join, joining, lacking, leave, require_may_leave, without
 from manifests.openfolders import OpenFolders
 from manifests.opening import open_store, reopen_store
 from manifests.oserrors import in_words
@@ -316,6 +316,8 @@ class FileStore(ObjectOperations):
         with self._lock:
             records = storelog.Log.read((number, member.storage) for number, member in self.members.present.items())
             self.log, self.state = records, storelog.fold(records.records.values())
+            if {info.backend_id for info in self.state.backends} != {info.backend_id for info in self.members.all}:
+                self._reopen()
             self.figures.held = chunk_totals(self.state)
             self._drop_catalog()
             self._forget()
@@ -397,7 +399,11 @@ class FileStore(ObjectOperations):
                 if not dry_run:
                     join(self.members, self.log, self.state, self.replicas, new)
                     self._reopen()
-                    self.log.complete(self.members)  # what others wrote in the meantime counts on fewer backends
+                    # What others wrote in the meantime counts on fewer backends, and the new one may lack it.
+                    self.log.complete(self.members)
+                    member = self.members.present.get(new.info.number)
+                    if member is not None and not member.info.read_only:
+                        complete_onto(member, self.log, self.state, self.replicas)
                     return self.get_backend(new.info.backend_id)
         return describe(Members(self.config, [new.info], {}), new.info)
 
@@ -839,7 +845,7 @@ class FileStore(ObjectOperations):
         self._require_writable_format()
         self.members.require_writable()
         self.log.complete(self.members)
-        storelog.choose_index(self.members, self.state, kind)
+        self._give_to_joined(storelog.choose_index(self.members, self.state, kind))
         self._reload()
 
     def verify(

@@ -19,6 +19,7 @@ from manifests.errors import Unsettled
 from manifests.finding import why_absent
 from manifests.ids import new_id, short_id
 from manifests.inflight import Inflight
+from manifests.joined import give_to_joined
 from manifests.log import State, make_record, utc_now, write_record
 from manifests.membership import drop_removed
 from manifests.parent import ParentFiles
@@ -327,13 +328,15 @@ def _ingest(
                 inflight.end()
             raise
         done.append(committed(run_id))
-        drop_removed(members)  # as long as the marker is there, so that whoever removes one sees the run or its record
+        # As long as the marker is there, so that whoever removes a backend sees the run or its record.
+        drop_removed(members)
+        missed = give_to_joined(members, record)
         inflight.end()
         adoption.clear()
         # A backend may have failed at the record itself, or have been removed.
         return replace(
             result,
-            lost_backends=_lost(members, collector),
+            lost_backends=[*_lost(members, collector), *missed],
             may_lose=_may_lose(members, collector),
             backends=members.count - len(members.removed),
         )

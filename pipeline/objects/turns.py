@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from manifests.config import StoreConfig
 from manifests.errors import DamagedIndex, UsageError
+from manifests.joined import give_to_joined
 from manifests.log import Log, LogRecord, State, fold
 from manifests.moving import note_moves
 from manifests.replicas import Replicas
@@ -179,8 +180,9 @@ class WriteTurns:
 
     def _note(self, record: LogRecord, more: IndexStats = NOTHING) -> None:
         """Let a record of this process count, which made `more` chunks alive."""
+        self._give_to_joined(record)
         with self._lock:
-            self._count(record)
+            self._add(record)
             self._drop_catalog()
             if self._reading is not None:
                 self._reading.forget_places()  # what was placed nowhere may be placed now
@@ -188,7 +190,14 @@ class WriteTurns:
                 self._stats = self._stats.plus(more.total_chunks, more.total_bytes)
 
     def _count(self, record: LogRecord) -> None:
-        """Let a record of this process be part of the state."""
+        """Let a record of this process be part of the state. The catalog stays."""
+        self._give_to_joined(record)
+        self._add(record)
+
+    def _give_to_joined(self, record: LogRecord) -> None:
+        self.members.notices += give_to_joined(self.members, record)
+
+    def _add(self, record: LogRecord) -> None:
         with self._lock:
             self.log.note(record, self.members)
             self.state = fold(self.log.records.values())
