@@ -55,9 +55,14 @@ def rooms(seats: Sequence[Seat], spaces: dict[int, Space], shard: int) -> dict[i
     return found
 
 
+def kept_free(shard: int) -> int:
+    """Bytes that stay free on a backend behind a shard file of `shard` bytes: room for manifests and records."""
+    return shard
+
+
 def is_full(space: Space, shard: int) -> bool:
     """Whether a backend has too little room for a shard file of `shard` bytes. This is the rule."""
-    return space.known and space.free < 2 * shard
+    return space.known and space.free < shard + kept_free(shard)
 
 
 def place(scheme: ECScheme, seats: Sequence[Seat], pack_id: uuid.UUID, rooms: dict[int, Room]) -> list[int]:
@@ -113,4 +118,4 @@ def shards_per_domain(scheme: ECScheme, seats: tuple[Seat, ...]) -> int:
     return max(held.values(), default=0)
 
 
-__all__ = ["Room", "Seat", "is_full", "likely_places", "place", "rooms", "shards_per_domain"]
+__all__ = ["Room", "Seat", "is_full", "kept_free", "likely_places", "place", "rooms", "shards_per_domain"]

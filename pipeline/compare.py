@@ -7,6 +7,7 @@ which hash outside the interpreter's lock.
 
 from __future__ import annotations
 
+import datetime
 import os
 import stat
 from collections import Counter
@@ -101,7 +102,7 @@ def _what(row: dict[str, Any], owner: bool) -> Iterator[str]:
     if row["kind"] == "file" and row["size"] != row["found_size"]:
         yield f"size {row['size']} → {row['found_size']}"
     if row["mtime_ns"] != row["found_mtime_ns"]:
-        yield f"mtime_ns {row['mtime_ns']} → {row['found_mtime_ns']}"
+        yield f"mtime {_time(row['mtime_ns'])} → {_time(row['found_mtime_ns'])}"
     modes = [stat.S_IMODE(int(str(row[name]))) for name in ("mode", "found_mode")]
     if modes[0] != modes[1]:
         yield f"mode {modes[0]:04o} → {modes[1]:04o}"
@@ -116,6 +117,13 @@ def _what(row: dict[str, Any], owner: bool) -> Iterator[str]:
         yield from _xattrs(row["xattrs"] or b"", row["found_xattrs"] or b"", owner)
     if row["link"] != row["found_link"]:
         yield f"hardlinks {row['link'] or 'none'} → {row['found_link'] or 'none'}"
+
+
+def _time(ns: int) -> str:
+    """As RFC 3339 in UTC, to the nanosecond where it is no whole second: times that differ look different."""
+    seconds, rest = divmod(int(ns), 10**9)
+    moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
+    return moment.isoformat() + (f".{rest:09}" if rest else "") + "Z"
 
 
 def _xattrs(archived: bytes, found: bytes, owner: bool) -> Iterator[str]:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from manifests.catalog import Catalog
 from manifests.config import ECScheme
+from manifests.counts import counted
 from manifests.errors import NotFound
 from manifests.packs import pack_row
 from manifests.store import Members
@@ -102,7 +103,7 @@ def _look_at(reader: PackReader, index: int, ids: dict[str, uuid.UUID]) -> ECSha
     if not file.proven:
         flaws.append("both its records are lost")
     if bad := figures.bad_cells.get(identity):
-        flaws.append(f"{len(bad)} bad cells")
+        flaws.append(counted(len(bad), "bad cell"))
     location = file.storage.location
     return ECShard(index, parity, ids[location], location, size, True, not flaws, "; ".join(flaws))
 

@@ -21,7 +21,7 @@ from manifests.config import CodecSpec, ECScheme, shards_per_backend, survives_a
 from manifests.counts import counted
 from manifests.errors import BackendError, BackendFull, TooFewBackends
 from manifests.ids import NIL, new_id
-from manifests.placement import Seat, is_full, place, rooms
+from manifests.placement import Seat, is_full, kept_free, place, rooms
 from manifests.sizes import format_size
 from manifests.storage import Space
 from manifests.troubles import together
@@ -253,9 +253,9 @@ class PackWriter:
         space, size = self._space(number), sum(map(len, pieces))
         if is_full(space, size):
             raise BackendFull(
-                f"writing {storage.location}/{key}: No space left on device beyond what is kept free: "
-                f"{format_size(space.free)} are free, and a shard takes {format_size(size)}; free some space or remove "
-                "the backend"
+                f"writing {storage.location}/{key}: No space left on device beyond the {format_size(kept_free(size))} "
+                f"that are kept free: {format_size(space.free)} are free, and a shard takes {format_size(size)}; free "
+                "some space or remove the backend"
             )
         storage.write(key, pieces)
 

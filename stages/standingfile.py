@@ -42,8 +42,10 @@ class Differences(NamedTuple):
         return self.mode or self.owner or bool(self.surplus or self.lacking)
 
     def __str__(self) -> str:
+        """As `mode differs`."""
         found = {"mode": self.mode, "owner": self.owner, "extended attributes": self.surplus or self.lacking}
-        return " and ".join(name for name, differs in found.items() if differs)
+        names = [name for name, differs in found.items() if differs]
+        return " and ".join(names) + (" differs" if names in (["mode"], ["owner"]) else " differ")
 
 
 def differences(folder: int, name: bytes, info: os.stat_result, attributes: Attributes, owner: bool) -> Differences:

@@ -141,7 +141,7 @@ class Target:
             if group != NO_GROUP:
                 self._lead_standing(folder, name, group, attributes)
             return False
-        reason = _KEPT if info is None else f"its {differ} differ from what was archived, and it was kept; {SEE}"
+        reason = _KEPT if info is None else f"its {differ} from what was archived, and it was kept; {SEE}"
         if group != NO_GROUP:
             self._kept = path, reason
             return True

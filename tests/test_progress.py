@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cli.progress import Progress, Snapshot
+from pipeline.cli.progress import Progress, Snapshot, bottleneck
 from tests.trees import make_tree
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
@@ -58,6 +58,28 @@ def test_a_script_gets_json_lines_and_a_summary_last(store: Path) -> None:
     assert summary["type"] == "summary" and summary["exit_code"] == 0
     assert {"run", "files", "bytes", "new_bytes", "stored_bytes", "parity_bytes", "stages"} <= summary.keys()
     assert {stage["stage"] for stage in summary["stages"]} >= {"read", "chunk", "compress", "encode", "write"}
+
+
+def test_a_stage_that_ended_long_ago_holds_nothing_up() -> None:
+    stages = ("scan", "read", "chunk")
+    counters = np.zeros((3, 3, 4), np.uint64)
+    assert bottleneck(counters, stages, (0, 1, 2)) == "", "nothing is known yet"
+    counters[0, 0, 2] = 800_000  # busy all its life, which was short
+    counters[1, 1, 2:] = 35_000_000_000, 0  # the reader waits for its input, which is its work
+    counters[1, 2, 2:] = 100_000_000, 0
+    counters[2, 2, 2:] = 300_000_000, 20_000_000_000
+    assert bottleneck(counters, stages, (0, 1, 2)) == "read"
+    counters[2, 2, 2:] = 79_000_000_000, 1_000_000_000
+    assert bottleneck(counters, stages, (0, 2)) == "chunk"
+
+
+def test_a_slow_pipe_is_told_from_slow_work(store: Path) -> None:
+    half = "head -c 3000000 /dev/urandom"
+    script = f"({half}; sleep 2; {half}) | {COMMAND} -s {store} ingest - --name x"
+    table = subprocess.check_output(["sh", "-c", script], text=True)
+    busy = {words[0]: int(words[3].rstrip("%")) for line in table.splitlines() if len(words := line.split()) == 5
+            and words[4].endswith("%")}  # fmt: skip
+    assert busy["read"] > 20 and busy["scan"] < 20 and max(busy, key=busy.__getitem__) == "read", table
 
 
 @pytest.mark.parametrize("form", ["plain", "json"])

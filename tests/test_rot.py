@@ -203,7 +203,7 @@ def test_restore_and_cat_say_what_they_healed(kept: tuple[Path, Path], tmp_path:
     check = subprocess.run([*command, "verify", "--data"], capture_output=True, text=True)
     assert check.returncode == 4 and "12 bad cells" in check.stdout
     for path in shards(tmp_path / "store"):
-        assert f"{path.name}: 1 bad cells" in check.stderr
+        assert f"{path.name}: 1 bad cell" in check.stderr
 
 
 # --- sectors that can't be read

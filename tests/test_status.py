@@ -310,7 +310,7 @@ def test_a_pack_is_shown_as_its_shards(store: FileStore, tmp_path: Path) -> None
     group = store.get_ec_group(pack_id)
     assert [shard.index for shard in group.missing_shards] == [0, 3, 4]
     assert [shard.present for shard in group.shards] == [False, True, True, True, True, True]
-    assert not group.can_recover and "1 bad cells" in group.shards[3].trouble
+    assert not group.can_recover and "1 bad cell" in group.shards[3].trouble
     assert len(group.data_shards) == 4 and len(group.parity_shards) == 2
     with pytest.raises(NotFound):
         store.get_ec_group(uuid.UUID(int=9))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from manifests.counts import counted
 from manifests.sizes import format_size
 from pipeline.cli.choosing import choose, run_options, tell_which
 from pipeline.cli.command import Command
@@ -107,7 +108,7 @@ def _summary(comparison: Comparison) -> dict[str, Any]:
 def _verdict(comparison: Comparison, directory: str) -> Iterator[str]:
     how = f"{format_size(comparison.hashed_bytes)} read" if comparison.data else "bytes not read; see --data"
     counts = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(comparison.counts.items()))
-    yield f"{comparison.objects:,} objects looked at, {how}" + (f": {counts}" if counts else "")
+    yield f"{counted(comparison.objects, 'object')} looked at, {how}" + (f": {counts}" if counts else "")
     if comparison.may_be_deleted:
         by = "" if comparison.data else " by length, time and attributes"
         unless = "" if comparison.data else ", unless bytes changed behind their times"

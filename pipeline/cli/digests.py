@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from manifests.counts import counted
 from pipeline.cli.choosing import choose, run_options
 from pipeline.cli.command import Command
 from pipeline.cli.options import open_store, store_option
@@ -59,5 +60,6 @@ def digests_command(context: click.Context, selection: str, store: str | None, w
             warn(f"not in the list: {shown(path)}: {reason}")
     flush()
     if without:
-        warn(f"{without:,} files are not in the list; see: drystone ingest --digest")
+        verb = "is" if without == 1 else "are"
+        warn(f"{counted(without, 'file')} {verb} not in the list; see: drystone ingest --digest")
     return 3 if without or senseless else 0

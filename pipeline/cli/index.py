@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manifests.config import INDEX_KINDS
+from manifests.counts import counted
 from manifests.sizes import format_size
 from pipeline.cli.command import Command, stands
 from pipeline.cli.fields import Kind
@@ -95,7 +96,7 @@ def rebuild_command(
     elif not quiet and dry_run:
         what = "build the index on disk anew" if wanted == "disk" else "remove what lies in the cache"
         switch = f"record the kind {wanted} instead of {before.kind}, and " if wanted != before.kind else ""
-        say(f"would {switch}{what}; the manifests name {before.rows:,} chunks")
+        say(f"would {switch}{what}; the manifests name {counted(before.rows, 'chunk')}")
     elif not quiet:
         _show(status)
 
@@ -127,7 +128,7 @@ def _how(part: CacheStatus) -> str:
     """The condition in words."""
     words = {
         "current": "current",
-        "behind": f"behind: the next ingest adds {part.missing:,} manifest files",
+        "behind": f"behind: the next ingest adds {counted(part.missing, 'manifest file')}",
         "stale": "stale: the next ingest builds it anew",
         "damaged": "damaged: the next ingest builds it anew",
         "absent": "absent: the next ingest builds it",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manifests.config import CodecSpec
+from manifests.counts import counted
 from manifests.errors import UsageError
 from manifests.ids import short_id
 from pipeline.cli.command import stands
@@ -211,8 +212,8 @@ def ingest_command(
         warn(f"behind: {reason}")
     if result.memory_wanted:
         warn(
-            f"--memory {memory >> 20}MiB was room for {result.compressors} compressors; one for each core takes "
-            f"--memory {-(-result.memory_wanted >> 20)}MiB"
+            f"--memory {memory >> 20}MiB was room for {counted(result.compressors, 'compressor')}; one for each core "
+            f"takes --memory {-(-result.memory_wanted >> 20)}MiB"
         )
     if result.index_trouble:
         warn(f"done without the index on disk, out of the manifests: {result.index_trouble}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from manifests.counts import counted
 from manifests.sizes import format_size
 from pipeline.cli.choosing import choose, run_options
 from pipeline.cli.command import Command
@@ -230,13 +231,17 @@ def stats_command(context: click.Context, store: str | None, output: str) -> Non
         return
     for name, value, more in (
         ("runs", f"{stats.runs:,}", ""),
-        ("files", f"{stats.files:,}", f"of {stats.objects:,} objects"),
+        ("files", f"{stats.files:,}", f"of {counted(stats.objects, 'object')}"),
         ("logical bytes", format_size(stats.logical), "what the runs hold, each for itself"),
-        ("unique bytes", format_size(stats.unique), f"{stats.chunks:,} chunks, dedupe ratio {stats.dedupe_ratio:.2f}"),
+        (
+            "unique bytes",
+            format_size(stats.unique),
+            f"{counted(stats.chunks, 'chunk')}, dedupe ratio {stats.dedupe_ratio:.2f}",
+        ),
         (
             "stored bytes",
             format_size(stats.stored),
-            f"{stats.packs:,} packs, compression ratio {stats.compression_ratio:.2f}",
+            f"{counted(stats.packs, 'pack')}, compression ratio {stats.compression_ratio:.2f}",
         ),
         ("parity bytes", format_size(stats.parity), "parity, checksums, padding"),
         ("manifests", format_size(stats.manifests), "on each backend"),

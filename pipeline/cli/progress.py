@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from manifests.counts import counted
 from manifests.sizes import format_size
 from pipeline.printing import flush, warn
 
@@ -22,7 +23,7 @@ JSON_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How far an operation is. `total` bytes is 0 while nobody knows."""
+    """How far an operation is. `total` bytes is 0, and `bottleneck` empty, while nobody knows."""
 
     files: int
     bytes: int
@@ -35,11 +36,15 @@ class Snapshot:
 
 
 def bottleneck(counters: Counters, stages: tuple[str, ...], among: tuple[int, ...]) -> str:
-    """The stage whose workers wait least."""
+    """The stage whose workers were at work for the largest part of the time so far; empty while that is not known. Time
+    counts for a stage also where it ended long ago."""
     busy, waiting = counters[:, :, 2].astype(float), counters[:, :, 3].astype(float)
-    together = (busy + waiting).sum(axis=0)
-    shares = [(busy[:, stage].sum() / together[stage] if together[stage] else 0.0, stages[stage]) for stage in among]
-    return max(shares)[1]
+    together = busy + waiting
+    elapsed = together.sum(axis=1).max(initial=0.0)
+    if not elapsed:
+        return ""
+    workers = np.maximum(1, (together > 0).sum(axis=0))
+    return max((busy[:, stage].sum() / (elapsed * workers[stage]), stages[stage]) for stage in among)[1]
 
 
 class Progress:
@@ -118,11 +123,11 @@ class Progress:
     def _text(self, snapshot: Snapshot, now: float) -> str:
         rate = snapshot.bytes / max(now - self._started, 1e-9)
         of = f" of {format_size(snapshot.total)}" if snapshot.total else ""
-        text = f"{snapshot.files:,} files, {format_size(snapshot.bytes)}{of}, {format_size(rate)}/s"
+        text = f"{counted(snapshot.files, 'file')}, {format_size(snapshot.bytes)}{of}, {format_size(rate)}/s"
         left = self._left(snapshot, now)
         if left is not None:
             text += f", {int(left) // 60}:{int(left) % 60:02} left"
-        return f"{text}, held by {snapshot.bottleneck}"
+        return f"{text}, held by {snapshot.bottleneck}" if snapshot.bottleneck else text
 
     def _json(self, snapshot: Snapshot, now: float) -> None:
         from pipeline.cli.output import emit_json
@@ -137,7 +142,7 @@ class Progress:
                 "bytes_per_second": int(snapshot.bytes / max(elapsed, 1e-9)),
                 "seconds": round(elapsed, 3),
                 "seconds_left": self._left(snapshot, now),
-                "bottleneck": snapshot.bottleneck,
+                "bottleneck": snapshot.bottleneck or None,
             },
         )
         flush()

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from manifests.counts import counted
 from manifests.ids import short_id
 from manifests.sizes import format_size
 from pipeline.cli.fields import Kind
 from pipeline.printing import say
 
 if TYPE_CHECKING:
+    from pipeline.ingest.collect import Tally
     from pipeline.ingest.run import IngestResult
     from pipeline.ingest.survey import Survey
 
@@ -94,7 +96,7 @@ def show_result(result: IngestResult, *, quiet: bool, verbose: bool) -> None:
     rate = tally.bytes / max(result.seconds, 1e-9)
     say(f"  of            {' '.join(result.sources)} on {result.host}")
     say(f"  began         {result.began}, took {result.seconds:.1f} s")
-    _line("files", f"{tally.files:,}", f"and {tally.directories:,} directories, {tally.others:,} others")
+    _line("files", f"{tally.files:,}", _others(tally))
     _line("bytes", format_size(tally.bytes), f"{format_size(rate)}/s")
     if result.parent is not None:
         parent = short_id(result.parent, whole=verbose)
@@ -102,13 +104,14 @@ def show_result(result: IngestResult, *, quiet: bool, verbose: bool) -> None:
         _line("unchanged", f"{tally.unchanged:,}", more)
     _line("new bytes", format_size(tally.new_bytes), f"dedupe ratio {_ratio(tally.bytes, tally.new_bytes)}")
     _line("stored bytes", format_size(tally.stored), f"compression ratio {_ratio(tally.new_bytes, tally.stored)}")
-    _line("parity bytes", format_size(tally.parity), f"in {tally.packs:,} packs")
+    _line("parity bytes", format_size(tally.parity), f"in {counted(tally.packs, 'pack')}")
     if tally.adopted_packs:
-        left_behind = f"left behind by a run that did not finish, {tally.adopted_packs:,} packs"
+        left_behind = f"left behind by a run that did not finish, {counted(tally.adopted_packs, 'pack')}"
         _line("adopted", format_size(tally.adopted_bytes), left_behind)
     _show_left_out(result.left_out)
     if (listed := result.checksums) is not None:
-        more = f"of {listed.listed:,} listed; {listed.differing:,} differ, {listed.missing:,} not archived"
+        differ = "differs" if listed.differing == 1 else "differ"
+        more = f"of {listed.listed:,} listed; {listed.differing:,} {differ}, {listed.missing:,} not archived"
         _line("checked", f"{listed.checked:,}", more)
     _line("skipped", f"{tally.errors:,}", "every one is a row of the manifest" if tally.errors else "")
     _show_reasons(tally.reasons)
@@ -116,7 +119,7 @@ def show_result(result: IngestResult, *, quiet: bool, verbose: bool) -> None:
     say("  stage      workers        MB/s   busy  waiting")
     for figures in stages:
         speed = figures.bytes / 1e6 / result.seconds
-        whole = max(figures.busy + figures.waiting, 1e-9)
+        whole = max(result.seconds * figures.workers, 1e-9)  # a stage that ended early was idle for the rest
         say(
             f"  {figures.stage:<10} {figures.workers:>7} {speed:>11,.0f} {figures.busy / whole:>6.0%} "
             f"{figures.waiting / whole:>8.0%}"
@@ -130,7 +133,7 @@ def show_result(result: IngestResult, *, quiet: bool, verbose: bool) -> None:
 
 def _safety(result: IngestResult) -> str:
     """About the whole store: this run lives off packs of earlier ones, too."""
-    of = f"of {result.backends} backends"
+    of = f"of {counted(result.backends, 'backend')}"
     if result.may_lose < 0:
         return "NO: packs can't be given back, or it can't be told; see: drystone status"
     short = "; packs lack shards, see: drystone status" if result.short else ""
@@ -138,6 +141,10 @@ def _safety(result: IngestResult) -> str:
         return f"for now, but none {of} may be lost any more{short}"
     unseen = ", if earlier packs are as recorded; to look: drystone status" if result.unseen else ""
     return f"any {result.may_lose} {of} may be lost, and all comes back{short}{unseen}"
+
+
+def _others(tally: Tally) -> str:
+    return f"and {counted(tally.directories, 'directory', 'directories')}, {counted(tally.others, 'other')}"
 
 
 def _show_left_out(left_out: dict[str, tuple[int, int]]) -> None:
@@ -203,7 +210,7 @@ def show_survey(found: Survey) -> None:
     """What a dry run found, for people."""
     tally = found.tally
     say("would archive")
-    _line("files", f"{tally.files:,}", f"and {tally.directories:,} directories, {tally.others:,} others")
+    _line("files", f"{tally.files:,}", _others(tally))
     _line("bytes", format_size(tally.bytes))
     _show_left_out(found.left_out)
     _line("skipped", f"{tally.errors:,}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from manifests.counts import counted
 from manifests.ids import short_id
 from manifests.sizes import format_size
 from pipeline.cli.command import Command
@@ -23,6 +24,7 @@ from pipeline.cli.output import emit_json, emit_summary, path_fields
 from pipeline.printing import say, shown, warn
 
 if TYPE_CHECKING:
+    from manifests.inspect import BadCopy
     from pipeline.verify.run import VerifyResult
 
 NAMED_SHORT = 20
@@ -103,7 +105,7 @@ def verify_command(
         result = opened.verify(data=data, workers=workers, memory=memory, on_tick=progress.tick)
     lines = [f"absent: {location}" for location in result.absent_backends]
     lines += [f"ailing: {trouble}" for trouble in result.troubles]
-    lines += [f"{copy.backend}/{copy.key}: {copy.reason}" for copy in result.bad_copies]
+    lines += map(_bad_copy, result.bad_copies)
     lines += result.damaged_shards
     lines += [f"lost: {reason}" for reason in result.lost_manifests]
     lost = [f"lost: {short_id(run, whole=verbose)}:{shown(path)}" for run, path in result.lost_objects]
@@ -113,7 +115,7 @@ def verify_command(
     for line in [*(lines if verbose else lines[:NAMED_SHORT]), *lost]:
         warn(line)
     if len(lines) > NAMED_SHORT and not verbose:
-        warn(f"… and {len(lines) - NAMED_SHORT} more; see: drystone verify -v")
+        warn(f"… and {len(lines) - NAMED_SHORT:,} more; see: drystone verify -v")
     if result.unreadable_packs and result.exit_code == 3 and not result.unnoted:
         warn("what the sources still hold, the next ingest stores again")
     if result.unnoted:
@@ -156,9 +158,15 @@ def verify_command(
         if data:
             checked = "chunk and digest" if result.troubles else "cell, chunk and digest"
             looked = f"{format_size(result.checked_bytes)} read, and every {checked} in it checked"
-        say(f"{result.packs:,} packs, {looked}, {result.seconds:.1f} s")
+        say(f"{counted(result.packs, 'pack')}, {looked}, {result.seconds:.1f} s")
         say(_verdict(result, data))
     return result.exit_code
+
+
+def _bad_copy(copy: BadCopy) -> str:
+    """What is wrong with a copy, with its place once."""
+    place = f"{copy.backend}/{copy.key}"
+    return copy.reason if place in copy.reason else f"{place}: {copy.reason}"
 
 
 def _verdict(result: VerifyResult, data: bool) -> str:
@@ -167,25 +175,24 @@ def _verdict(result: VerifyResult, data: bool) -> str:
             return "complete: all shards are there, and records and manifests are whole"
         return "whole: nothing is missing, nothing is damaged"
     damage = (
-        f"{result.bad_cells:,} bad cells, {result.missing_shards:,} missing shards, "
-        f"{len(result.bad_copies):,} bad copies of records and manifests"
+        f"{counted(result.bad_cells, 'bad cell')}, {counted(result.missing_shards, 'missing shard')}, "
+        f"{counted(len(result.bad_copies), 'bad copy', 'bad copies')} of records and manifests"
     )
     if result.flawed_shards:
-        damage += f", {result.flawed_shards:,} shards with bad records or tables"
+        damage += f", {counted(result.flawed_shards, 'shard')} with bad records or tables"
     if result.lost_directories:
-        damage += f", {result.lost_directories:,} packs without their directory"
+        damage += f", {counted(result.lost_directories, 'pack')} without a directory"
     if result.mislisted_packs:
-        damage += f", {result.mislisted_packs:,} packs of which the manifests tell something else than their directory"
+        damage += f", {counted(result.mislisted_packs, 'pack')} of which manifests and directory tell different things"
     if result.unreadable_packs:
-        packs = "pack" if len(result.unreadable_packs) == 1 else "packs"
-        damage += f", {len(result.unreadable_packs):,} {packs} that can't be read whole"
+        damage += f", {counted(len(result.unreadable_packs), 'pack')} that can't be read whole"
     if result.exit_code == 4:
         if not data:
             return f"damaged: {damage}; no pack lacks more shards than it may"
         return f"damaged, but nothing is lost: {damage}; everything can still be restored"
     if result.wrong_object_count and not result.lost_object_count:
-        wrong = f"{result.wrong_object_count:,} objects are not what was recorded of them when they were archived"
-        return f"WRONG: {wrong}; {damage}"
+        wrong = counted(result.wrong_object_count, "object")
+        return f"WRONG: not what was recorded when it was archived: {wrong}; {damage}"
     if result.lost_manifests and not result.lost_object_count:
-        return f"LOST: {len(result.lost_manifests):,} manifests, and what they alone tell of; {damage}"
-    return f"LOST: {result.lost_object_count:,} objects can't be restored whole; {damage}"
+        return f"LOST: {counted(len(result.lost_manifests), 'manifest')}, and what is told there alone; {damage}"
+    return f"LOST: {counted(result.lost_object_count, 'object')} can't be restored whole; {damage}"

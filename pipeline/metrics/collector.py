@@ -68,8 +68,8 @@ class StoreCollector(Collector):
     def _families(self) -> Iterator[Metric]:
         held, sums = self._figures.held, self._figures.sums()
         chunks, size = (None, None) if held is None else held
-        yield _gauge("chunks_total", "Chunks that the store holds, by its log.", chunks)
-        yield _gauge("chunks_bytes_total", "Plain bytes of all chunks of the store, by its log.", size)
+        yield _gauge("chunks", "Chunks that the store holds, by its log.", chunks)
+        yield _gauge("chunks_bytes", "Plain bytes of all chunks of the store, by its log.", size)
         yield _counters(
             "chunk_operations",
             "Chunks that were stored for the first time, known already, deleted, taken from another store.",

@@ -16,6 +16,7 @@ from manifests import format as fmt
 from manifests.catalog import Catalog
 from manifests.columns import PLAN_DTYPE, Batch
 from manifests.contents import COVERED_BLOCKS
+from manifests.counts import counted
 from manifests.errors import BackendError, DrystoneError, KeyNotFound
 from manifests.ids import NIL
 from manifests.inspect import (
@@ -205,7 +206,7 @@ class VerifyHome:
         elif kind == BAD_CELLS:
             result.bad_cells += int(row["count"])
             result.shard_findings.append(ShardFinding(pack_id, int(row["shard"]), bad_cells=int(row["count"])))
-            result.damaged_shards.append(f"{shard}: {int(row['count'])} bad cells: {reason}")
+            result.damaged_shards.append(f"{shard}: {counted(int(row['count']), 'bad cell')}: {reason}")
         elif kind == MISSING_SHARD:
             result.missing_shards += 1
             # One that can't be opened is listed all the same, so the note must name the backend that it is bad on.
