@@ -9,6 +9,7 @@ streamed, memory is limited, and what does not fit goes to `temp_directory`.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ import duckdb
 from manifests import format as fmt
 from manifests.duck import columns_of, connect, reading
 from manifests.errors import DrystoneError, Unreadable
-from manifests.ids import split_object_id
+from manifests.ids import short_id, split_object_id
 from manifests.limits import LimitReached, denied
 from manifests.log import ManifestFile, State
 from manifests.openfolders import OpenFolders
@@ -144,7 +145,7 @@ class Catalog:
             self.execute(f"CREATE VIEW {name} AS {view}")
             self._made.add(table)
             if table == "chunks":
-                self._bury(spare)
+                self._bury()
             elif table == "objects":
                 self._leave_out_deleted()
         if self.lost and not spare:
@@ -154,6 +155,23 @@ class Catalog:
             self._lacking -= _PLACING
             self._rules.append("SEMI JOIN packs USING (pack_id) SEMI JOIN blocks USING (pack_id)")
             self._view_chunks()
+
+    def short_runs(self, which: uuid.UUID | None = None) -> list[str]:
+        """Of runs, or of one, those of which the manifests have fewer objects than their records tell of, as sentences;
+        none where files of objects are lost, which says it already."""
+        self.use("objects", spare=True)
+        if "objects" in self._lacking:
+            return []
+        condition, parameters = ("true", []) if which is None else ("run = ?", [which.bytes])
+        counts = dict(self.tuples(f"SELECT run, count(*) FROM objects WHERE {condition} GROUP BY run", parameters))
+        found = []
+        for run in self._state.runs:
+            told = [run.summary.get(name) for name in ("files", "directories", "others")]
+            archived = sum(number for number in told if type(number) is int)
+            there = counts.get(run.run_id.bytes, 0)
+            if there < archived and which in (None, run.run_id):
+                found.append(f"run {short_id(run.run_id)}: the manifests have {there:,} of its {archived:,} objects")
+        return found
 
     def _paths(self, table: str) -> list[str]:
         """Checked paths of the files of a table. Those that are lost, or have not its columns, are noted."""
@@ -178,10 +196,10 @@ class Catalog:
         self.lost.append(reason)
         self._lacking.add(table)
 
-    def _bury(self, spare: bool) -> None:
+    def _bury(self) -> None:
         """Make the view of the chunks that are alive."""
         self.use_unreadable()
-        self.use("tombstones", spare=spare)
+        self.use("tombstones", spare=True)
         if self._state.files("tombstones"):
             self._rules.append(ALIVE)
         self._view_chunks()

@@ -77,7 +77,8 @@ class RestoreResult:
     of objects that are not restored whole, the first NAMED_FAILURES of them; `every_failure` gives all, as long as
     nothing else is asked of the store; `healed_records`: records, tables of checksums and manifests that armour or
     another copy gave back; `absent`: backends that do not answer, and why; `troubles`: what ails backends of which
-    reads failed; `lost_manifests`: manifest files of which no copy nor mixture of copies is whole;
+    reads failed; `lost_manifests`: manifest files of which no copy nor mixture of copies is whole, and
+    that the manifests have not all objects of the run;
     `left_to_root`: objects whose owner, or attributes that only root may set, were passed over; `leftovers`: of killed
     restores, that were found in the target."""
 
@@ -191,7 +192,7 @@ def restore(
         plan.failures,
         sum(home.tally.healed_cells.values()),
         sum(home.tally.healed_records.values()) + members.healed + catalog.replicas.healed,
-        list(catalog.lost),
+        [*catalog.lost, *([] if path else catalog.short_runs(run))],
         list(why_absent_by_number(members).values()),
         home.troubles(),
         left_to_root,

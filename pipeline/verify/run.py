@@ -267,7 +267,7 @@ def verify(
             _verify_data(members, catalog, result, workers, memory, inline, signals, queries, on_tick)
         else:
             _verify_presence(members, catalog, result, signals)
-    result.lost_manifests = list(catalog.lost)
+    result.lost_manifests = [*catalog.lost, *(catalog.short_runs() if data else [])]
     result.seconds = time.monotonic() - started
     return result
 
