@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from manifests.counts import counted
 from manifests.errors import StoreBusy, WouldLose
 from manifests.ids import short_id
 from manifests.inflight import Unfinished
@@ -90,7 +91,7 @@ def require_safe(removal: Removal, members: Members) -> None:
     """Raises WouldLose, with the reason, where what stays can't give all packs back."""
     if not removal.lost_packs:
         return
-    packs = "1 pack" if removal.lost_packs == 1 else f"{removal.lost_packs:,} packs"
+    packs = counted(removal.lost_packs, "pack")
     others = [info.location for info in members.absent() if info not in removal.backends]
     advice = f"; absent are also {', '.join(others)}: attach them first" if others else ""
     places = ", ".join(info.location for info in removal.backends)

@@ -351,8 +351,11 @@ def _about_domains(found: StoreStatus, members: Members) -> Iterator[str]:
             "so the loss of that domain loses data: put backends on more disks"
         )
     elif found.frail_packs:
-        packs, lack = counted(found.frail_packs, "pack"), " lack shards, and" if found.short_packs else ""
-        yield (f"{packs}{lack} would not survive the loss of some one failure domain; which: drystone status --risk")
+        lack = ("lacks" if found.frail_packs == 1 else "lack") + " shards, and " if found.short_packs else ""
+        yield (
+            f"{counted(found.frail_packs, 'pack')} {lack}would not survive the loss of some one failure domain; which: "
+            "drystone status --risk"
+        )
 
 
 def _whereabouts(members: Members) -> Iterator[str]:

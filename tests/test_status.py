@@ -369,3 +369,124 @@ def test_a_backend_that_fails_is_not_called_absent_without_its_reason(
     [trouble] = [each.trouble for each in again.list_backends() if each.path.endswith("backend-2")]
     assert "Input/output error" in trouble
     assert not any("attach" in line for line in again.status().advice)
+
+
+# --- what to do next
+
+
+def drystone(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("drystone")), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_backend_that_was_away_gets_back_what_it_lacks_by_the_command_that_is_named(
+    store: FileStore, tmp_path: Path
+) -> None:
+    place, away = tmp_path / "store" / "backend-2", tmp_path / "drawer"
+    place.rename(away)
+    (tmp_path / "more").write_bytes(random.Random(5).randbytes(900_000))
+    assert store.ingest([str(tmp_path / "more")], options=INLINE).exit_code == 3
+    away.rename(place)
+    done = drystone("-s", tmp_path / "store", "ingest", tmp_path / "noise", "-q")
+    wanted = f"drystone backend add {place}"
+    assert [line for line in done.stderr.splitlines() if line.startswith("behind: ") and line.endswith(wanted)]
+    status = store.status()
+    assert any(each.endswith(wanted) for each in status.advice) and status.backends[2].lacking > 2
+    added = drystone("-s", tmp_path / "store", *wanted.split()[1:])
+    assert added.returncode == 0 and "records and manifest files that it lacked" in added.stdout
+    with reopened(tmp_path) as opened:
+        status = opened.status()
+        assert all(share.lacking == 0 for share in status.backends) and not opened.log.behind(opened.members)
+        assert not any("backend add" in each for each in status.advice)
+        assert status.missing_shards and any("no command brings back" in each for each in status.advice)
+        assert any("verify -v" in each for each in status.advice)
+        assert opened.verify().exit_code == 4
+        advice = opened.status().advice
+    assert any("no command brings back" in each for each in advice)
+    assert not any("verify -v" in each for each in advice)  # it was done, and would name the same again
+    again = drystone("-s", tmp_path / "store", *wanted.split()[1:])
+    assert again.stdout.startswith("part of the store already") and len(again.stdout.splitlines()) == 1
+
+
+def test_damage_that_was_mended_since_the_verification_is_looked_at_again(store: FileStore, tmp_path: Path) -> None:
+    for path in (tmp_path / "store" / "backend-1" / "manifests").rglob("*.parquet"):
+        path.unlink()
+    assert store.verify().exit_code == 4
+    store.add_backend(tmp_path / "store" / "backend-1")
+    status = store.status()
+    assert (status.exit_code, len(status.troubles)) == (4, 1)
+    assert status.advice[0] == "look whether that is mended: drystone verify"
+    assert store.verify().exit_code == 0 and store.status().exit_code == 0
+
+
+def on_domains(tmp_path: Path, domains: str) -> FileStore:
+    """A store of a backend in each domain, with a run."""
+    (tmp_path / "file").write_bytes(random.Random(6).randbytes(900_000))
+    store = FileStore.create([tmp_path / f"disk-{n}" for n in range(6)], cache=tmp_path / "cache", pack_size=256 << 10)
+    for number, domain in enumerate(domains):
+        store.add_backend(tmp_path / f"disk-{number}", domain=domain)
+    store.ingest([str(tmp_path / "file")], options=INLINE)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("domains", "said"),
+    [
+        ("aaaaaa", "all backends are in one failure domain, a, and its loss loses everything"),
+        (
+            "aaabbb",
+            "one failure domain holds 3 shards of a pack and 2 may be lost, so the loss of that domain loses data",
+        ),
+        ("aabbcc", ""),
+        ("abcdef", ""),
+    ],
+)
+def test_what_the_loss_of_a_domain_would_mean_follows_from_what_there_is(
+    tmp_path: Path, domains: str, said: str
+) -> None:
+    with on_domains(tmp_path, domains) as store:
+        about = [each for each in store.status().advice if "failure domain" in each]
+    assert (about == []) if not said else (len(about) == 1 and about[0].startswith(said))
+
+
+def test_disks_of_their_own_are_not_to_be_put_on_disks_of_their_own(tmp_path: Path) -> None:
+    """One was away for a run, and another one is gone: some packs bear one loss, others none."""
+    with on_domains(tmp_path, "abcdef") as store:
+        (tmp_path / "drawer").mkdir()
+        (tmp_path / "disk-3").rename(tmp_path / "drawer" / "away")
+        (tmp_path / "more").write_bytes(random.Random(7).randbytes(900_000))
+        assert store.ingest([str(tmp_path / "more")], options=INLINE).exit_code == 3
+        (tmp_path / "drawer" / "away").rename(tmp_path / "disk-3")
+        store.remove_backend(tmp_path / "disk-0")
+        status = store.status()
+        short = [each for each in status.advice if "failure domain" in each]
+    assert status.bears_domains == 0 and 0 < status.frail_packs < status.packs
+    packs = "1 pack lacks" if status.frail_packs == 1 else f"{status.frail_packs} packs lack"
+    assert short == [
+        f"{packs} shards, and would not survive the loss of some one failure domain; which: drystone status --risk"
+    ]
+
+
+def test_packs_that_nobody_can_take_over_are_counted_apart(store: FileStore, tmp_path: Path) -> None:
+    """As a run leaves them that failed before enough shards of a pack were written."""
+    for number in range(3):
+        pack = uuid.UUID(int=0x01890000_0000_7000_8000_000000000000 + number)
+        for backend in range(number + 1):
+            folder = tmp_path / "store" / f"backend-{backend}" / "packs" / f"{number:02x}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{pack}.{backend}").write_bytes(b"x")
+    status = store.status()
+    assert (status.unnamed_packs, status.stranded_packs, status.unfinished) == (0, 3, [])
+    said = drystone("-s", tmp_path / "store", "status").stdout
+    assert "left by failed runs: 3 packs that no run can take over; gc of a later version" in said
+    assert "under way" not in said
+    running = Inflight(store.members, uuid.UUID("01890000-0000-7000-8000-000000000001"))
+    running.begin()
+    status = store.status()  # they may be its
+    assert (status.unnamed_packs, status.stranded_packs) == (3, 0)
+    running.give_up()
+    status = store.status()
+    assert (status.unnamed_packs, status.stranded_packs) == (0, 3)
+    said = drystone("-s", tmp_path / "store", "status").stdout
+    assert re.search(r"^unfinished run 00000001: stopped: process \d+ on \S+; it stored no whole pack$", said, re.M)
+    assert "take over what unfinished" not in said

@@ -242,7 +242,7 @@ def test_the_command_line_heals(tmp_path: Path) -> None:
     assert found.returncode == 3 and "1 pack that can't be read whole" in found.stdout
     assert "the next ingest stores again" in found.stderr
     shown = drystone("status")
-    assert shown.returncode == 3 and shown.stdout.startswith("safe: NO: 1 of 1 packs can't be given back")
+    assert shown.returncode == 3 and shown.stdout.startswith("safe: NO: 1 of 1 pack can't be given back")
     assert "drystone ingest" in shown.stdout
     assert drystone("ingest", str(tmp_path / "file"), "-q").returncode == 0
     restored = drystone("restore", "--to", str(tmp_path / "back"))

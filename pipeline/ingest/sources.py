@@ -24,6 +24,7 @@ from stages.scan import Source
 _ROOT_NAMES = (b"root", b"rootdir")
 #: Missing sources that a message names.
 _NAMED = 10
+_DENIED = os.strerror(errno.EACCES)
 _NOT_THERE = os.strerror(errno.ENOENT)
 
 
@@ -78,7 +79,8 @@ def make_sources(paths: Sequence[str], name: str = "") -> tuple[Source, ...]:
     ]
     if len(missing) == len(places):
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        raise NotFound(f"no such source: {', '.join(missing[:_NAMED])}{more}")
+        what = "no source can be read" if any(place.trouble == _DENIED for place in places) else "no such source"
+        raise NotFound(f"{what}: {', '.join(missing[:_NAMED])}{more}")
     if name:
         return (Source(places[0].path, os.fsencode(name)),)
     names = tell_apart([place.path for place in places])
