@@ -3,10 +3,11 @@
 Only a process of this machine can be looked at, and a host's name alone does not make a machine: containers and clones
 share names. What can't be told for sure counts as alive.
 
-On the same boot, which the kernel gives an id that no other has, a process is looked up by number and start time. A
-mark of another boot is one of this machine before it was started anew, or one of another machine that looks the same
-and is at work: containers of one image share the host's name and the id in `/etc/machine-id`, wherever they run. So
-that id counts only outside of containers, where it is the machine's own (machine-id(5) asks for that of clones, too).
+On the same boot, which the kernel gives an id that no other has, a process is looked up by number and start time, also
+where one of the two users can't read the machine's id. A mark of another boot is one of this machine before it was
+started anew, or one of another machine that looks the same and is at work: containers of one image share the host's name
+and the id in `/etc/machine-id`, wherever they run. So that id counts only outside of containers, where it is the
+machine's own (machine-id(5) asks for that of clones, too).
 In a container nothing is told of other boots.
 """
 
@@ -25,6 +26,10 @@ from manifests.config import text, whole_number
 #: The namespaces of processes and host names that a machine has from its start: who is in them is in no container. The
 #: kernel gives them fixed numbers (PROC_PID_INIT_INO and PROC_UTS_INIT_INO).
 _FIRST = {"pid": "pid:[4026531836]", "uts": "uts:[4026531838]"}
+
+
+#: Files with the machine's id, the same in each that is there. One that this user can't read is passed over.
+MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 
 
 def boot_id() -> str:
@@ -50,7 +55,7 @@ class ProcessMark:
         """This process."""
         # A machine id is not for everybody's eyes, its digest is.
         in_container = any(_namespace(kind) != first for kind, first in _FIRST.items())
-        machine = "" if in_container else _first_line("/etc/machine-id")
+        machine = "" if in_container else next(filter(None, map(_first_line, MACHINE_IDS)), "")
         digest = blake3(b"drystone machine\0" + machine.encode()).hexdigest()[:16] if machine else ""
         pid = os.getpid()
         _, started = _look(pid)
@@ -71,7 +76,9 @@ class ProcessMark:
         of an earlier boot of this very machine, which no container can tell. None where that can't be told from here:
         it may be alive, and only somebody who knows that it has ended may clear its traces away."""
         me = ProcessMark.here()
-        if (self.host, self.machine) != (me.host, me.machine) or not (self.boot and me.boot):
+        if self.host != me.host or not (self.boot and me.boot):
+            return None
+        if self.machine != me.machine and (self.boot != me.boot or (self.machine and me.machine)):
             return None
         if self.boot != me.boot:
             return True if self.machine and self.namespace == me.namespace == _FIRST["pid"] else None

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from manifests import processes
 from manifests.armour import open_json, seal_json
 from manifests.inflight import JOURNAL_PACKS, Inflight, unfinished
 from manifests.processes import ProcessMark
@@ -244,6 +245,53 @@ def test_only_a_process_of_this_machine_is_told_to_be_gone(make_store: MakeStore
     assert marked(store, replace(here, boot="before")) == ("died" if here.machine else "unknown")
     assert marked(store, replace(here, boot="before", machine="")) == "unknown"
     assert marked(store, replace(here, boot="before", namespace="pid:[4026532000]")) == "unknown"
+
+
+def test_a_mark_without_the_machines_id_is_told_by_the_boot(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of a user who can't read that id, seen by one who can, and the other way round."""
+    store, here = make_store(), ProcessMark.here()
+    ids = [tmp_path / "machine-id", tmp_path / "dbus-id"]
+    ids[1].write_text("0123456789abcdef0123456789abcdef\n")
+    monkeypatch.setattr(processes, "MACHINE_IDS", tuple(map(str, ids)))
+    second = ProcessMark.here()
+    ids[0].write_text(ids[1].read_text())
+    assert second.machine == ProcessMark.here().machine != ""
+    assert marked(store, replace(second, boot="before")) == "died"
+    for mine, theirs in (("", second.machine), (second.machine, "")):
+        monkeypatch.setattr(processes, "MACHINE_IDS", tuple(map(str, ids)) if mine else ())
+        assert ProcessMark.here().machine == mine
+        assert marked(store, replace(here, machine=theirs)) == "running"
+        assert marked(store, replace(here, machine=theirs, pid=(1 << 22) - 1)) == "died"
+        assert marked(store, replace(here, machine=theirs, started=here.started - 1)) == "died"
+        assert marked(store, replace(here, machine=theirs, boot="before")) == "unknown"
+        assert marked(store, replace(here, machine=theirs, namespace="pid:[4026532000]")) == "unknown"
+        assert marked(store, replace(here, machine=theirs, host="elsewhere")) == "unknown"
+
+
+def test_processes_of_other_users_are_told_by_root_and_by_themselves(make_store: MakeStore) -> None:
+    if os.geteuid():
+        pytest.skip("only root can be another user")
+    mine, theirs = os.pipe()
+    child = os.fork()
+    if not child:  # it is nobody from here on
+        try:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            here = ProcessMark.here()
+            rebooted = replace(here, boot="before").is_gone()
+            os.write(theirs, json.dumps([here.to_record(), rebooted]).encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with open(mine) as pipe:
+        record, rebooted = json.load(pipe)
+    os.waitpid(child, 0)
+    mark = ProcessMark.from_record(record)
+    assert mark.namespace and mark.started and rebooted is (True if mark.machine else None)
+    assert marked(make_store(), mark) == "died"
 
 
 @pytest.mark.parametrize("private", [["--pid", "--fork", "--mount-proc"], ["--uts"]])
