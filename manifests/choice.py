@@ -66,14 +66,21 @@ def _has(run: Run, tag: str) -> bool:
     return key in run.tags and (not equals or run.tags[key] == value)
 
 
-def find_run(runs: Sequence[Run], name: str = "latest", which: RunFilter | None = None, path: bytes = b"") -> Run:
+#: What is said of a store without runs.
+NO_RUN = "the store holds no run yet; make one with: drystone ingest SOURCE"
+
+
+def find_run(
+    runs: Sequence[Run], name: str = "latest", which: RunFilter | None = None, path: bytes = b"", away: str = ""
+) -> Run:
     """The one of `runs`, in order of time, that `which` fits and that is called `name`: `latest`, a short id, or the
     beginning or the end of an id. Of a `path`, the latest is that of the runs with a source that it lies in, if any.
-    Raises NotFound, UsageError."""
+    `away`: which backends are absent, as the end of a sentence. Raises NotFound, UsageError."""
     if not runs:
-        raise NotFound("the store holds no run yet; make one with: drystone ingest SOURCE")
+        what = "no backend that answers holds a run" if away else NO_RUN
+        raise NotFound(what + away)
     if which and not (runs := which.of(runs)):
-        raise NotFound(f"no run of {which}; see: drystone runs")
+        raise NotFound(f"no run of {which}; see: drystone runs{away}")
     if name in ("", "latest"):
         return next((run for run in reversed(_may_hold(runs, path))), runs[-1])
     found = _called(runs, name)
@@ -83,7 +90,7 @@ def find_run(runs: Sequence[Run], name: str = "latest", which: RunFilter | None 
         named = ", ".join(f"{run.run_id} ({run.about})" for run in found[:NAMED])
         more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
         raise NotFound(f"{name!r} names {len(found)} runs: {named}{more}; write more of the id")
-    raise NotFound(f"no run {name!r}; see: drystone runs (a path is written RUN:PATH, as in latest:{name})")
+    raise NotFound(f"no run {name!r}; see: drystone runs (a path is written RUN:PATH, as in latest:{name}){away}")
 
 
 def _may_hold(runs: Sequence[Run], path: bytes) -> list[Run]:

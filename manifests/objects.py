@@ -127,7 +127,7 @@ def find_object(catalog: Catalog, run: uuid.UUID, path: bytes) -> ObjectInfo:
         return ObjectInfo(run, **row)
     if catalog.lost:
         raise Unreadable("; ".join(catalog.lost))
-    raise no_such_object(run, path)
+    raise no_such_object(catalog, run, path)
 
 
 def held_paths(catalog: Catalog, wanted: Sequence[tuple[uuid.UUID, bytes]]) -> set[tuple[uuid.UUID, bytes]]:
@@ -143,10 +143,10 @@ def held_paths(catalog: Catalog, wanted: Sequence[tuple[uuid.UUID, bytes]]) -> s
     return {(uuid.UUID(bytes=run), path) for run, path in catalog.tuples(query, lists)}
 
 
-def no_such_object(run: uuid.UUID, path: bytes) -> NotFound:
+def no_such_object(catalog: Catalog, run: uuid.UUID, path: bytes) -> NotFound:
     """The error for a path that a run does not hold."""
     short = short_id(run)
-    return NotFound(f"run {short} holds no object '{shown(path)}'; see: drystone ls -R {short}")
+    return NotFound(f"run {short} holds no object '{shown(path)}'; see: drystone ls -R {short}{catalog.replicas.away}")
 
 
 def require_content(info: ObjectInfo) -> None:

@@ -5,8 +5,8 @@ share names. What can't be told for sure counts as alive.
 
 On the same boot, which the kernel gives an id that no other has, a process is looked up by number and start time, also
 where one of the two users can't read the machine's id. A mark of another boot is one of this machine before it was
-started anew, or one of another machine that looks the same and is at work: containers of one image share the host's name
-and the id in `/etc/machine-id`, wherever they run. So that id counts only outside of containers, where it is the
+started anew, or one of another machine that looks the same and is at work: containers of one image share the host's
+name and the id in `/etc/machine-id`, wherever they run. So that id counts only outside of containers, where it is the
 machine's own (machine-id(5) asks for that of clones, too).
 In a container nothing is told of other boots.
 """

@@ -91,6 +91,11 @@ class Replicas:
             raise NoCache
         return self._cache
 
+    @property
+    def away(self) -> str:
+        """Which backends are absent, and what to do, as the end of a sentence about what is not there."""
+        return self._members.whereabouts()
+
     def paths(self, files: list[ManifestFile]) -> list[str]:
         """A checked local path for each file. Raises Unreadable where no copy nor mixture of copies is whole."""
         found = [self.path(file) for file in files]

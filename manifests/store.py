@@ -172,7 +172,7 @@ class Members:
         if not self.sees_all:
             raise TooFewBackends(
                 f"{len(self.present)} of {counted(self.count, 'backend')} answer, writing needs "
-                f"{self.count - self.tolerance}{self._whereabouts()}; if all that are absent are gone for good: "
+                f"{self.count - self.tolerance}{self.whereabouts()}; if all that are absent are gone for good: "
                 "drystone backend remove BACKEND… --force"
             )
 
@@ -182,7 +182,7 @@ class Members:
         for number, reason in self.unsure.items():
             self.drop(number, reason)
 
-    def _whereabouts(self) -> str:
+    def whereabouts(self) -> str:
         """Which backends are absent, and what to do, as the end of a sentence."""
         failed = {number for number in self.failed if number not in self.vanished}
         absent = [info.location for info in self.absent() if info.number not in failed]
@@ -247,7 +247,7 @@ class Members:
             kind = BackendFull if any("No space" in reason for reason in self.failed.values()) else TooFewBackends
             raise kind(
                 f"{key} reached {counted(written, 'backend')} of {self.count}, and needs {needed}: {reasons}"
-                f"{self._whereabouts()}"
+                f"{self.whereabouts()}"
             )
         return written
 

@@ -162,7 +162,7 @@ def compare(
     here = place.path
     side = SideBySide(catalog, run.run_id, path, long_fields)
     if not side.count:
-        raise no_such_object(run.run_id, path)
+        raise no_such_object(catalog, run.run_id, path)
     sources = [Source(here, path)] if path else _sources(catalog, run, here)
     compared = path or (sources[0].name if len(sources) == 1 and sources[0].path == here else b"")
     if not compared:

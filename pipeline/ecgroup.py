@@ -81,7 +81,7 @@ def ec_group(members: Members, catalog: Catalog, pack_id: uuid.UUID) -> ECGroup:
     """Read and check all shards of a pack. Raises NotFound, and Unreadable where the manifests make no sense of it."""
     row = pack_row(catalog, pack_id)
     if row is None:
-        raise NotFound(f"the store has no pack {pack_id}")
+        raise NotFound(f"the store has no pack {pack_id}{members.whereabouts()}")
     scheme = ECScheme(row["k"], row["m"])
     place = PackPlace(pack_id, scheme, row["payload"], row["shard_length"])
     reader = PackReader(backend_places(members).source(), place, ErasureCoder)

@@ -594,7 +594,7 @@ class FileStore(ObjectOperations):
         >>> store.run("latest") == store.runs()[-1] == store.run(which=RunFilter(sources=("data",)))
         True
         """
-        return find_run(self.state.runs, name, which, path)
+        return find_run(self.state.runs, name, which, path, self.members.whereabouts())
 
     def run_of(self, directory: str | Path, which: RunFilter | None = None) -> Selection:
         """What `directory` is to be compared with, unless told: the latest run that holds it, and its path in that run.
@@ -638,7 +638,7 @@ class FileStore(ObjectOperations):
             found = True
             yield info
         if not found and path:
-            raise no_such_object(run.run_id, path)
+            raise no_such_object(self.catalog, run.run_id, path)
 
     def find(self, selection: str) -> ObjectInfo:
         """One object: `RUN:PATH`, or its id. Raises NotFound.

@@ -21,7 +21,7 @@ def run_of(catalog: Catalog, runs: Sequence[Run], directory: str, which: RunFilt
     run that could have been restored into it; else the latest of what lay in a file system; else the latest. Of each,
     runs of this host come before others, and those of whole sources before those of a list of paths. Raises NotFound.
     """
-    latest = find_run(runs, "latest", which)  # there is one
+    latest = find_run(runs, "latest", which, away=catalog.replicas.away)  # there is one
     place = find_place(directory)
     if place.trouble:
         raise NotFound(f"there is no directory {directory}: {place.trouble}")

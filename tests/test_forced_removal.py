@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,36 @@ def test_the_last_ones_stay(tmp_path: Path) -> None:
     disks = Disks(tmp_path, 3, ECScheme(2, 1))
     with disks.open(0) as store, pytest.raises(UsageError, match="add or attach another one first"):
         store.remove_backend(*(str(place) for place in disks.backends), force=True)
+
+
+def test_what_is_not_there_may_be_on_backends_that_are_absent(tmp_path: Path) -> None:
+    disks = Disks(tmp_path, 6, ECScheme(2, 2))
+    place = tmp_path / "few"
+    with FileStore.create([place / str(n) for n in range(6)], scheme=ECScheme(2, 2), cache=tmp_path / "cache") as store:
+        for number in range(4):
+            store.add_backend(place / str(number), read_only=True)
+        store.ingest([str(disks.tree)], options=INLINE)
+    (place / "4").rename(tmp_path / "4")
+    (place / "5").rename(tmp_path / "5")
+    away = f"; absent: {place}/4, {place}/5: attach them"
+    for arguments in (
+        ["ls"],
+        ["restore", "--to", str(tmp_path / "out")],
+        ["ls", "1234abcd"],
+        ["compare", "latest", "."],
+    ):
+        done = disks.run("-s", str(place), *arguments)
+        assert done.returncode == 1 and away in done.stderr and "holds no run yet" not in done.stderr, done
+    shown = disks.run("-s", str(place), "runs")
+    assert (shown.returncode, shown.stdout.count("\n")) == (0, 1) and away in shown.stderr
+    with FileStore.open(place, cache=tmp_path / "cache") as store:
+        for use in (
+            lambda: store.get_object("key"),
+            lambda: store.get_chunk_info(bytes(32)),
+            lambda: store.get_ec_group(uuid.UUID(int=1)),
+        ):
+            with pytest.raises(NotFound, match=f"{place}/4, {place}/5"):
+                use()
+    disks.take_away(1)
+    with disks.open(0) as store, pytest.raises(NotFound, match=f"holds no object .*; absent: {disks.backends[1]}"):
+        store.find("latest:tree/nothing")

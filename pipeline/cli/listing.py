@@ -15,7 +15,7 @@ from pipeline.cli.command import Command
 from pipeline.cli.fields import Kind, rfc3339, typed
 from pipeline.cli.options import format_options, open_store, store_option
 from pipeline.cli.output import Column, emit, emit_summary, emit_table, path_fields
-from pipeline.printing import say, shown
+from pipeline.printing import say, shown, warn
 
 if TYPE_CHECKING:
     from manifests.choice import RunFilter
@@ -103,6 +103,9 @@ def runs_command(context: click.Context, store: str | None, which: RunFilter, ou
 
     with open_store(context, store) as opened:
         every = opened.runs()
+        if not opened.members.sees_all:
+            away = opened.members.whereabouts()
+            warn(f"so few backends answer that they may not know all runs{away}")
     runs = which.of(every)
     rows = [typed(_run_record(run), _RUN_FIELDS) for run in runs]
     if output != "table":

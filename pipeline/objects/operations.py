@@ -263,7 +263,7 @@ class ObjectOperations(WriteTurns):
                 copies = copies_of_chunk(self.catalog, identity)
                 user = None if force else object_of_chunk(self.catalog, identity)
             if not copies:
-                raise NotFound(f"the store holds no chunk {identity.hex()}")
+                raise NotFound(f"the store holds no chunk {identity.hex()}{self.replicas.away}")
             if user is not None:
                 name = object_id(run_of(user), user["row"])
                 raise ChunkInUse(
@@ -318,7 +318,7 @@ class ObjectOperations(WriteTurns):
             state = self.state
         if row is None:
             where = f" in bucket {bucket!r}" if bucket else ""
-            raise NotFound(f"the store holds no object {name!r}{where}; see list_objects")
+            raise NotFound(f"the store holds no object {name!r}{where}; see list_objects{self.replicas.away}")
         ref = object_ref(row, state)
         if ref.deleted_ns is not None:
             raise ObjectDeleted(f"object {ref.id} ({ref.key!r}) was deleted on {state.deleted[ref.id]}")
@@ -335,7 +335,7 @@ class ObjectOperations(WriteTurns):
         with self._lock:
             row = object_of_id(self.catalog, *split_object_id(name))
             if row is None:
-                raise NotFound(f"the store holds no object {name!r}")
+                raise NotFound(f"the store holds no object {name!r}{self.replicas.away}")
             return object_ref(row, self.state)
 
     def _place(self, chunk_id: bytes | str) -> ChunkPlace:
@@ -344,7 +344,7 @@ class ObjectOperations(WriteTurns):
         identity = chunk_bytes(chunk_id)
         place = self._readings().place(identity)
         if place is None:
-            raise NotFound(f"the store holds no chunk {identity.hex()}")
+            raise NotFound(f"the store holds no chunk {identity.hex()}{self.replicas.away}")
         return place
 
     def _readings(self) -> Reading:

@@ -217,7 +217,7 @@ def _planned(
     if not plan.count and catalog.lost:
         raise Unreadable("; ".join(catalog.lost))
     if not plan.count:
-        raise no_such_object(run, path)
+        raise no_such_object(catalog, run, path)
     if os.geteuid() == 0 and not request.numeric_ids and (elsewhere := renumbered(plan.owners())):
         plan.renumber(elsewhere)
     with ThreadPoolExecutor(1, "locate") as beside:
