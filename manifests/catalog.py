@@ -1,9 +1,9 @@
 """The catalog: an in-memory DuckDB over a store's checked manifest files.
 
 Each table of manifests/schema.py is a view of the same name without duplicate keys where that matters: `chunks` has
-the copies that are alive (`live_chunks`), but for those in unreadable packs that lie elsewhere, too; `objects` those
-that are not deleted; `stored_chunks` and `stored_objects` have them all. `runs` is a view over the log. Results are
-streamed, memory is limited, and what does not fit goes to `temp_directory`.
+the copies that are alive, `objects` those that are not deleted; `stored_chunks` and `stored_objects` have them all.
+`unreadable` has the packs that verifications could not read. `runs` is a view over the log. Results are streamed,
+memory is limited, and what does not fit goes to `temp_directory`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from manifests.ids import short_id, split_object_id
 from manifests.limits import LimitReached, denied
 from manifests.log import ManifestFile, State
 from manifests.openfolders import OpenFolders
-from manifests.places import ALIVE, SUPERSEDED
+from manifests.places import ALIVE
 from manifests.replicas import Replicas
 from manifests.schema import COLUMNS, LATER_COLUMNS, duckdb_columns, misfit
 from manifests.sense import NONSENSE
@@ -33,8 +33,6 @@ BATCH_ROWS = 16 << 10
 #: Tables whose view leaves something out, and the view of all their rows.
 ALL = {"chunks": "stored_chunks", "objects": "stored_objects"}
 _STOPPED = "querying the manifests was stopped"
-#: Tables without whose rows a chunk's place leads nowhere.
-_PLACING = {"blocks", "packs"}
 #: The columns of a view, where they are not just its table's: a digest that is the content id is not written twice.
 _COLUMNS = {
     "objects": f"""
@@ -66,7 +64,6 @@ class Catalog:
         self._made: set[str] = set()
         self.lost: list[str] = []
         self._lacking: set[str] = set()
-        self._rules: list[str] = []
         self.temp_directory = temp_directory
         self._folders = folders
         #: Connections that queries run on, of any thread, one for each query; `stop` ends them.
@@ -150,11 +147,6 @@ class Catalog:
                 self._leave_out_deleted()
         if self.lost and not spare:
             raise Unreadable("; ".join(self.lost))
-        if self._lacking & _PLACING and self._made >= {"chunks", *_PLACING}:
-            # A place in a pack that lost its rows is none, so that copies stored later are found.
-            self._lacking -= _PLACING
-            self._rules.append("SEMI JOIN packs USING (pack_id) SEMI JOIN blocks USING (pack_id)")
-            self._view_chunks()
 
     def short_runs(self, which: uuid.UUID | None = None) -> list[str]:
         """Of runs, or of one, those of which the manifests have fewer objects than their records tell of, as sentences;
@@ -197,51 +189,38 @@ class Catalog:
         self._lacking.add(table)
 
     def _bury(self) -> None:
-        """Make the view of the chunks that are alive."""
+        """Make the view of the chunks that are alive, and the table `unreadable`."""
         self.use_unreadable()
         self.use("tombstones", spare=True)
-        if self._state.files("tombstones"):
-            self._rules.append(ALIVE)
-        self._view_chunks()
+        rule = ALIVE if self._state.files("tombstones") else ""
+        self.execute(f"CREATE VIEW chunks AS SELECT * FROM {ALL['chunks']} {rule}")
 
     def use_unreadable(self) -> None:
-        """Make the table `unreadable`, of the packs that verifications could not read."""
+        """Make the table `unreadable`, of the packs that verifications could not read; `is_loss`: something was lost
+        with them, or with others."""
         if "unreadable" in self._made:
             return
         self._made.add("unreadable")
-        self.execute("CREATE TABLE unreadable (pack_id BLOB)")
-        for file in self._state.unreadable_notes():
-            try:
-                path = self.replicas.path(file)
-            except Unreadable:
-                continue  # then any copy is as good as the others, until somebody reads it
-            self.execute(
-                f"INSERT INTO unreadable SELECT pack_id FROM ({self.reading('scrubs', [path])}) WHERE shard IS NULL"
-            )
+        self.execute("CREATE TABLE unreadable (pack_id BLOB, is_loss BOOLEAN)")
+        for noted in self._state.noted():
+            for file in noted.adds:
+                try:
+                    path = self.replicas.path(file)
+                except Unreadable:
+                    continue  # then any copy is as good as the others, until somebody reads it
+                self.execute(
+                    "INSERT INTO unreadable "
+                    f"SELECT pack_id, ? FROM ({self.reading('scrubs', [path])}) WHERE shard IS NULL",
+                    [noted.found_loss],
+                )
         self.replicas.save()
 
-    def note_unreadable(self, packs: Sequence[bytes], *, anew: bool) -> None:
+    def note_unreadable(self, packs: Sequence[bytes], *, is_loss: bool, anew: bool) -> None:
         """Let these packs be known as unreadable from now on; the others as before or, `anew`, none."""
-        self.use("chunks", spare=True)
+        self.use_unreadable()
         if anew:
             self.execute("DELETE FROM unreadable")
-        self.execute("INSERT INTO unreadable SELECT unnest(?::BLOB[])", [list(packs)])
-        self._view_chunks()
-
-    def _view_chunks(self) -> None:
-        """Make the views of the chunks anew, by all rules: `live_chunks`, all copies that are alive, and `chunks`."""
-        rule = ""
-        self.execute(f"CREATE OR REPLACE VIEW live_chunks AS SELECT * FROM {ALL['chunks']} {' '.join(self._rules)}")
-        if self.one("SELECT count(*) AS n FROM unreadable")["n"]:
-            self.execute(
-                """
-                CREATE OR REPLACE TABLE superseded AS
-                SELECT DISTINCT chunk_id, pack_id FROM live_chunks SEMI JOIN unreadable USING (pack_id)
-                WHERE chunk_id IN (SELECT chunk_id FROM live_chunks ANTI JOIN unreadable USING (pack_id))
-                """
-            )
-            rule = SUPERSEDED
-        self.execute(f"CREATE OR REPLACE VIEW chunks AS SELECT * FROM live_chunks {rule}")
+        self.execute("INSERT INTO unreadable SELECT unnest(?::BLOB[]), ?", [list(packs), is_loss])
 
     def _leave_out_deleted(self) -> None:
         """Make the view of the objects that are not deleted."""

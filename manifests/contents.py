@@ -6,6 +6,7 @@ digests than BLAKE3. Each distinct content once, in the order in which packs lie
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -18,9 +19,10 @@ from manifests import format as fmt
 from manifests.arrowrows import to_batch
 from manifests.catalog import Catalog
 from manifests.columns import PIECE_DTYPE, Batch, cut_batch, join_batches
+from manifests.copies import OtherPlaces, place_chunks
 from manifests.fixity import FIXITY, digest_column
 from manifests.longcolumns import name_objects
-from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, places_of
+from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND
 
 #: A content of more chunks than this is put together by all workers, and its blocks need be read by nobody else; the
 #: others are several to a task, each read by one worker.
@@ -56,7 +58,8 @@ class WrongContent(NamedTuple):
 class ContentsPlan:
     """The contents of a whole store. Uses the catalog's connection alone while it lives."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, others: OtherPlaces) -> None:
+        """`others` gets the places of chunks that have several."""
         self._catalog = catalog
         catalog.use("objects", "extents", "chunks", "blocks", "packs", spare=True)
         execute = catalog.execute
@@ -90,7 +93,7 @@ class ContentsPlan:
             WHERE content_id IN (SELECT content_id FROM fixities WHERE content_kind = {fmt.CONTENT_EXTENTS})
             """
         )
-        execute(f"CREATE OR REPLACE TABLE content_places AS {places_of('content_pieces')}")
+        place_chunks(catalog, "content_pieces", "content_places", others)
         execute(
             """
             CREATE OR REPLACE TABLE contents AS
@@ -217,18 +220,15 @@ def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> t
     catalog.execute(
         f"""
         CREATE OR REPLACE TABLE wrong_objects AS
-        WITH sound AS (SELECT * FROM objects WHERE {HAS_BYTES} AND nonsense IS NULL),
-        lengths AS (
-            SELECT chunk_id, arg_min(length, pack_id) AS length FROM chunks
-            WHERE chunk_id IN (SELECT content_id FROM sound WHERE content_kind = {fmt.CONTENT_CHUNK})
-            GROUP BY chunk_id)
+        WITH sound AS (SELECT * FROM objects WHERE {HAS_BYTES} AND nonsense IS NULL)
         SELECT DISTINCT o.run, o.row FROM (
             SELECT run, row FROM sound o JOIN wrong_contents w
               ON w.content_id IS NOT DISTINCT FROM o.content_id AND w.content_kind = o.content_kind AND w.size = o.size
              AND (w.name = '' OR CASE w.name {columns} END = w.digest)
             UNION ALL
-            SELECT run, row FROM sound JOIN lengths ON content_id = chunk_id
-            WHERE content_kind = {fmt.CONTENT_CHUNK} AND size <> length
+            SELECT run, row FROM sound SEMI JOIN chunks ON content_id = chunk_id
+            WHERE content_kind = {fmt.CONTENT_CHUNK}
+              AND NOT EXISTS (SELECT 1 FROM chunks WHERE chunk_id = content_id AND length = size)
             UNION ALL
             SELECT run, row FROM sound ANTI JOIN extents ON extents.content_id = sound.content_id
             WHERE content_kind = {fmt.CONTENT_EXTENTS}
@@ -236,3 +236,12 @@ def objects_of(catalog: Catalog, wrong: Sequence[WrongContent], limit: int) -> t
         """
     )
     return name_objects(catalog, "wrong_objects", limit)
+
+
+def wrong_runs(catalog: Catalog) -> list[uuid.UUID]:
+    """After `objects_of`, the runs of the objects that it found, and of the `senseless_objects`."""
+    query = """
+        SELECT run FROM (SELECT run FROM wrong_objects UNION SELECT run FROM senseless_objects)
+        WHERE octet_length(run) = 16 ORDER BY run
+    """
+    return [uuid.UUID(bytes=run) for (run,) in catalog.tuples(query)]

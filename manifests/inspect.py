@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from manifests import format as fmt
 from manifests.armour import is_intact, open_json, seal_json
 from manifests.arrowrows import to_batch
 from manifests.catalog import Catalog
@@ -17,8 +16,7 @@ from manifests.columns import PLAN_DTYPE, Batch
 from manifests.directories import SUMS
 from manifests.errors import BackendError, CorruptRecord
 from manifests.log import Log, State
-from manifests.longcolumns import name_objects
-from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND
+from manifests.places import BLOCK_AND_PACK, SOUND
 from manifests.plan import sound_rows
 from manifests.store import BACKEND_KEY, STORE_KEY, Member, Members
 
@@ -85,15 +83,6 @@ def packs(catalog: Catalog, dtype: np.dtype[np.void]) -> Iterator[Batch]:
         yield to_batch(batch, dtype, {})
 
 
-@dataclass(frozen=True)
-class LostRange:
-    """Bytes of a pack's payload that can't be given back: `start` to `end` (exclusive)."""
-
-    pack_id: bytes
-    start: int
-    end: int
-
-
 def chunks_of_pack(catalog: Catalog, pack_id: bytes) -> Iterator[Batch]:
     """PLAN_DTYPE batches of the chunks that the manifests place soundly in a pack, by block; what describes objects is
     zero."""
@@ -107,75 +96,6 @@ def chunks_of_pack(catalog: Catalog, pack_id: bytes) -> Iterator[Batch]:
     """
     for batch in catalog.batches(query, [pack_id]):
         yield to_batch(sound_rows(batch), PLAN_DTYPE, {})
-
-
-def chunks_without_copy(catalog: Catalog, lost: list[tuple[bytes, bytes]]) -> int:
-    """How many of the chunks that are lost, as (pack id, chunk id), are alive and have no copy in a readable pack."""
-    catalog.use("chunks", spare=True)
-    places = [[pack_id for pack_id, _ in lost], [chunk_id for _, chunk_id in lost]]
-    query = """
-        SELECT count(DISTINCT chunk_id) AS n FROM chunks
-        SEMI JOIN (SELECT unnest(?::BLOB[]) AS pack_id, unnest(?::BLOB[]) AS chunk_id) USING (pack_id, chunk_id)
-    """
-    return int(catalog.one(query, places)["n"])
-
-
-def affected_objects(
-    catalog: Catalog, lost: list[tuple[bytes, bytes]], ranges: list[LostRange], limit: int, *, unplaced: bool = False
-) -> tuple[int, list[dict[str, Any]]]:
-    """Objects that need a chunk which is lost where a restore looks for it, in the first pack that has it: those `lost`
-    as (pack id, chunk id), and those in blocks that touch `ranges`; with `unplaced`, also chunks that no manifest
-    places soundly. How many, and the first `limit` of them as run and path."""
-    catalog.use("objects", "extents", "chunks", "blocks", "packs", spare=True)
-    catalog.execute("CREATE OR REPLACE TABLE lost_ranges (pack_id BLOB, range_start UBIGINT, range_end UBIGINT)")
-    if ranges:
-        catalog.execute(
-            "INSERT INTO lost_ranges SELECT unnest(?::BLOB[]), unnest(?::UBIGINT[]), unnest(?::UBIGINT[])",
-            [[each.pack_id for each in ranges], [each.start for each in ranges], [each.end for each in ranges]],
-        )
-    catalog.execute(
-        """
-        CREATE OR REPLACE TABLE lost_places AS
-        SELECT unnest(?::BLOB[]) AS pack_id, unnest(?::BLOB[]) AS chunk_id
-        UNION SELECT c.pack_id, c.chunk_id
-        FROM chunks c JOIN blocks b USING (pack_id, block) JOIN lost_ranges USING (pack_id)
-        WHERE b."offset" < range_end AND b."offset" + b.stored > range_start
-        """,
-        [[pack_id for pack_id, _ in lost], [chunk_id for _, chunk_id in lost]],
-    )
-    catalog.execute(
-        """
-        CREATE OR REPLACE TABLE lost_chunks AS
-        SELECT chunk_id FROM (
-            SELECT chunk_id, min(pack_id) AS pack_id FROM chunks
-            WHERE chunk_id IN (SELECT chunk_id FROM lost_places) GROUP BY chunk_id
-        ) SEMI JOIN lost_places USING (pack_id, chunk_id)
-        """
-    )
-    if unplaced:
-        catalog.execute(
-            f"""
-            INSERT INTO lost_chunks
-            WITH places AS (
-                SELECT chunk_id, unnest(arg_min(
-                    {{pack_id: pack_id, block: block, chunk_offset: "offset", length: length}}, pack_id))
-                FROM chunks GROUP BY chunk_id)
-            SELECT chunk_id FROM (
-                SELECT content_id AS chunk_id FROM objects WHERE content_kind = {fmt.CONTENT_CHUNK}
-                UNION SELECT chunk_id FROM extents)
-            EXCEPT SELECT pl.chunk_id FROM places pl {BLOCK_AND_PACK} WHERE {SOUND}
-            """
-        )
-    catalog.execute(
-        f"""
-        CREATE OR REPLACE TABLE lost_objects AS SELECT run, row FROM objects
-        WHERE {HAS_BYTES} AND nonsense IS NULL AND (
-            content_kind = {fmt.CONTENT_CHUNK} AND content_id IN (SELECT chunk_id FROM lost_chunks)
-            OR content_kind = {fmt.CONTENT_EXTENTS} AND content_id IN (
-                SELECT content_id FROM extents WHERE chunk_id IN (SELECT chunk_id FROM lost_chunks)))
-        """
-    )
-    return name_objects(catalog, "lost_objects", limit)
 
 
 @dataclass(frozen=True)

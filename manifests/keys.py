@@ -79,7 +79,7 @@ def _behind(prefix: bytes) -> bytes:
 def copies_of_chunk(catalog: Catalog, chunk_id: bytes) -> list[tuple[bytes, bytes, int]]:
     """(chunk id, pack id, length) of the copies of a chunk that are alive."""
     catalog.use("chunks")
-    query = "SELECT DISTINCT chunk_id, pack_id, length FROM live_chunks WHERE chunk_id = ?"
+    query = "SELECT DISTINCT chunk_id, pack_id, length FROM chunks WHERE chunk_id = ?"
     return [(chunk, pack, length) for chunk, pack, length in catalog.tuples(query, [chunk_id])]
 
 

@@ -179,7 +179,8 @@ class Run:
 @dataclass(frozen=True)
 class Verification:
     """What a verification noted of itself. `data`: whether it read all bytes; `exit_code`: what it came to; `adds`: the
-    manifest files with what it found; `unreadable`: packs of which it could not give back all chunks."""
+    manifest files with what it found; `unreadable`: packs of which it could not give back all chunks; `wrong`: objects
+    that were not what was recorded of them, in the runs `wrong_runs`, which are none where it did not note them."""
 
     record_id: uuid.UUID
     time: str
@@ -187,6 +188,12 @@ class Verification:
     exit_code: int
     adds: tuple[ManifestFile, ...]
     unreadable: int = 0
+    wrong: int = 0
+    wrong_runs: frozenset[str] = frozenset()
+
+    @property
+    def found_loss(self) -> bool:
+        return self.exit_code == 3
 
 
 @dataclass
@@ -217,13 +224,17 @@ class State:
     def files(self, table: str) -> list[ManifestFile]:
         return list(self.manifests.get(table, {}).values())
 
-    def unreadable_notes(self) -> list[ManifestFile]:
-        """The files that name the packs which are known to be unreadable: those of the last verification that read all
-        bytes, and of the last one of all, which may have missed shards since. This is the rule."""
+    def noted(self) -> list[Verification]:
+        """The verifications whose notes of unreadable packs count: the last one that read all bytes, and the last one
+        of all, which may have missed shards since. This is the rule."""
         last_data = next((each for each in reversed(self.verifications) if each.data), None)
         last = self.verifications[-1] if self.verifications else None
         noted = [last_data] if last is last_data else [last_data, last]
-        return [file for each in noted if each is not None and each.unreadable for file in each.adds]
+        return [each for each in noted if each is not None and each.unreadable]
+
+    def unreadable_notes(self) -> list[ManifestFile]:
+        """The files that name the packs which are known to be unreadable."""
+        return [file for each in self.noted() for file in each.adds]
 
     def known_short(self) -> bool:
         """Whether the log knows of packs that lack shards: the last verification found damage, or some could not be
@@ -308,9 +319,15 @@ def _verification(record: LogRecord) -> Verification:
     data = scrub["data"]
     if not isinstance(data, bool):
         raise TypeError(f"data is {data!r}")
-    when, unreadable = text(record.body["time"]), whole_number(scrub.get("unreadable_packs", 0))
     return Verification(
-        record.record_id, when, data, whole_number(scrub["exit_code"]), tuple(record.adds()), unreadable
+        record.record_id,
+        text(record.body["time"]),
+        data,
+        whole_number(scrub["exit_code"]),
+        tuple(record.adds()),
+        whole_number(scrub.get("unreadable_packs", 0)),
+        whole_number(scrub.get("wrong_objects", 0)),
+        frozenset(map(text, scrub.get("wrong_runs", []))),
     )
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from manifests import format as fmt
 from manifests.catalog import Catalog, path_filter
+from manifests.copies import best_places
 from manifests.errors import NotFound, Unreadable, UsageError
 from manifests.escapes import shown
 from manifests.fixity import digest_column
 from manifests.ids import short_id
 from manifests.longcolumns import SHOWN_PATH, short_columns, with_long_columns
-from manifests.places import BLOCK_AND_PACK, SOUND, places_of
+from manifests.places import ChunkPlace
 from manifests.sense import NOT_ITS_EXTENTS, not_their_extents
 
 _COLUMNS = (
@@ -40,7 +41,7 @@ OBJECT_COLUMNS = _columns(_COLUMNS)
 #: Extents of a content that are looked through before a range of it is read: those of 8 GiB, in 0.1 s.
 CHECKED_EXTENTS = 1 << 16
 #: A content that is one chunk.
-_ONE_PIECE = "SELECT 0::UBIGINT AS file_offset, ?::BLOB AS chunk_id"
+_ONE_PIECE = "SELECT 0::UBIGINT AS file_offset, ?::BLOB AS chunk_id, ?::UBIGINT AS length"
 
 
 @dataclass(frozen=True)
@@ -159,36 +160,17 @@ def require_content(info: ObjectInfo) -> None:
         raise NotFound(f"'{shown(info.path)}' was not archived: {info.error}")
 
 
-class ChunkPlace(NamedTuple):
-    """Where a chunk lies: pack (its lengths in bytes), block, place in it; and where it belongs in its content."""
-
-    pack_id: bytes
-    k: int
-    m: int
-    payload: int
-    shard_length: int
-    block: int
-    block_offset: int
-    stored: int
-    raw: int
-    codec: int
-    chunk_offset: int
-    length: int
-    chunk_id: bytes
-    file_offset: int
-
-
 def places_of_range(catalog: Catalog, info: ObjectInfo, offset: int, length: int) -> Iterator[ChunkPlace]:
     """The chunks that overlap a range of an object, by place in the object. Streams. Raises Unreadable, also where they
     are not those of its content id."""
     catalog.use("extents", "chunks", "blocks", "packs", spare=True)
     pieces = _ONE_PIECE
-    parameters: list[Any] = [info.content_id]
+    parameters: list[Any] = [info.content_id, info.size]
     if info.content_kind == fmt.CONTENT_EXTENTS:
         _require_its_extents(catalog, info)
         pieces = """
-            SELECT DISTINCT "offset" AS file_offset, chunk_id FROM extents
-            WHERE content_id = ? AND "offset" < ? AND "offset" + length > ?
+            SELECT "offset" AS file_offset, chunk_id, max(length) AS length FROM extents
+            WHERE content_id = ? AND "offset" < ? AND "offset" + length > ? GROUP BY "offset", chunk_id
         """
         parameters = [info.content_id, offset + length, offset]
     for place in _located(catalog, pieces, parameters):
@@ -214,21 +196,17 @@ def _require_its_extents(catalog: Catalog, info: ObjectInfo) -> None:
         raise Unreadable(f"'{shown(info.path)}': {NOT_ITS_EXTENTS}")
 
 
-def place_of_chunk(catalog: Catalog, chunk_id: bytes) -> ChunkPlace | None:
-    """Where a chunk lies, or None where no manifest places it, or its copies are deleted. Raises Unreadable."""
-    catalog.use("chunks", "blocks", "packs", spare=True)
-    return next(_located(catalog, _ONE_PIECE, [chunk_id]), None)
-
-
 def _located(catalog: Catalog, pieces: str, parameters: list[Any]) -> Iterator[ChunkPlace]:
-    """The sound places of a query's chunks (file_offset, chunk_id)."""
+    """The sound places of a query's chunks (file_offset, chunk_id, length), of each chunk the best."""
     query = f"""
         WITH pieces AS MATERIALIZED ({pieces}),
-        places AS ({places_of("pieces")})
-        SELECT pl.pack_id, pk.k, pk.m, pk.payload, pk.shard_length, pl.block, b."offset" AS block_offset, b.stored,
-               b.raw, b.codec, pl.chunk_offset, pl.length, pc.chunk_id, pc.file_offset, {SOUND} AS sound
-        FROM pieces pc JOIN places pl USING (chunk_id) {BLOCK_AND_PACK}
-        ORDER BY pc.file_offset
+        places AS MATERIALIZED (
+            SELECT chunk_id, pack_id, block, "offset" AS chunk_offset, length FROM chunks
+            WHERE chunk_id IN (SELECT chunk_id FROM pieces)),
+        best AS ({best_places("pieces")})
+        SELECT pack_id, k, m, payload, shard_length, block, block_offset, stored, raw, codec, chunk_offset, best.length,
+               chunk_id, file_offset, sound
+        FROM pieces JOIN best USING (chunk_id) ORDER BY file_offset
     """
     for *row, sound in catalog.tuples(query, parameters):
         if sound:

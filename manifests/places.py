@@ -1,6 +1,9 @@
-"""Where the bytes of objects lie, in SQL: rules for who plans a restore, reads a range and verifies."""
+"""Where the bytes of objects lie: rules in SQL for whoever plans a restore, reads a range or verifies. Which of several
+places is tried first is in copies.py."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from manifests import format as fmt
 
@@ -24,20 +27,25 @@ BLOCK_AND_PACK = """
 #: tombstones.py has it for who reads manifests without SQL.
 ALIVE = "ANTI JOIN tombstones USING (chunk_id, pack_id)"
 
-#: Likewise: no copy is left that a verification could not read, while there is another one. A pack that can't be read
-#: whole may still give back what nothing else holds.
-SUPERSEDED = "ANTI JOIN superseded USING (chunk_id, pack_id)"
-
 CONTENT_KINDS = (fmt.CONTENT_NONE, fmt.CONTENT_CHUNK, fmt.CONTENT_EXTENTS)
 #: Objects that consist of bytes; whatever the others say of a content is passed over.
 HAS_BYTES = "kind IN ('file', 'stream')"
 
 
-def places_of(pieces: str) -> str:
-    """SQL for where the chunks of a table lie: of several packs that hold a chunk, in that with the smallest id. This
-    is the rule, for who restores and for who verifies."""
-    return f"""
-        SELECT chunk_id, unnest(arg_min(
-            {{pack_id: pack_id, block: block, chunk_offset: "offset", length: length}}, pack_id))
-        FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM {pieces}) GROUP BY chunk_id
-    """
+class ChunkPlace(NamedTuple):
+    """Where a chunk lies: pack (its lengths in bytes), block, place in it; and where it belongs in its content."""
+
+    pack_id: bytes
+    k: int
+    m: int
+    payload: int
+    shard_length: int
+    block: int
+    block_offset: int
+    stored: int
+    raw: int
+    codec: int
+    chunk_offset: int
+    length: int
+    chunk_id: bytes
+    file_offset: int

@@ -18,11 +18,12 @@ from manifests import format as fmt
 from manifests.arrowrows import bools, to_batch
 from manifests.catalog import Catalog, path_filter
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch, cut_batch, join_batches
+from manifests.copies import OtherPlaces, place_chunks
 from manifests.failedobjects import FailedObjects
 from manifests.fixity import FIXITY
 from manifests.longcolumns import SHOWN_PATH, named_paths, place_long_fields, short_columns
 from manifests.longfields import LongFields
-from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, places_of
+from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND
 from manifests.sense import CONTRADICTION, NAMESAKE, NOT_ITS_EXTENTS, PATH_HASH, find_doubles, not_their_extents
 
 #: Plan rows of one block beyond which its tasks are cut up, in bytes: chunks that many objects share.
@@ -93,9 +94,9 @@ class RestorePlan:
         place_long_fields(catalog, run, "wanted", long_fields)
         self._part_links()
 
-    def locate(self) -> None:
-        """Find the blocks that the wanted objects lie in. What needs the objects alone can be read meanwhile, in
-        another thread."""
+    def locate(self, others: OtherPlaces) -> None:
+        """Find the blocks that the wanted objects lie in; `others` gets the places of chunks that have several. What
+        needs the objects alone can be read meanwhile, in another thread."""
         self._catalog.replace("unsound", pa.schema([("row", pa.uint64())]))
         self._catalog.use("extents", "chunks", "blocks", "packs", spare=True)
         self._part_undigested()
@@ -111,7 +112,7 @@ class RestorePlan:
             WHERE w.content_kind = {fmt.CONTENT_EXTENTS} AND {HAS_BYTES}
             """
         )
-        execute(f"CREATE OR REPLACE TABLE places AS {places_of('pieces')}")
+        place_chunks(self._catalog, "pieces", "places", others)
         execute(
             """
             CREATE OR REPLACE TABLE located AS

@@ -22,6 +22,8 @@ from manifests.catalog import Catalog
 from manifests.errors import Unreadable
 from manifests.known import readable_paths
 from manifests.log import State
+from manifests.lost import Losses
+from manifests.places import BLOCK_AND_PACK, SOUND
 
 #: Sets of backends that are looked at one by one for a pattern; beyond, a lower bound is good enough.
 COMBINATIONS = 20_000
@@ -40,7 +42,8 @@ _SHARD_NAME = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}[.](0|[1-9][0-9]{0,2})"
 class Pattern:
     """Where the good shards of some packs lie: `placed` as (shard, backend number), a shard on two backends twice.
     `pack_id`: one of the `packs`; `there`: shards of which a file is there, good or damaged somewhere; `unreadable`: a
-    verification did not get all chunks out of them; `spare`: of packs that are lost, all chunks lie elsewhere, too."""
+    verification did not get all chunks out of them, and something was lost; `spare`: of packs that are
+    lost, or that a verification could not read whole, all chunks lie elsewhere, too."""
 
     k: int
     m: int
@@ -183,7 +186,7 @@ class Presence:
             """
             CREATE OR REPLACE TABLE patterns AS
             SELECT pack_id, k, m, coalesce(placed, []) AS placed, coalesce(there, 0) AS there,
-                   pack_id IN (SELECT pack_id FROM unreadable) AS unreadable, false AS spare
+                   pack_id IN (SELECT pack_id FROM unreadable WHERE is_loss) AS unreadable, false AS spare
             FROM known_packs LEFT JOIN (
                 SELECT pack_id, count(DISTINCT shard) AS there,
                        list_sort(list(DISTINCT shard::UINTEGER * 65536 + backend) FILTER (NOT bad)) AS placed
@@ -196,22 +199,54 @@ class Presence:
     def _find_spare(self) -> None:
         """Which of the packs that are lost nobody lacks: all that lives in them was stored again."""
         self._catalog.execute(
-            "CREATE OR REPLACE TABLE lost_packs AS SELECT pack_id FROM patterns WHERE unreadable OR there < k"
+            """
+            CREATE OR REPLACE TABLE lost_packs AS
+            SELECT pack_id FROM patterns WHERE there < k OR pack_id IN (SELECT pack_id FROM unreadable)
+            """
         )
         if not self._catalog.one("SELECT count(*) AS n FROM lost_packs")["n"]:
             return  # so nobody need read what chunks there are
-        self._catalog.use("chunks", spare=True)
+        self._catalog.use("chunks", "blocks", spare=True)
         if self._catalog.lost:
             return  # then nobody can tell which chunks they held
+        self._catalog.execute(
+            f"""
+            CREATE OR REPLACE TABLE stored_again AS
+            WITH places AS (
+                SELECT chunk_id, pack_id, block, "offset" AS chunk_offset, length
+                FROM chunks ANTI JOIN lost_packs USING (pack_id)
+                WHERE chunk_id IN (SELECT chunk_id FROM chunks SEMI JOIN lost_packs USING (pack_id)))
+            SELECT pl.chunk_id FROM places pl {BLOCK_AND_PACK} GROUP BY pl.chunk_id HAVING bool_or({SOUND})
+            """
+        )
         self._catalog.execute(
             """
             UPDATE patterns SET spare = true WHERE pack_id IN (SELECT pack_id FROM lost_packs) AND pack_id NOT IN (
                 SELECT pack_id FROM chunks SEMI JOIN lost_packs USING (pack_id)
-                WHERE chunk_id NOT IN (
-                    SELECT chunk_id FROM chunks ANTI JOIN lost_packs USING (pack_id)
-                    WHERE chunk_id IN (SELECT chunk_id FROM chunks SEMI JOIN lost_packs USING (pack_id))))
+                WHERE chunk_id NOT IN (SELECT chunk_id FROM stored_again))
             """
         )
+
+    def losses(self) -> Losses:
+        """What the backends that answer do not give back, as far as listings, manifests and notes of verifications
+        tell: chunks in shards that packs lack beyond their parity, or in packs that could not be read when something
+        was lost, and what no manifest places."""
+        losses = Losses(self._catalog)
+        losses.add_noted(is_believed=True)
+        self._catalog.execute(
+            """
+            CREATE OR REPLACE TABLE missing_ranges AS
+            SELECT pack_id, shard::UBIGINT * shard_length AS range_start,
+                   (shard + 1)::UBIGINT * shard_length AS range_end
+            FROM (
+                SELECT pack_id, shard_length, unnest(range(k))::USMALLINT AS shard FROM known_packs
+                WHERE pack_id IN (SELECT pack_id FROM patterns WHERE there < k)
+            ) ANTI JOIN found_shards USING (pack_id, shard)
+            """
+        )
+        losses.add_places_in("missing_ranges")
+        losses.judge(unplaced=True)
+        return losses
 
     def _load_findings(self) -> None:
         """What the last reading of all bytes found bad, and is there all the same."""

@@ -17,7 +17,8 @@ SECTOR = 512
 @dataclass
 class ReadFigures:
     """What reading cost and met. `bad_cells`: (pack, shard) → cells that no checksum vouches for; `healed_cells`: those
-    that were decoded from others; `healed_records`: records and tables that armour or their second copy gave back;
+    that were decoded from others; `elsewhere`: chunks that came from another place than the first one, which did not
+    give them back; `healed_records`: records and tables that armour or their second copy gave back;
     `missing`: shards that no backend holds readably, with the reason; `flaws`: files that are not what they should be,
     of shards that are there; `media`: what can't be read of backends."""
 
@@ -25,6 +26,7 @@ class ReadFigures:
     bytes: int = 0
     healed_cells: int = 0
     healed_records: int = 0
+    elsewhere: int = 0
     bad_cells: dict[tuple[uuid.UUID, int], set[int]] = field(default_factory=dict)
     missing: dict[tuple[uuid.UUID, int], str] = field(default_factory=dict)
     flaws: dict[tuple[uuid.UUID, int], str] = field(default_factory=dict)

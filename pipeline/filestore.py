@@ -726,7 +726,9 @@ class FileStore(ObjectOperations):
         """
         from functools import partial
 
+        from manifests.copies import places_of_chunk
         from manifests.objects import places_of_range, require_content
+        from pipeline.chunkreader import ChunkReader
         from pipeline.metrics.codec import MeteredDecoder
         from pipeline.metrics.healing import HealingCounter
         from pipeline.ranges import RangeReader
@@ -740,8 +742,9 @@ class FileStore(ObjectOperations):
         source = ShardSource(self.config.shard_stores, storages, tuple(info.seat for info in self.members.all))
         if figures is not None:
             source.figures = figures
-        places, decoder = partial(places_of_range, self.catalog), partial(MeteredDecoder, self.figures.meters)
-        pieces = RangeReader(places, source, make_decoder=decoder).read(info, offset, length)
+        decoder = partial(MeteredDecoder, self.figures.meters)
+        chunks = ChunkReader(source, partial(places_of_chunk, self.catalog), make_decoder=decoder)
+        pieces = RangeReader(partial(places_of_range, self.catalog), chunks).read(info, offset, length)
         return _counting(pieces, partial(HealingCounter, self.figures.meters, source.figures))
 
     def compare(

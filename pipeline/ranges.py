@@ -1,89 +1,31 @@
-"""Reading a byte range of an archived object: only the blocks that hold it are fetched.
-
-A command that reads a range is over in a moment, so what only rot makes necessary is imported when it is: trial.py, and
-with it NumPy, and the erasure library.
-"""
+"""Reading a byte range of an archived object: only the blocks that hold it are fetched."""
 
 from __future__ import annotations
 
 import struct
-import threading
-import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from blake3 import blake3
 
 from manifests import format as fmt
-from manifests.config import ECScheme
 from manifests.errors import Unreadable
-from manifests.objects import ChunkPlace, ObjectInfo, require_content
-from pipeline.packreader import PackPlace, PackReaders, ShardSource
-from stages.assemble import chunk_is_good
-from stages.compress import Decoder
+from manifests.objects import ObjectInfo, require_content
+from manifests.places import ChunkPlace
+from pipeline.chunkreader import ChunkReader
 
-#: Bytes of decompressed blocks that are kept, so that neighbouring extents of one block cost one read.
-KEPT_BYTES = 16 << 20
 _ZEROS = bytes(1 << 20)
 
 
 Places = Callable[[ObjectInfo, int, int], Iterable[ChunkPlace]]
 
 
-class BlockCache:
-    """Decompressed blocks by (pack, block), those used last, up to `capacity` bytes or one block. For several threads
-    at once; what it gives out is never changed."""
-
-    def __init__(self, capacity: int = KEPT_BYTES) -> None:
-        self._capacity = capacity
-        self._size = 0
-        self._lock = threading.Lock()
-        self._blocks: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
-
-    def get(self, key: tuple[bytes, int]) -> bytes | None:
-        with self._lock:
-            block = self._blocks.get(key)
-            if block is not None:
-                self._blocks.move_to_end(key)
-            return block
-
-    def put(self, key: tuple[bytes, int], block: bytes) -> None:
-        with self._lock:
-            self._size += len(block) - len(self._blocks.pop(key, b""))
-            self._blocks[key] = block
-            while self._size > self._capacity and len(self._blocks) > 1:
-                self._size -= len(self._blocks.popitem(last=False)[1])
-
-    @property
-    def size(self) -> int:
-        """Bytes that are kept."""
-        return self._size
-
-
-class _Tools(threading.local):
-    """What each thread has for itself."""
-
-    readers: PackReaders | None = None
-    decoder: Decoder | None = None
-
-
 class RangeReader:
-    """Reads ranges of objects. For several threads at once, if `places` is; blocks are kept in `cache`."""
+    """Reads ranges of objects. For several threads at once, if `places` is."""
 
-    def __init__(
-        self,
-        places: Places,
-        source: ShardSource,
-        cache: BlockCache | None = None,
-        make_decoder: Callable[[], Decoder] = Decoder,
-    ) -> None:
-        """`places`: the chunks that overlap a range of an object, by place in it, as `places_of_range` tells;
-        `make_decoder`: makes one for each thread."""
+    def __init__(self, places: Places, chunks: ChunkReader) -> None:
+        """`places`: the chunks that overlap a range of an object, by place in it, as `places_of_range` tells."""
         self._places = places
-        self._source = source
-        self._cache = cache or BlockCache()
-        self._make_decoder = make_decoder
-        self._tools = _Tools()
+        self._chunks = chunks
 
     def read(self, info: ObjectInfo, offset: int, length: int) -> Iterator[bytes]:
         """The bytes of an object from `offset`, up to `length` of them, piece by piece. Raises
@@ -112,40 +54,12 @@ class RangeReader:
             if start > offset:
                 yield from _hole(info, offset, start)
                 offset = start
-            chunk = self.chunk(place)
+            chunk = self._chunks.chunk(place)
             piece = chunk[offset - start : end - start]
             offset = start + len(chunk) if start + len(chunk) < end else end
             yield piece
         if offset < end:
             yield from _hole(info, offset, end)
-
-    def chunk(self, place: ChunkPlace) -> bytes:
-        """The bytes of a chunk, checked by its id. Raises Unreadable."""
-        key = (place.pack_id, place.block)
-        block = self._cache.get(key)
-        if block is None:
-            block = self._block(place)
-            self._cache.put(key, block)
-        chunk = block[place.chunk_offset : place.chunk_offset + place.length]
-        if len(chunk) != place.length or not chunk_is_good(place.chunk_id, chunk):
-            raise Unreadable(f"a chunk in pack {uuid.UUID(bytes=place.pack_id)} does not match its id")
-        return chunk
-
-    def _block(self, place: ChunkPlace) -> bytes:
-        """The decompressed block that holds a chunk; where too few of its cells are sure, the chunk judges."""
-        pack = PackPlace(uuid.UUID(bytes=place.pack_id), ECScheme(place.k, place.m), place.payload, place.shard_length)
-        if self._tools.readers is None or self._tools.decoder is None:
-            self._tools.readers, self._tools.decoder = PackReaders(self._source), self._make_decoder()
-        reader, decoder = self._tools.readers.get(pack), self._tools.decoder
-        try:
-            data = reader.read(place.block_offset, place.stored)
-        except Unreadable:
-            from pipeline.trial import block_judge, search
-
-            chunk = (place.chunk_id, place.chunk_offset, place.length)
-            judge = block_judge(decoder, place.codec, place.raw, [chunk])
-            data = search(reader, place.block_offset, place.stored, judge)
-        return bytes(decoder.decode(place.codec, data, place.raw))
 
 
 def _hole(info: ObjectInfo, start: int, end: int) -> Iterator[bytes]:

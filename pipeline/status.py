@@ -49,7 +49,8 @@ class BackendShare:
 
 @dataclass(frozen=True)
 class StoreStatus:
-    """The state of a store. `bears_backends`, `bears_domains`: how many backends, or failure domains, may be lost from
+    """The state of a store. `known_loss`: what the last reading of all data found lost, or wrong, and nothing stored
+    again since; `bears_backends`, `bears_domains`: how many backends, or failure domains, may be lost from
     now on, whichever they are, with nothing lost: −1 where something can't be given back by what answers;
     `should_bear`: backends, were all in order; `most_in_domain`: shards of a new pack that one failure domain gets;
     `frail_packs`: packs that would not survive the loss of some one domain; `short_packs`: packs that lack shards,
@@ -71,6 +72,7 @@ class StoreStatus:
     missing_shards: int
     lost_packs: int
     spare_packs: int
+    known_loss: str
     last_run: Run | None
     last_verification: Verification | None
     last_data_verification: Verification | None
@@ -85,10 +87,9 @@ class StoreStatus:
 
     @property
     def exit_code(self) -> int:
-        """0 in order; 3 where something can't be given back by what answers, or could not when all was read; 4 where
-        something wants mending."""
-        last = self.last_data_verification
-        if self.bears_backends < 0 or (last is not None and last.exit_code == 3):
+        """0 in order; 3 where something can't be given back by what answers, or could not when all was read and was not
+        stored again since; 4 where something wants mending."""
+        if self.bears_backends < 0:
             return 3
         return 4 if self.troubles else 0
 
@@ -141,6 +142,10 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
     of_domains = min(len({domains[number] for number in held}) for held in copies) - 1
     bears_backends = min(of_records, members.tolerance if counted.bears_backends is None else counted.bears_backends)
     bears_domains = min(of_domains, members.tolerance if counted.bears_domains is None else counted.bears_domains)
+    last_data = next((each for each in reversed(state.verifications) if each.data), None)
+    known_loss = "" if last_data is None else _known_loss(last_data, presence, catalog)
+    if known_loss:
+        bears_backends = bears_domains = -1
     stored = presence.stored()
     shares = [
         BackendShare(describe(members, info), *stored.get(info.number, (0, 0)), lacking[info.number])
@@ -161,9 +166,10 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         missing_shards=counted.missing,
         lost_packs=counted.lost,
         spare_packs=counted.spare,
+        known_loss=known_loss,
         last_run=state.runs[-1] if state.runs else None,
         last_verification=state.verifications[-1] if state.verifications else None,
-        last_data_verification=next((each for each in reversed(state.verifications) if each.data), None),
+        last_data_verification=last_data,
         backends=shares,
         unnamed_packs=unnamed,
         stranded_packs=stranded,
@@ -179,6 +185,21 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
     found.advice.extend(_advice(found, members))
     found.advice.extend(_shared_devices(members))
     return found
+
+
+def _known_loss(last: Verification, presence: Presence, catalog: Catalog) -> str:
+    """What the last verification of all data found lost or wrong, and still is: what was stored again is not. The
+    chunks that there are need be looked at only where it found something."""
+    if not last.found_loss:
+        return ""
+    if last.wrong:
+        return f"{last.wrong:,} objects are not what was recorded of them"
+    if presence.lost_notes:
+        return "what the last verification of all data found lost is not known any more"
+    count, _ = presence.losses().objects(0)
+    if catalog.lost:
+        return f"manifests are lost: {'; '.join(catalog.lost)}"
+    return f"{count:,} objects can't be given back" if count else ""
 
 
 def _copies(

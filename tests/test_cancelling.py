@@ -57,13 +57,13 @@ def files(members, log, state, check):
 
 step, *line = sys.argv[1:]
 if step == "plan":
-    plan.RestorePlan.locate = lambda self: endless(self._catalog)
+    plan.RestorePlan.locate = lambda self, others: endless(self._catalog)
 elif step == "stream":
-    plan.RestorePlan.locate = lambda self: streamed(self._catalog)
+    plan.RestorePlan.locate = lambda self, others: streamed(self._catalog)
 elif step == "attributes":
     restore_run._finish_folders = lambda plan, target: endless(plan._catalog)
 elif step == "contents":
-    contents.ContentsPlan.__init__ = lambda self, catalog: endless(catalog)
+    contents.ContentsPlan.__init__ = lambda self, catalog, others: endless(catalog)
 elif step == "packs":
     verify_run.packs = lambda catalog, dtype: endless(catalog)
 elif step == "manifests":

@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 from manifests.config import ChunkerSpec
 from manifests.errors import NotFound, ObjectDeleted, Superseded, TooFewBackends, Unreadable, UsageError
 from manifests.format import CELL_SIZE, RECORD_SIZE
+from pipeline.chunkreader import BlockCache
 from pipeline.errors import PipelineError
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.metrics.meters import Count
 from pipeline.objects.refs import ObjectRef
 from pipeline.objects.request import KEY_MAX, TTL_MAX
-from pipeline.ranges import BlockCache
 from pipeline.restore.run import RestoreRequest
 
 Make = Callable[..., FileStore]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from manifests.catalog import Catalog
+from manifests.copies import OtherPlaces
 from manifests.ids import new_id
 from manifests.log import make_record, write_record
 from manifests.longfields import LongFields
@@ -139,9 +140,13 @@ def test_of_a_large_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with FileStore.create([tmp_path / "store"], cache=tmp_path / "cache") as made:
         run_id = write_manifests(made)
     plans = Plans(monkeypatch)
-    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store, LongFields() as fields:
+    with (
+        FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store,
+        LongFields() as fields,
+        OtherPlaces() as others,
+    ):
         plan = RestorePlan(store.catalog, run_id, b"", fields)
-        plan.locate()
+        plan.locate(others)
         assert sum(len(batch.rows) for batch in plan.blocks()) == OBJECTS
         assert not list(plan.missing())
     plans.require_hash_joins(6)

@@ -12,6 +12,7 @@ import pytest
 
 from manifests import format as fmt
 from manifests.contents import ContentsPlan
+from manifests.copies import OtherPlaces
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.topology import VerifyShape
@@ -71,7 +72,8 @@ def test_all_contents_are_read_by_workers(
     store.ingest([str(tree)], options=IngestOptions(inline=True))
     store.ingest([str(tree)], options=IngestOptions(inline=True, digests=("md5", "sha512")))
     assert verify(store, inline=False, workers=workers).exit_code == 0
-    plan = ContentsPlan(store.catalog)
+    with OtherPlaces() as others:
+        plan = ContentsPlan(store.catalog, others)
     contents = [batch.rows for batch in plan.small()]
     assert len(list(plan.large())) >= 4
     numbers = np.concatenate([np.unique(rows["content"]) for rows in contents])

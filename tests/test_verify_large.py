@@ -14,6 +14,7 @@ import pytest
 from manifests import format as fmt
 from manifests.config import ChunkerSpec
 from manifests.contents import ContentsPlan
+from manifests.copies import OtherPlaces
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.topology import VerifyShape
@@ -81,9 +82,9 @@ def found(place: Path, monkeypatch: pytest.MonkeyPatch, large: int) -> VerifyRes
 
 def check_covered(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the manifests, blocks are covered: else all here would compare a thing with itself."""
-    with FileStore.open(place / "store", cache=place / "cache") as store:
+    with FileStore.open(place / "store", cache=place / "cache") as store, OtherPlaces() as others:
         monkeypatch.setattr("manifests.contents.LARGE", LARGE)
-        plan = ContentsPlan(store.catalog)
+        plan = ContentsPlan(store.catalog, others)
         ids = [row["pack_id"] for row in store.catalog.rows("SELECT pack_id FROM packs")]
         assert sum(map(len, plan.covered(ids).values())) >= 5
 

@@ -62,6 +62,7 @@ _FIELDS = {
     "failed": Kind.INTEGER,
     "healed_cells": Kind.INTEGER,
     "healed_records": Kind.INTEGER,
+    "chunks_elsewhere": Kind.INTEGER,
     "lost_manifests": Kind.TEXTS,
     "troubles": Kind.TEXTS,
     "left_to_root": Kind.INTEGER,
@@ -75,6 +76,7 @@ _BYTES_FIELDS = {
     "path": Kind.PATH,
     "healed_cells": Kind.INTEGER,
     "healed_records": Kind.INTEGER,
+    "chunks_elsewhere": Kind.INTEGER,
     "troubles": Kind.TEXTS,
 }
 
@@ -215,6 +217,7 @@ def _restore(
                 "failed": result.failed,
                 "healed_cells": result.healed_cells,
                 "healed_records": result.healed_records,
+                "chunks_elsewhere": result.elsewhere,
                 "lost_manifests": result.lost_manifests,
                 "troubles": [*result.absent, *result.troubles],
                 "left_to_root": result.left_to_root,
@@ -247,7 +250,7 @@ def _result_lines(result: RestoreResult, to: str) -> Iterator[str]:
         )
     if result.replaced:
         yield f"replaced what was in the way of {counted(result.replaced, 'object')}"
-    yield from healed_lines(result.healed_cells, result.healed_records)
+    yield from healed_lines(result.healed_cells, result.healed_records, result.elsewhere)
     if result.failed:
         yield f"NOT restored whole: {counted(result.failed, 'object')}, named above"
 
@@ -289,12 +292,15 @@ def _restore_bytes(
     report = warn if out.is_stdout else say
     if output == "table" or out.is_stdout:
         report(f"{to} holds these bytes already" if out.in_place else f"wrote {counted(out.written, 'byte')} to {to}")
-        for line in healed_lines(figures.healed_cells, figures.healed_records + opened.healed_records):
+        for line in healed_lines(
+            figures.healed_cells, figures.healed_records + opened.healed_records, figures.elsewhere
+        ):
             report(line)
     else:
         healed = {
             "healed_cells": figures.healed_cells,
             "healed_records": figures.healed_records + opened.healed_records,
+            "chunks_elsewhere": figures.elsewhere,
         }
         each = [{"range": str(part), "bytes": count} for part, count in zip(ranges, written, strict=False)]
         record = {"run": selection[:36], "bytes": out.written, "ranges": each, "path": to, **healed}
@@ -351,14 +357,19 @@ def cat_command(
         flush()
         for trouble in figures.media.lines():
             warn(f"ailing: {trouble}")
-        for line in healed_lines(figures.healed_cells, figures.healed_records + opened.healed_records):
+        for line in healed_lines(
+            figures.healed_cells, figures.healed_records + opened.healed_records, figures.elsewhere
+        ):
             warn(line)
 
 
-def healed_lines(cells: int, records: int) -> Iterator[str]:
+def healed_lines(cells: int, records: int, elsewhere: int) -> Iterator[str]:
     """What was healed on the way, for people; nothing where nothing was."""
     if cells:
         yield f"decoded {counted(cells, 'missing or damaged cell')} on the way; see: drystone verify --data"
     if records:
         healed = counted(records, "damaged record or manifest", "damaged records and manifests")
         yield f"healed {healed} on the way; see: drystone verify --data"
+    if elsewhere:
+        found = counted(elsewhere, "chunk")
+        yield f"read {found} from another place, as the first did not give it back; see: drystone verify --data"

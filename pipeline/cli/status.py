@@ -39,6 +39,7 @@ _FIELDS = {
     "missing_shards": Kind.INTEGER,
     "lost_packs": Kind.INTEGER,
     "spare_packs": Kind.INTEGER,
+    "known_loss": Kind.TEXT,
     "last_run": Kind.NESTED,
     "last_verification": Kind.NESTED,
     "last_data_verification": Kind.NESTED,
@@ -130,6 +131,8 @@ def _show(found: StoreStatus, verbose: bool) -> None:
 
 def _safety(found: StoreStatus) -> str:
     count = len(found.backends)
+    if found.known_loss:
+        return f"NO: {found.known_loss}, by the last verification of all data"
     if found.bears_backends < 0 and not found.lost_packs:
         return "NO: records or manifest files are on no backend that answers"
     if found.bears_backends < 0:
@@ -146,9 +149,10 @@ def _history(found: StoreStatus, verbose: bool) -> Iterator[str]:
         yield "no run yet"
     else:
         yield f"last run {short_id(run.run_id, whole=verbose)} of {run.time}, {_ago(run.time)}"
-    yield _verified("last verification", found.last_verification)
+    healed = found.bears_backends >= 0
+    yield _verified("last verification", found.last_verification, healed)
     if found.last_data_verification is not found.last_verification:
-        yield _verified("last verification of all data", found.last_data_verification)
+        yield _verified("last verification of all data", found.last_data_verification, healed)
     for unfinished, packs in found.unfinished:
         run_id = short_id(unfinished.run_id, whole=verbose)
         yield f"unfinished run {run_id}: {_fate(unfinished)}{_left(unfinished, packs)}"
@@ -180,7 +184,8 @@ def _fate(run: Unfinished) -> str:
     }[run.state]
 
 
-def _verified(name: str, last: Verification | None) -> str:
+def _verified(name: str, last: Verification | None, healed: bool) -> str:
+    """What a verification came to; `healed`: all that it found lost is there again."""
     if last is None:
         return f"{name}: never"
     outcomes = {0: "all there", 3: "LOST DATA", 4: "something is missing or damaged"}
@@ -189,6 +194,8 @@ def _verified(name: str, last: Verification | None) -> str:
         outcomes = {0: "whole", 3: "LOST DATA", 4: "damage, nothing lost"}
         how = "all data read"
     outcome = outcomes.get(last.exit_code, f"exit {last.exit_code}")
+    if last.found_loss and healed:
+        outcome = "data was lost, which is there again"
     return f"{name} of {last.time}, {_ago(last.time)}: {how}, {outcome}"
 
 
@@ -218,6 +225,7 @@ def _record(found: StoreStatus) -> dict[str, Any]:
         "missing_shards": found.missing_shards,
         "lost_packs": found.lost_packs,
         "spare_packs": found.spare_packs,
+        "known_loss": found.known_loss or None,
         "last_run": None if run is None else {"run": str(run.run_id), "time": run.time, "age_seconds": _age(run.time)},
         "last_verification": _verification_record(found.last_verification),
         "last_data_verification": _verification_record(found.last_data_verification),

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import uuid
 
     from manifests.catalog import Catalog
-    from manifests.objects import ChunkPlace, ObjectInfo
+    from manifests.objects import ObjectInfo
+    from manifests.places import ChunkPlace
     from pipeline.objects.intake import BinaryReader
     from pipeline.objects.reading import ObjectStream, Reading
 
@@ -285,7 +286,7 @@ class ObjectOperations(WriteTurns):
         with self._lock:
             catalog = self.catalog
             catalog.use("chunks")
-        return catalog.batches('SELECT DISTINCT chunk_id, pack_id, block, "offset", length FROM live_chunks')
+        return catalog.batches('SELECT DISTINCT chunk_id, pack_id, block, "offset", length FROM chunks')
 
     def get_index_stats(self) -> IndexStats:
         """Chunks that are alive, and their bytes: summed once over packs, then kept up to date, so O(1).

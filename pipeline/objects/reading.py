@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 from manifests import format as fmt
 from manifests.catalog import Catalog
+from manifests.copies import places_of_chunk
 from manifests.errors import UsageError
-from manifests.objects import ChunkPlace, ObjectInfo, place_of_chunk, places_of_range, require_content
+from manifests.objects import ObjectInfo, places_of_range, require_content
+from manifests.places import ChunkPlace
+from pipeline.chunkreader import BlockCache, ChunkReader
 from pipeline.metrics.codec import MeteredDecoder
 from pipeline.metrics.healing import HealingCounter
 from pipeline.metrics.meters import Meters
-from pipeline.ranges import BlockCache, RangeReader
+from pipeline.ranges import RangeReader
 from pipeline.shardfiles import ShardSource
 
 if TYPE_CHECKING:
@@ -54,7 +57,8 @@ class Reading:
         self._window = WINDOW_CHUNKS * chunk_size
         self._windows: OrderedDict[tuple[int, bytes | None, int], Window] = OrderedDict()
         self._healing = HealingCounter(meters, source.figures)
-        self._reader = RangeReader(self._places, source, BlockCache(CACHE_BYTES), partial(MeteredDecoder, meters))
+        self._chunks = ChunkReader(source, self.places_of, BlockCache(CACHE_BYTES), partial(MeteredDecoder, meters))
+        self._reader = RangeReader(self._places, self._chunks)
 
     def pieces(self, info: ObjectInfo, offset: int, length: int) -> Iterator[bytes]:
         """The bytes of an object from `offset`, up to `length`: what there is. Raises UsageError, NotFound,
@@ -71,13 +75,18 @@ class Reading:
         return b"".join(self.pieces(info, offset, length))
 
     def place(self, chunk_id: bytes) -> ChunkPlace | None:
+        """Where a chunk lies, or None where no manifest places it, or its copies are deleted. Raises Unreadable."""
+        return next(iter(self.places_of(chunk_id)), None)
+
+    def places_of(self, chunk_id: bytes) -> list[ChunkPlace]:
+        """All sound places of a chunk, in the order in which they are tried."""
         with self._lock:
-            return place_of_chunk(self._catalog(), chunk_id)
+            return places_of_chunk(self._catalog(), chunk_id)
 
     def chunk(self, place: ChunkPlace) -> bytes:
         """The bytes of a chunk. Raises Unreadable."""
         try:
-            return self._reader.chunk(place)
+            return self._chunks.chunk(place)
         finally:
             self._healing.note()
 

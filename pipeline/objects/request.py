@@ -14,7 +14,8 @@ from manifests.config import CodecSpec
 from manifests.errors import Unreadable, UsageError, WrongChunk
 from manifests.ids import object_id
 from manifests.log import State
-from manifests.objects import ChunkPlace, ObjectInfo
+from manifests.objects import ObjectInfo
+from manifests.places import ChunkPlace
 from pipeline.objects.batch import Put
 from pipeline.objects.refs import Chunk, ChunkRef, ObjectRef
 from stages.assemble import chunk_is_good

@@ -22,6 +22,7 @@ OUTCOME_DTYPE = np.dtype(
         ("replaced", "<u4"),
         ("bytes", "<u8"),
         ("in_place_bytes", "<u8"),
+        ("elsewhere", "<u4"),
         ("offset", "<u8"),
         ("length", "<u8"),
         ("reason_at", "<u4"),
@@ -29,15 +30,18 @@ OUTCOME_DTYPE = np.dtype(
     ]
 )
 _REASON = 500
-_NUMBERS = ("row", "multi", "parts", "files", "in_place", "replaced", "bytes", "in_place_bytes", "offset", "length")
+_FILES = ("files", "in_place", "replaced", "bytes", "in_place_bytes", "elsewhere")
+_NO_FILES = (0,) * len(_FILES)
+_NUMBERS = ("row", "multi", "parts", *_FILES, "offset", "length")
 
 
 class Outcomes:
     """What a task achieved. `bytes`: of files that are restored; `passed`: that were written, whatever became of the
-    file."""
+    file; `elsewhere`: chunks that came from another place than the planned one."""
 
     def __init__(self) -> None:
         self.files = self.bytes = self.passed = self.in_place = self.in_place_bytes = self.replaced = 0
+        self.elsewhere = 0
         self._parts: dict[tuple[int, int], int] = {}
         self._written: list[tuple[int, int, int]] = []
         self._reasons: dict[int, tuple[int, str]] = {}
@@ -64,11 +68,12 @@ class Outcomes:
 
     def batches(self, size: int) -> Iterator[Batch]:
         """OUTCOME_DTYPE batches of at most `size` bytes; at least one."""
-        entries = [(0, -1, 0, self.files, self.in_place, self.replaced, self.bytes, self.in_place_bytes, 0, 0, b"")]
-        entries += [(row, multi, parts, 0, 0, 0, 0, 0, 0, 0, b"") for (row, multi), parts in self._parts.items()]
-        entries += [(row, -1, 0, 0, 0, 0, 0, 0, offset, length, b"") for row, offset, length in self._written]
+        files = (getattr(self, name) for name in _FILES)
+        entries = [(0, -1, 0, *files, 0, 0, b"")]
+        entries += [(row, multi, parts, *_NO_FILES, 0, 0, b"") for (row, multi), parts in self._parts.items()]
+        entries += [(row, -1, 0, *_NO_FILES, offset, length, b"") for row, offset, length in self._written]
         entries += [
-            (row, multi, 0, 0, 0, 0, 0, 0, 0, 0, os.fsencode(reason)[:_REASON])
+            (row, multi, 0, *_NO_FILES, 0, 0, os.fsencode(reason)[:_REASON])
             for row, (multi, reason) in self._reasons.items()
         ]
         step = size // (OUTCOME_DTYPE.itemsize + _REASON) - 1

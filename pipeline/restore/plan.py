@@ -31,13 +31,14 @@ FINISH_LOT = 4096
 
 @dataclass
 class RestoreTally:
-    """Sums over a restore."""
+    """Sums over a restore. `elsewhere`: chunks that came from another place than the planned one."""
 
     files: int = 0
     in_place: int = 0
     in_place_bytes: int = 0
     replaced: int = 0
     bytes: int = 0
+    elsewhere: int = 0
     healed_cells: dict[int, int] = field(default_factory=dict)
     healed_records: dict[int, int] = field(default_factory=dict)
 
@@ -135,6 +136,7 @@ class RestoreHome:
         self.tally.in_place_bytes += int(rows["in_place_bytes"].sum())
         self.tally.replaced += int(rows["replaced"].sum())
         self.tally.bytes += int(rows["bytes"].sum())
+        self.tally.elsewhere += int(rows["elsewhere"].sum())
         written = rows[rows["length"] > 0]
         for number, offset, length in zip(
             *(written[name].tolist() for name in ("row", "offset", "length")), strict=True

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from manifests.backends import place_of
 from manifests.catalog import Catalog
 from manifests.columns import Batch
+from manifests.copies import OtherPlaces
 from manifests.errors import BackendError, DrystoneError, Unreadable, UsageError
 from manifests.finding import why_absent_by_number
 from manifests.longfields import LongFields
@@ -76,9 +77,9 @@ class RestoreResult:
     read, with `in_place_bytes` of the `bytes`; `replaced`: objects that replaced something; `failures`: (path, reason)
     of objects that are not restored whole, the first NAMED_FAILURES of them; `every_failure` gives all, as long as
     nothing else is asked of the store; `healed_records`: records, tables of checksums and manifests that armour or
-    another copy gave back; `absent`: backends that do not answer, and why; `troubles`: what ails backends of which
-    reads failed; `lost_manifests`: manifest files of which no copy nor mixture of copies is whole, and
-    that the manifests have not all objects of the run;
+    another copy gave back; `elsewhere`: chunks that another place than the first one gave back; `absent`: backends that
+    do not answer, and why; `troubles`: what ails backends of which reads failed; `lost_manifests`: manifest files of
+    which no copy nor mixture of copies is whole, and that the manifests have not all objects of the run;
     `left_to_root`: objects whose owner, or attributes that only root may set, were passed over; `leftovers`: of killed
     restores, that were found in the target."""
 
@@ -92,6 +93,7 @@ class RestoreResult:
     every_failure: Callable[[], Iterator[NamedError]] = field(repr=False, compare=False)
     healed_cells: int
     healed_records: int
+    elsewhere: int
     lost_manifests: list[str]
     absent: list[str]
     troubles: list[str]
@@ -146,6 +148,7 @@ def restore(
         SignalWatch() as signals,
         QueryWatch(signals, catalog.stop, catalog.go_on) as queries,
         LongFields() as long_fields,
+        OtherPlaces() as others,
     ):
         staging, leftovers = _make_places(request.to)
         try:
@@ -153,12 +156,17 @@ def restore(
             try:
                 # DuckDB plans in a thread while the fork server starts the workers, which is waiting for the most part.
                 with ThreadPoolExecutor(1, "plan") as planner:
-                    planned = planner.submit(_planned, catalog, run, path, long_fields, target, request, on_plan)
+                    planned = planner.submit(
+                        _planned, catalog, run, path, long_fields, others, target, request, on_plan
+                    )
                     home = RestoreHome(shape.count, planned.result)
                     places, fields = backend_places(members), FdHandle(long_fields.fd)
+                    elsewhere = FdHandle(others.fd)
                     counters = run_stations(
                         shape.layout().with_meters(members.numbers),
-                        fan_workers(shape, restore_station, lambda i: RestoreOptions(i, places, options, fields)),
+                        fan_workers(
+                            shape, restore_station, lambda i: RestoreOptions(i, places, options, fields, elsewhere)
+                        ),
                         {"plan": home.plan_station, "reports": home.reports_station},
                         inline=request.inline,
                         signals=signals,
@@ -192,6 +200,7 @@ def restore(
         plan.failures,
         sum(home.tally.healed_cells.values()),
         sum(home.tally.healed_records.values()) + members.healed + catalog.replicas.healed,
+        home.tally.elsewhere,
         [*catalog.lost, *([] if path else catalog.short_runs(run))],
         list(why_absent_by_number(members).values()),
         home.troubles(),
@@ -208,6 +217,7 @@ def _planned(
     run: uuid.UUID,
     path: bytes,
     long_fields: LongFields,
+    others: OtherPlaces,
     target: Target,
     request: RestoreRequest,
     on_plan: Callable[[PlanTotals], None] | None,
@@ -221,7 +231,7 @@ def _planned(
     if os.geteuid() == 0 and not request.numeric_ids and (elsewhere := renumbered(plan.owners())):
         plan.renumber(elsewhere)
     with ThreadPoolExecutor(1, "locate") as beside:
-        located = beside.submit(plan.locate)
+        located = beside.submit(plan.locate, others)
         problems, taken = _make_folders(plan, target, request.overwrite == "always")
         located.result()
     plan.leave_out(taken)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -20,12 +21,14 @@ import numpy.typing as npt
 from manifests.backends import BackendStorage, Place
 from manifests.columns import ITEM_DTYPE, PLAN_DTYPE, Batch
 from manifests.config import ECScheme
+from manifests.copies import read_places
 from manifests.errors import DrystoneError, Unreadable
 from manifests.longfields import read_fields
 from manifests.placement import Seat
 from pipeline import messages
 from pipeline.arena import Message
 from pipeline.badmedia import BadMedia
+from pipeline.chunkreader import BlockCache, ChunkReader
 from pipeline.fan import Work, fan_station
 from pipeline.handles import FdHandle
 from pipeline.metrics.backend import MeteredBackend
@@ -43,6 +46,8 @@ from stages.attributes import Attributes
 from stages.target import NO_GROUP, Target, TargetOptions
 
 FETCH_AT_ONCE = 8 << 20
+#: Decompressed blocks that are kept of those that chunks are taken from whose planned place failed.
+ELSEWHERE_BYTES = 4 << 20
 #: Path, fixity and extended attributes of a planned chunk's object; and where the first and the last are, if they are
 #: long.
 Texts = tuple[bytes, bytes, bytes, int]
@@ -74,6 +79,7 @@ class RestoreOptions:
     backends: BackendPlaces
     target: TargetOptions
     long_fields: FdHandle
+    other_places: FdHandle
 
 
 class Restorer:
@@ -81,8 +87,16 @@ class Restorer:
 
     def __init__(self, context: Context, options: RestoreOptions) -> None:
         self._context = context
-        self._readers = PackReaders(options.backends.source(context.meters))
+        source = options.backends.source(context.meters)
+        self._readers = PackReaders(source)
         self._decoder = MeteredDecoder(context.meters)
+        self._other_places = options.other_places.detach()
+        self._chunks = ChunkReader(
+            source,
+            partial(read_places, self._other_places),
+            BlockCache(ELSEWHERE_BYTES),
+            partial(MeteredDecoder, context.meters),
+        )
         self._target = Target(options.target, f"restore-{options.index}")
         self._parts = PartFiles(self._target)
         self._long_fields = options.long_fields.detach()
@@ -94,6 +108,7 @@ class Restorer:
         self._parts.close_all()
         self._target.close()
         os.close(self._long_fields)
+        os.close(self._other_places)
 
     @property
     def figures(self) -> ReadFigures:
@@ -186,7 +201,7 @@ class Restorer:
                 for block in blocks:
                     self._fetch(rows, texts, [block], outcomes)
                 return
-            self._fail(rows, blocks[0], outcomes, str(error))
+            self._write_elsewhere(rows[slice(*blocks[0])], texts[slice(*blocks[0])], outcomes, str(error))
             return
         clock.count(FETCH, len(blocks), length)
         for first, last in blocks:
@@ -196,7 +211,8 @@ class Restorer:
             try:
                 raw = self._decoder.decode(int(row["codec"]), data[at : at + int(row["stored"])], int(row["raw"]))
             except DrystoneError as error:
-                self._fail(rows, (first, last), outcomes, f"pack {place.pack_id}: {error}")
+                reason = f"pack {place.pack_id}: {error}"
+                self._write_elsewhere(rows[first:last], texts[first:last], outcomes, reason)
                 continue
             clock.count(DECOMPRESS, 1, len(raw))
             self._write_block(raw, rows[first:last], texts[first:last], outcomes)
@@ -209,11 +225,37 @@ class Restorer:
         judge = block_judge(self._decoder, int(head["codec"]), int(head["raw"]), list(dict.fromkeys(chunks)))
         return search(self._readers.get(place), int(head["block_offset"]), int(head["stored"]), judge)
 
-    @staticmethod
-    def _fail(rows: npt.NDArray[np.void], block: tuple[int, int], outcomes: Outcomes, reason: str) -> None:
-        some = rows[block[0] : block[1]]
-        for row, multi in zip(some["row"].tolist(), some["multi"].tolist(), strict=True):
+    def _write_elsewhere(
+        self,
+        rows: npt.NDArray[np.void],
+        texts: list[Texts],
+        outcomes: Outcomes,
+        reason: str,
+        raw: memoryview | None = None,
+        is_good: Sequence[bool] = (),
+    ) -> None:
+        """Write the chunks of rows whose place failed from other places that they have; what no other place gives back
+        fails for this `reason`. Those that are good in their block, `raw`, are taken from there."""
+        rows, gathered = rows.copy(), bytearray()
+        places: dict[bytes, tuple[int, int] | None] = {}
+        for number, row in enumerate(rows):
+            chunk_id = row["chunk_id"].tobytes()
+            if chunk_id not in places:
+                start, length = int(row["chunk_offset"]), int(row["length"])
+                if raw is not None and is_good[number]:
+                    chunk: bytes | memoryview | None = raw[start : start + length]
+                else:
+                    where = row["pack_id"].tobytes(), int(row["block"]), start, length
+                    chunk = self._chunks.elsewhere(chunk_id, where)
+                    outcomes.elsewhere += chunk is not None
+                places[chunk_id] = None if chunk is None else (len(gathered), len(chunk))
+                gathered += chunk or b""
+            if (place := places[chunk_id]) is not None:
+                row["chunk_offset"], row["length"] = place
+        found = np.array([places[row["chunk_id"].tobytes()] is not None for row in rows])
+        for row, multi in zip(rows["row"][~found].tolist(), rows["multi"][~found].tolist(), strict=True):
             outcomes.failed(row, multi, reason)
+        self._write_chunks(memoryview(gathered), rows[found], _those(texts, found), outcomes)
 
     def _write_block(self, raw: memoryview, rows: npt.NDArray[np.void], texts: list[Texts], outcomes: Outcomes) -> None:
         clock = self._context.clock
@@ -229,12 +271,17 @@ class Restorer:
                 fine = len(chunk) == length and chunk_is_good(identity, chunk)
             good.append(fine)
         clock.count(VERIFY, len(rows), len(raw))
-        clock.switch(ASSEMBLE)
-        if not all(good):
-            for row, multi, fine in zip(rows["row"].tolist(), rows["multi"].tolist(), good, strict=True):
-                if not fine:
-                    outcomes.failed(row, multi, "a chunk is damaged: its bytes do not match its id")
-            rows, texts = rows[good], [text for text, fine in zip(texts, good, strict=True) if fine]
+        if all(good):
+            self._write_chunks(raw, rows, texts, outcomes)
+        else:
+            reason = "a chunk is damaged: its bytes do not match its id"
+            self._write_elsewhere(rows, texts, outcomes, reason, raw, good)
+
+    def _write_chunks(
+        self, raw: memoryview, rows: npt.NDArray[np.void], texts: list[Texts], outcomes: Outcomes
+    ) -> None:
+        """Write verified chunks, which lie in `raw`."""
+        self._context.clock.switch(ASSEMBLE)
         in_parts = rows["multi"] >= 0
         if in_parts.any():
             self._write_parts(raw, rows[in_parts], outcomes)
@@ -331,6 +378,10 @@ class Restorer:
             outcomes.failed(row, -1, f"writing it failed: {error.strerror}")
         except DrystoneError as error:
             outcomes.failed(row, -1, str(error))
+
+
+def _those(texts: list[Texts], mask: npt.NDArray[np.bool_]) -> list[Texts]:
+    return [text for text, wanted in zip(texts, mask.tolist(), strict=True) if wanted]
 
 
 def pack_place(row: np.void) -> PackPlace:

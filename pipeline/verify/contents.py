@@ -16,6 +16,7 @@ import numpy as np
 from manifests.catalog import Catalog
 from manifests.columns import Batch, cut_batch, join_batches
 from manifests.contents import ContentsPlan, WrongContent, objects_of
+from manifests.copies import OtherPlaces
 from pipeline import messages
 from pipeline.fan import FanHome
 from pipeline.station import Context, Steps, Until
@@ -36,15 +37,16 @@ class ContentsHome:
     """The home side: tasks out, wrong digests in. Owned by the supervisor. `count`: wrong digests in all; `lanes`:
     hashers that still get large contents."""
 
-    def __init__(self, catalog: Catalog, hashers: int) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, hashers: int, others: OtherPlaces) -> None:
+        """`others` gets the places of chunks that have several."""
+        self._catalog, self._others = catalog, others
         self._wrong: list[WrongContent] = []
         self.count = 0
         self.lanes = hashers
 
     @cached_property
     def plan(self) -> ContentsPlan:
-        return ContentsPlan(self._catalog)
+        return ContentsPlan(self._catalog, self._others)
 
     @cached_property
     def _large(self) -> Iterator[Iterator[Batch]]:

@@ -13,7 +13,7 @@ reports.
 
 from __future__ import annotations
 
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator
 from itertools import count
 from typing import Any
 
@@ -24,12 +24,10 @@ from manifests.errors import DrystoneError
 from manifests.ids import NIL
 from pipeline import messages
 from pipeline.arena import Message
-from pipeline.badmedia import BadMedia
 from pipeline.fan import Work
-from pipeline.restore.work import BackendPlaces
 from pipeline.station import Acquire, Context
 from pipeline.topology import RAW_BYTES, RAW_HEAD, VERIFY
-from pipeline.verify.findings import CHECKED, LOST_CHUNK, Finding, PackFindings
+from pipeline.verify.findings import CHECKED, LOST_PLACE, Finding, PackFindings
 from pipeline.verify.window import BlockWindow, block_keys
 from stages.assemble import chunk_is_good
 
@@ -78,11 +76,11 @@ class _Filling:
 class PieceReader:
     """Reads the pieces of large contents. Owned by one worker."""
 
-    def __init__(self, context: Context, index: int, backends: BackendPlaces, media: BadMedia) -> None:
+    def __init__(self, context: Context, index: int, window: BlockWindow) -> None:
         self._context = context
         self._index = index
         self._pool = f"raw/{index}"
-        self._window = BlockWindow(context, backends, checks=False, media=media)
+        self._window = window
 
     def work(self, message: Message, batch: Batch) -> Work:
         """Hand the pieces of a PIECE_DTYPE batch to their hasher (`amount`), and report what of them is lost."""
@@ -103,21 +101,52 @@ class PieceReader:
                 slot.used += length
             if block in slot.placed:
                 at = slot.placed[block]
-                slot.add_all(
-                    first, at + rows["chunk_offset"][first:end].astype(np.int64), rows["length"][first:end], lost
-                )
+                found = self._elsewhere(rows, range(first, end), lost)
+                if found:
+                    slot = yield from self._copy_mixed(message, batch, slot, range(first, end), at, lost, found)
+                else:
+                    starts = at + rows["chunk_offset"][first:end].astype(np.int64)
+                    slot.add_all(first, starts, rows["length"][first:end], lost)
             else:
                 raw, bad = self._load(rows, np.arange(first, end), None)
                 lost |= bad
+                found = self._elsewhere(rows, bad, bad)
                 for row in range(first, end):
                     start = int(rows[row]["chunk_offset"])
-                    slot = yield from self._copy(
-                        message, batch, slot, row, b"" if row in bad else raw[start:][: rows[row]["length"]]
-                    )
+                    piece = found.get(row, b"") if row in bad else raw[start:][: rows[row]["length"]]
+                    slot = yield from self._copy(message, batch, slot, row, piece)
             first = end
         self._hand_over(message, batch, slot, is_last=True)
-        for found in _findings(rows, lost):
-            yield from found.batches()
+        for findings in _findings(rows, lost):
+            yield from findings.batches()
+
+    def _elsewhere(self, rows: np.ndarray, some: Iterable[int], lost: Container[int]) -> dict[int, bytes]:
+        """Those of some pieces that are `lost` where they were looked for, from other places that they have."""
+        found = {row: self._window.elsewhere(rows[row]) for row in some if row in lost}
+        return {row: piece for row, piece in found.items() if piece is not None}
+
+    def _copy_mixed(
+        self,
+        message: Message,
+        batch: Batch,
+        slot: _Filling,
+        some: range,
+        at: int,
+        lost: Container[int],
+        found: dict[int, bytes],
+    ) -> Generator[Acquire, Any, _Filling]:
+        """Write pieces of a block that is in the slot, from `at` on, of which some were `found` elsewhere. Returns the
+        slot that is being filled then."""
+        spans = zip(
+            *(batch.rows[name][some.start : some.stop].tolist() for name in ("chunk_offset", "length")), strict=True
+        )
+        pieces = [
+            found.get(row, b"") if row in lost else bytes(slot.bytes[at + start : at + start + length])
+            for row, (start, length) in zip(some, spans, strict=True)
+        ]
+        for row, piece in zip(some, pieces, strict=True):
+            slot = yield from self._copy(message, batch, slot, row, piece)
+        return slot
 
     def _next_slot(self) -> Generator[Acquire, Any, _Filling]:
         number = yield Acquire(self._pool)
@@ -198,6 +227,7 @@ def _findings(rows: np.ndarray, lost: dict[int, str]) -> Iterator[PackFindings]:
     for row, reason in sorted(lost.items()):
         if rows[row]["judges"] and reason:
             pack_id = rows[row]["pack_id"].tobytes()
-            finding = Finding(LOST_CHUNK, chunk_id=rows[row]["chunk_id"].tobytes(), reason=reason)
+            block, offset, length = (int(rows[row][name]) for name in ("block", "chunk_offset", "length"))
+            finding = Finding(LOST_PLACE, 0, 0, rows[row]["chunk_id"].tobytes(), block, offset, length, reason)
             packs.setdefault(pack_id, PackFindings(pack_id)).entries.append(finding)
     yield from packs.values()

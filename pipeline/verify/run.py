@@ -12,23 +12,16 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from manifests import format as fmt
 from manifests.catalog import Catalog
 from manifests.columns import PLAN_DTYPE, Batch
-from manifests.contents import COVERED_BLOCKS
+from manifests.contents import COVERED_BLOCKS, wrong_runs
+from manifests.copies import OtherPlaces
 from manifests.counts import counted
 from manifests.errors import BackendError, DrystoneError, KeyNotFound
 from manifests.ids import NIL
-from manifests.inspect import (
-    BadCopy,
-    LostRange,
-    affected_objects,
-    bad_copies,
-    chunks_of_pack,
-    chunks_without_copy,
-    packs,
-)
+from manifests.inspect import BadCopy, bad_copies, chunks_of_pack, packs
 from manifests.log import Log, State
+from manifests.lost import BadPlace, Losses, LostRange
 from manifests.scrubs import ShardFinding
 from manifests.senseless import senseless_objects
 from manifests.store import Members
@@ -36,6 +29,7 @@ from pipeline import messages
 from pipeline.arena import Message
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.fan import FanHome, fan_workers
+from pipeline.handles import FdHandle
 from pipeline.restore.run import backend_places
 from pipeline.restore.work import BackendPlaces, pack_place
 from pipeline.runner import run_stations
@@ -54,6 +48,7 @@ from pipeline.verify.findings import (
     LOST_CHUNK,
     LOST_DIRECTORY,
     LOST_PACK,
+    LOST_PLACE,
     MISLISTED,
     MISSING_SHARD,
     WRONG_CONTENT,
@@ -65,8 +60,6 @@ from stages.shard import data_offset, file_size, shard_key
 VERIFY_WORKER_MEMORY = 32 << 20
 NAMED_OBJECTS = 1000
 _NO_BLOCKS = np.zeros(0, np.uint32)
-#: Ids of lost chunks that are kept to name objects by; beyond, the count goes on.
-KEPT_LOST = 100_000
 #: What tells where a pack's shards lie, and how long they are.
 _PLACE_DTYPE = np.dtype([(name, PACK_TASK_DTYPE[name]) for name in ("pack_id", "k", "m", "payload", "shard_length")])
 #: Planned chunks in a task.
@@ -79,7 +72,7 @@ class VerifyResult:
     which only the manifests tell what lies in them; `mislisted_packs`: packs of which they tell something else than the
     directory; `damaged_shards`: lines for people; `lost_objects`: (run, path), the first of them; `wrong_objects`
     likewise, those whose chunks are whole and whose content is not what was recorded of it, or of which the manifests
-    make no sense: `wrong_reasons` tells why;
+    make no sense, in the runs `wrong_runs`: `wrong_reasons` tells why;
     `checked_bytes` and `checked_packs` tell how much data was read; `lost_chunks`: those of which no other pack has a
     copy; `shard_findings` and `unreadable_packs` (ids, of packs that did not give back all their chunks): for the table
     `scrubs`; `troubles`: what ails backends of which reads failed; `unnoted`: why the store has no note of this
@@ -105,6 +98,7 @@ class VerifyResult:
     lost_objects: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
     wrong_objects: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
     wrong_reasons: dict[tuple[uuid.UUID, bytes], str] = field(default_factory=dict)
+    wrong_runs: list[uuid.UUID] = field(default_factory=list)
     shard_findings: list[ShardFinding] = field(default_factory=list)
     unreadable_packs: set[bytes] = field(default_factory=set)
     unnoted: str = ""
@@ -126,16 +120,17 @@ class VerifyResult:
 class VerifyHome:
     """State of a verification of data in the supervisor."""
 
-    def __init__(self, catalog: Catalog, shape: VerifyShape, result: VerifyResult) -> None:
+    def __init__(self, catalog: Catalog, shape: VerifyShape, result: VerifyResult, others: OtherPlaces) -> None:
         self._catalog = catalog
         self._fan = FanHome(shape.count, others=shape.hashers)
         self._result = result
         self._unlisted: list[bytes] = []
         self._senders = 2 + shape.hashers
         self._hashers = shape.hashers
-        self.contents = ContentsHome(catalog, shape.hashers)
-        self.lost_chunks: list[tuple[bytes, bytes]] = []
+        self.contents = ContentsHome(catalog, shape.hashers, others)
+        self.losses = Losses(catalog)
         self.lost_packs: list[bytes] = []
+        self.mislisted: list[bytes] = []
 
     def stations(self) -> dict[str, Callable[[Context], Station]]:
         """All of them, by name; those that send large contents come first."""
@@ -216,24 +211,23 @@ class VerifyHome:
             result.flawed_shards += 1
             result.shard_findings.append(ShardFinding(pack_id, int(row["shard"])))
             result.damaged_shards.append(f"{shard}: {reason}")
-        elif kind == LOST_CHUNK:
-            result.lost_chunks += 1
-            result.unreadable_packs.add(pack_id)
-            if len(self.lost_chunks) < KEPT_LOST:
-                self.lost_chunks.append((pack_id, row["chunk_id"].tobytes()))
+        elif kind in (LOST_CHUNK, LOST_PLACE):
+            block, offset, length = (int(row[name]) for name in ("block", "offset", "length"))
+            chunk_id = row["chunk_id"].tobytes()
+            self.losses.add(BadPlace(pack_id, chunk_id, block, offset, length, kind == LOST_PLACE))
         elif kind == LOST_DIRECTORY:
             result.lost_directories += 1
             result.damaged_shards.append(f"pack {uuid.UUID(bytes=pack_id)}: its directory is lost: {reason}")
             self._unlisted.append(pack_id)
         elif kind == MISLISTED:
             result.mislisted_packs += 1
+            self.mislisted.append(pack_id)
             result.damaged_shards.append(
                 f"pack {uuid.UUID(bytes=pack_id)}: the manifests place its chunks elsewhere than its own directory does"
             )
             self._unlisted.append(pack_id)
         elif kind == LOST_PACK:
             result.damaged_shards.append(reason)
-            result.unreadable_packs.add(pack_id)
             self.lost_packs.append(pack_id)
 
 
@@ -286,33 +280,33 @@ def _verify_data(
     cores = available_cores()
     shape = fan_shape(VerifyShape, "verify", len(RESTORE_STAGES), VERIFY_WORKER_MEMORY, cores, memory, workers)
     catalog.limit_memory(DUCKDB_MEMORY + memory - shape.memory)  # what is left of it
-    home = VerifyHome(catalog, shape, result)
-    run_stations(
-        shape.layout().with_meters(members.numbers),
-        _workers(shape, backend_places(members)),
-        home.stations(),
-        inline=inline,
-        signals=signals,
-        cleanup=(partial(shutil.rmtree, catalog.temp_directory, ignore_errors=True),),
-        on_tick=on_tick,
-        queries=queries,
-    )
+    with OtherPlaces() as others:
+        home = VerifyHome(catalog, shape, result, others)
+        run_stations(
+            shape.layout().with_meters(members.numbers),
+            _workers(shape, backend_places(members), FdHandle(others.fd)),
+            home.stations(),
+            inline=inline,
+            signals=signals,
+            cleanup=(partial(shutil.rmtree, catalog.temp_directory, ignore_errors=True),),
+            on_tick=on_tick,
+            queries=queries,
+        )
     result.troubles = home.troubles()
-    catalog.note_unreadable(list(result.unreadable_packs), anew=True)
-    ranges = [LostRange(pack_id, 0, fmt.PACK_MAX) for pack_id in home.lost_packs]
-    # Beyond what was kept nobody knows which have another copy: they count as lost.
-    result.lost_chunks -= len(home.lost_chunks) - chunks_without_copy(catalog, home.lost_chunks)
-    _name_lost(catalog, home.lost_chunks, ranges, result, unplaced=True)
+    home.losses.add_packs(home.lost_packs)
+    _name_lost(home.losses, home.mislisted, result, unplaced=True)
+    catalog.note_unreadable(list(result.unreadable_packs), is_loss=result.lost_chunks > 0, anew=True)
     count, senseless = senseless_objects(catalog, NAMED_OBJECTS)
     wrong, rows = home.contents.objects(NAMED_OBJECTS)
     result.wrong_object_count = count + wrong
+    result.wrong_runs = wrong_runs(catalog)
     result.wrong_reasons = {(each.run, each.path): each.reason for each in senseless}
     result.wrong_objects = [(each.run, each.path) for each in senseless]
     result.wrong_objects += [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
     del result.wrong_objects[NAMED_OBJECTS:]
 
 
-def _workers(shape: VerifyShape, places: BackendPlaces) -> list[WorkerSpec]:
+def _workers(shape: VerifyShape, places: BackendPlaces, other_places: FdHandle) -> list[WorkerSpec]:
     readers = [
         replace(
             spec,
@@ -320,7 +314,7 @@ def _workers(shape: VerifyShape, places: BackendPlaces) -> list[WorkerSpec]:
             pools=(*spec.pools, f"raw/{index}"),
         )
         for index, spec in enumerate(
-            fan_workers(shape, verify_station, lambda index: VerifyOptions(index, shape.hashers, places))
+            fan_workers(shape, verify_station, lambda index: VerifyOptions(index, shape.hashers, places, other_places))
         )
     ]
     hashers = [
@@ -342,14 +336,11 @@ def _ranges(pack: np.void, missing: set[int]) -> list[LostRange]:
     return [LostRange(pack_id, index * length, (index + 1) * length) for index in sorted(missing) if index < k]
 
 
-def _name_lost(
-    catalog: Catalog,
-    chunks: list[tuple[bytes, bytes]],
-    ranges: list[LostRange],
-    result: VerifyResult,
-    unplaced: bool = False,
-) -> None:
-    count, rows = affected_objects(catalog, chunks, ranges, NAMED_OBJECTS, unplaced=unplaced)
+def _name_lost(losses: Losses, mislisted: list[bytes], result: VerifyResult, *, unplaced: bool) -> None:
+    """Put what is lost with the places that failed into the result."""
+    result.lost_chunks = losses.judge(unplaced=unplaced)
+    result.unreadable_packs |= losses.unreadable_packs(mislisted)
+    count, rows = losses.objects(NAMED_OBJECTS)
     result.lost_object_count = count
     result.lost_objects = [(uuid.UUID(bytes=row["run"]), row["path"]) for row in rows]
 
@@ -357,6 +348,7 @@ def _name_lost(
 def _verify_presence(members: Members, catalog: Catalog, result: VerifyResult, signals: SignalWatch) -> None:
     """Whether each shard is there, on any backend, with its right length; packs that lack too many are lost."""
     lost: list[LostRange] = []
+    senseless: list[bytes] = []
     for batch in packs(catalog, _PLACE_DTYPE):
         for row in batch.rows:
             signals.check()
@@ -364,8 +356,7 @@ def _verify_presence(members: Members, catalog: Catalog, result: VerifyResult, s
                 place = pack_place(row)
             except DrystoneError as error:
                 result.damaged_shards.append(str(error))
-                lost.append(LostRange(row["pack_id"].tobytes(), 0, fmt.PACK_MAX))
-                result.unreadable_packs.add(row["pack_id"].tobytes())
+                senseless.append(row["pack_id"].tobytes())
                 continue
             missing = set()
             for index in range(place.scheme.total_shards):
@@ -380,9 +371,13 @@ def _verify_presence(members: Members, catalog: Catalog, result: VerifyResult, s
             if len(missing) > place.scheme.m:
                 lost.extend(_ranges(row, missing))
                 result.unreadable_packs.add(row["pack_id"].tobytes())
-    if lost:
-        catalog.note_unreadable(list(result.unreadable_packs), anew=False)
-        _name_lost(catalog, [], lost, result)
+    if lost or senseless:
+        losses = Losses(catalog)
+        losses.add_noted(is_believed=False)
+        losses.add_ranges(lost)
+        losses.add_packs(senseless)
+        _name_lost(losses, [], result, unplaced=False)
+        catalog.note_unreadable(list(result.unreadable_packs), is_loss=result.lost_chunks > 0, anew=False)
 
 
 def _look_at(members: Members, key: str, shard_length: int) -> tuple[bool, str]:
@@ -404,7 +399,7 @@ def _look_at(members: Members, key: str, shard_length: int) -> tuple[bool, str]:
     return is_there, "; ".join(reasons) or "it is on no backend that answers"
 
 
-def verification_facts(result: VerifyResult, data: bool) -> dict[str, int | bool | float]:
+def verification_facts(result: VerifyResult, data: bool) -> dict[str, int | bool | float | list[str]]:
     """What the log keeps of a verification."""
     return {
         "data": data,
@@ -416,6 +411,7 @@ def verification_facts(result: VerifyResult, data: bool) -> dict[str, int | bool
         "bad_copies": len(result.bad_copies),
         "lost_objects": result.lost_object_count,
         "wrong_objects": result.wrong_object_count,
+        "wrong_runs": [str(run) for run in result.wrong_runs],
         "unreadable_packs": len(result.unreadable_packs),
         "exit_code": result.exit_code,
         "seconds": round(result.seconds, 3),

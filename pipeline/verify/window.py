@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
 from manifests import format as fmt
-from manifests.errors import Unreadable
+from manifests.copies import read_places
+from manifests.errors import DrystoneError, Unreadable
 from pipeline.badmedia import BadMedia
+from pipeline.chunkreader import BlockCache, ChunkReader
 from pipeline.metrics.codec import MeteredDecoder
 from pipeline.packreader import PackReaders
 from pipeline.restore.work import BackendPlaces, pack_place
 from pipeline.station import Context
 from pipeline.topology import DECOMPRESS, FETCH
 from pipeline.trial import block_judge, search
+from stages.assemble import chunk_is_good
 
 #: Pieces ahead of which the blocks are looked at, and how much is fetched in one go where they lie side by side.
 FETCH_ROWS = 512
@@ -30,11 +34,15 @@ class BlockWindow:
     whether what is fetched is checked cell by cell; else whoever takes a block looks at its chunks, and asks for `sure`
     bytes where they are wrong: the cells of every shard are checked elsewhere."""
 
-    def __init__(self, context: Context, backends: BackendPlaces, checks: bool, media: BadMedia) -> None:
+    def __init__(
+        self, context: Context, backends: BackendPlaces, checks: bool, media: BadMedia, other_places: int
+    ) -> None:
+        """`other_places`: descriptor of the file of OtherPlaces, which stays the caller's."""
         self._clock = context.clock
         self._checks = checks
-        self._readers = PackReaders(backends.source(context.meters, media))
-        self._decoder = MeteredDecoder(context.meters)
+        source, decoder = backends.source(context.meters, media), partial(MeteredDecoder, context.meters)
+        self._readers, self._decoder = PackReaders(source), decoder()
+        self._chunks = ChunkReader(source, partial(read_places, other_places), BlockCache(HELD_BYTES), decoder)
         self._stored: dict[tuple[bytes, int], memoryview] = {}
         self._held = 0
         self._raw: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
@@ -49,6 +57,12 @@ class BlockWindow:
                 self._raw.popitem(last=False)
         start = int(row["chunk_offset"])
         return memoryview(raw)[start : start + int(row["length"])]
+
+    def elsewhere(self, row: np.void) -> bytes | None:
+        """The bytes of a piece from another place than that of its row, checked; None where there is none."""
+        self._clock.switch(FETCH)
+        where = row["pack_id"].tobytes(), int(row["block"]), int(row["chunk_offset"]), int(row["length"])
+        return self._chunks.elsewhere(row["chunk_id"].tobytes(), where)
 
     def decoded(
         self, rows: np.ndarray, at: int, stored: bytes | memoryview, target: memoryview | None = None
@@ -146,11 +160,13 @@ def _require_block(row: np.void) -> None:
 
 
 class BlockPieces:
-    """The pieces of a PIECE_DTYPE batch, out of their blocks."""
+    """The pieces of a PIECE_DTYPE batch, out of their blocks. `sure`: each is checked by its id, and looked for in
+    other places; else the digest of the whole content judges."""
 
-    def __init__(self, window: BlockWindow, rows: np.ndarray) -> None:
+    def __init__(self, window: BlockWindow, rows: np.ndarray, *, sure: bool = False) -> None:
         self._window = window
         self._rows = rows
+        self._sure = sure
 
     def extents(self, first: int, end: int) -> np.ndarray:
         return extents_of(self._rows[first:end])
@@ -161,10 +177,22 @@ class BlockPieces:
             length = int(rows[at]["length"])
             if not length:
                 continue  # no chunk at all: an empty content, or one hole
-            chunk = self._window.chunk(rows, at)
+            yield int(rows[at]["file_offset"]), self._piece(at, length)
+
+    def _piece(self, at: int, length: int) -> memoryview:
+        row = self._rows[at]
+        try:
+            chunk = self._window.chunk(self._rows, at)
             if len(chunk) != length:
                 raise Unreadable("a chunk is shorter than the manifests say")
-            yield int(rows[at]["file_offset"]), chunk
+            if self._sure and not chunk_is_good(row["chunk_id"].tobytes(), chunk):
+                raise Unreadable("the bytes of a chunk do not match its id")
+        except DrystoneError:
+            found = self._window.elsewhere(row)
+            if found is None:
+                raise
+            return memoryview(found)
+        return chunk
 
 
 def extents_of(rows: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pipeline.arena import Message
 from pipeline.badmedia import BadMedia
 from pipeline.carefulreads import SECTOR
 from pipeline.fan import Work, fan_station
+from pipeline.handles import FdHandle
 from pipeline.metrics.codec import MeteredDecoder
 from pipeline.packreader import PackPlace, PackReader, PackReaders, ReadFigures, ShardSource
 from pipeline.restore.work import BackendPlaces, pack_place
@@ -33,6 +35,7 @@ from pipeline.verify.findings import (
     LOST_CHUNK,
     LOST_DIRECTORY,
     LOST_PACK,
+    LOST_PLACE,
     MISLISTED,
     MISSING_SHARD,
     Finding,
@@ -67,6 +70,7 @@ class VerifyOptions:
     index: int
     hashers: int
     backends: BackendPlaces
+    other_places: FdHandle
 
 
 class PackVerifier:
@@ -129,6 +133,8 @@ class PackVerifier:
             self._check_chunks(reader, blocks, chunks, np.isin(numbers, covered), findings)
         except DrystoneError as error:
             self._lose(chunks, str(error), findings)
+        for entry in findings.entries:
+            entry.kind, entry.block = LOST_PLACE, int(numbers[entry.block])
         figures.bad_cells.clear()
         figures.missing.clear()
         figures.flaws.clear()
@@ -259,7 +265,11 @@ class PackVerifier:
 
     @staticmethod
     def _lose(chunks: np.ndarray, reason: str, findings: PackFindings) -> None:
-        findings.entries.extend(Finding(LOST_CHUNK, chunk_id=bytes(chunk), reason=reason) for chunk in chunks["id"])
+        columns = zip(*(chunks[name].tolist() for name in ("block", "offset", "length")), strict=True)
+        findings.entries.extend(
+            Finding(LOST_CHUNK, 0, 0, bytes(chunk_id), block, offset, length, reason)
+            for chunk_id, (block, offset, length) in zip(chunks["id"], columns, strict=True)
+        )
 
     @staticmethod
     def _check_rest(reader: PackReader) -> None:
@@ -307,17 +317,17 @@ def verify_station(context: Context, options: VerifyOptions) -> Station:
     """Takes TASK (one pack each), PLAN (chunks of one pack) and CONTENTS, and PIECES, whose bytes it hands on as RAW;
     answers with FINDING_DTYPE reports."""
     context.clock.switch(FETCH)
-    media = BadMedia()
+    media, other_places = BadMedia(), options.other_places.detach()
     verifier, contents = PackVerifier(context, options.backends, media), ContentVerifier(context, VERIFY)
-    window = BlockWindow(context, options.backends, checks=True, media=media)
-    pieces = PieceReader(context, options.index, options.backends, media)
+    window = BlockWindow(context, options.backends, True, media, other_places)
+    pieces = PieceReader(context, options.index, BlockWindow(context, options.backends, False, media, other_places))
 
     def work(message: Message, view: memoryview) -> Work:
         if message.kind == messages.PIECES:
             return pieces.work(message, Batch.load(view, PIECE_DTYPE).copy())
         if message.kind == messages.CONTENTS:
             batch = Batch.load(view, PIECE_DTYPE).copy()
-            return _check_contents(contents, batch, BlockPieces(window, batch.rows))
+            return _check_contents(contents, batch, window)
         task = Batch.load(view, PACK_TASK_DTYPE if message.kind == messages.TASK else PLAN_DTYPE).copy()
         covered = np.frombuffer(task.heap, np.uint32)
         context.at(f"pack {uuid.UUID(bytes=task.rows[0]['pack_id'].tobytes())}")
@@ -325,11 +335,17 @@ def verify_station(context: Context, options: VerifyOptions) -> Station:
             return verifier.verify(task.rows[0], covered).batches()
         return verifier.check_planned(task.rows, covered).batches()
 
-    yield from fan_station(context, options.index, work, lambda: verifier.figures)
+    try:
+        yield from fan_station(context, options.index, work, lambda: verifier.figures)
+    finally:
+        os.close(other_places)
     for hasher in range(options.hashers):
         context.send(f"raw/{options.index}/{hasher}", Message(messages.END))
 
 
-def _check_contents(contents: ContentVerifier, batch: Batch, pieces: BlockPieces) -> Work:
+def _check_contents(contents: ContentVerifier, batch: Batch, window: BlockWindow) -> Work:
     yield from PackFindings(NIL.bytes, [Finding(CHECKED)]).batches()
-    yield from wrong_contents(contents.check(batch, pieces))
+    wrong = contents.check(batch, BlockPieces(window, batch.rows))
+    if wrong:  # whole as they are in a task, they can be read once more
+        wrong = contents.check(batch, BlockPieces(window, batch.rows, sure=True))
+    yield from wrong_contents(wrong)
