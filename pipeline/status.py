@@ -49,9 +49,10 @@ class BackendShare:
 
 @dataclass(frozen=True)
 class StoreStatus:
-    """The state of a store. `known_loss`: what the last reading of all data found lost, or wrong, and nothing stored
-    again since; `bears_backends`, `bears_domains`: how many backends, or failure domains, may be lost from
-    now on, whichever they are, with nothing lost: −1 where something can't be given back by what answers;
+    """The state of a store. `known_loss`: what the last verification of all data found lost or wrong and nothing
+    stored again since, empty where packs tell of the loss; `bears_backends`, `bears_domains`: how many backends, or
+    failure domains, may be lost from now on, whichever they are, with nothing lost: −1 where something can't be given
+    back by what answers;
     `should_bear`: backends, were all in order; `most_in_domain`: shards of a new pack that one failure domain gets;
     `frail_packs`: packs that would not survive the loss of some one domain; `short_packs`: packs that lack shards,
     `missing_shards` in all; `lost_packs`: those that can't be read whole; `spare_packs`: more of these, which nobody
@@ -143,9 +144,11 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
     bears_backends = min(of_records, members.tolerance if counted.bears_backends is None else counted.bears_backends)
     bears_domains = min(of_domains, members.tolerance if counted.bears_domains is None else counted.bears_domains)
     last_data = next((each for each in reversed(state.verifications) if each.data), None)
-    known_loss = "" if last_data is None else _known_loss(last_data, presence, catalog)
-    if known_loss:
-        bears_backends = bears_domains = -1
+    known_loss = ""
+    if last_data is not None and last_data.found_loss and bears_backends >= 0:
+        known_loss = _known_loss(last_data, presence, catalog)
+        if known_loss:
+            bears_backends = bears_domains = -1
     stored = presence.stored()
     shares = [
         BackendShare(describe(members, info), *stored.get(info.number, (0, 0)), lacking[info.number])
@@ -188,10 +191,8 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
 
 
 def _known_loss(last: Verification, presence: Presence, catalog: Catalog) -> str:
-    """What the last verification of all data found lost or wrong, and still is: what was stored again is not. The
-    chunks that there are need be looked at only where it found something."""
-    if not last.found_loss:
-        return ""
+    """What of the findings of the `last` verification of all data is lost or wrong still: what was stored again is
+    not. All chunks are looked at, so it is asked only where something was found, and packs tell of no loss."""
     if last.wrong:
         return f"{last.wrong:,} objects are not what was recorded of them"
     if presence.lost_notes:

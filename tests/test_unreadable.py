@@ -156,6 +156,7 @@ def test_a_copy_that_was_there_before_the_loss_is_as_good(make_store: MakeStore,
     for part in ("packs", "manifests", "log"):
         for backend in (tmp_path / "twin").iterdir():
             shutil.copytree(backend / part, tmp_path / "store" / backend.name / part, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "twin")
     take_shards(tmp_path)
     with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as opened:
         found = opened.verify(data=True, inline=True, workers=1)
