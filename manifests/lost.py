@@ -129,7 +129,7 @@ class Losses:
                 WITH places AS ({_ALL_PLACES})
                 SELECT chunk_id FROM (
                     SELECT content_id AS chunk_id FROM objects
-                    WHERE content_kind = {fmt.CONTENT_CHUNK} AND {HAS_BYTES}
+                    WHERE content_kind = {fmt.CONTENT_CHUNK} AND {HAS_BYTES} AND nonsense IS NULL
                     UNION SELECT chunk_id FROM extents)
                 EXCEPT SELECT pl.chunk_id FROM places pl {BLOCK_AND_PACK} GROUP BY pl.chunk_id HAVING bool_or({SOUND})
                 """
