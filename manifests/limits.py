@@ -1,16 +1,19 @@
-"""What the system denies this process: descriptors, threads, memory. No disk and no code is to blame for it."""
+"""What the system denies this process: descriptors, threads, memory, long files.
+No disk and no code is to blame for it."""
 
 from __future__ import annotations
 
 import errno
+import resource
 from collections.abc import Iterator
 
 
 class LimitReached(Exception):
-    """The system denies this process descriptors, threads or memory. It is no DrystoneError, so that nobody takes it
-    for damage of what is read, or for the failure of a backend."""
+    """The system denies this process descriptors, threads, memory or long files. It is no DrystoneError, so that
+    nobody takes it for damage of what is read, or for the failure of a backend."""
 
 
+_SIZE = "this process may not write files of that size: raise `ulimit -f`"
 _FILES = "this process may not open more files: raise `ulimit -n`"
 _THREADS = "the system starts no more threads or processes: raise `ulimit -u` or `ulimit -v`, or free memory"
 _MEMORY = "the system gives this process no more memory: raise `ulimit -v` or the container's limit, or free some"
@@ -37,6 +40,8 @@ def denied(error: BaseException) -> str | None:
             return str(each)
         if isinstance(each, OSError) and each.errno in _OF_NUMBER:
             return _OF_NUMBER[each.errno]
+        if isinstance(each, OSError) and each.errno == errno.EFBIG and _limits_files():
+            return _SIZE
         if isinstance(each, BlockingIOError):  # fork
             return _THREADS
         if isinstance(each, MemoryError):
@@ -46,6 +51,11 @@ def denied(error: BaseException) -> str | None:
             if found is not None:
                 return found
     return None
+
+
+def _limits_files() -> bool:
+    """Whether this process has a limit of its own; some file systems have one for all."""
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:

@@ -88,6 +88,7 @@ class _Server:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: tuple[int, int] | None = None
+        self._asked = False
 
     def socket(self) -> int:
         """The descriptor of our end of the socket; the caller holds the lock."""
@@ -101,11 +102,19 @@ class _Server:
 
     def request(self, fds: list[int]) -> None:
         with self._lock:
+            self._asked = True
             try:
                 _send(self.socket(), fds)
             except (BrokenPipeError, ConnectionResetError):  # it was killed, perhaps long ago
                 self._forget()
                 _send(self.socket(), fds)
+
+    def end(self) -> None:
+        """Let the server go, and wait until it has: it would be left to a process that may never look after it."""
+        with self._lock:
+            if self._running is not None and not self._asked:
+                os.kill(self._running[1], signal.SIGKILL)  # it has no workers, and may still be importing
+            self._forget()
 
     def _forget(self) -> None:
         if self._running is not None:
@@ -187,6 +196,11 @@ def start(target: Callable[[Any], None], arguments: Any) -> WorkerProcess:
 def warm_up() -> None:
     """Start the fork server, if it does not run yet, without waiting for it."""
     _server.warm_up()
+
+
+def end() -> None:
+    """The process is about to end. To be called when no worker runs any more."""
+    _server.end()
 
 
 def begin() -> None:

@@ -45,6 +45,8 @@ VERIFY_COUNTERS = RESTORE_COUNTERS._replace(operation="verify")
 HOME_MEMORY = 164 << 20
 #: A worker's own memory: interpreter, numpy, codecs.
 WORKER_MEMORY = 16 << 20
+#: Each is a process with descriptors of its own, and the largest machines have fewer cores.
+MOST_WORKERS = 1024
 
 SMALL_SLOT = 1 << 20
 SLOT_FILES = 4096
@@ -149,6 +151,17 @@ def slot_payload(chunker: ChunkerSpec) -> int:
     return max(2 * chunker.maximum, min(4 << 20, 8192 * chunker.size))
 
 
+def _require_workers(count: int, each: int, memory: int, wanted: int | None) -> None:
+    """Raise UsageError for a number of workers that can't be, before anything is laid out for them: below 1, above
+    MOST_WORKERS or, where they are `wanted`, with more memory than all processes may have, at `each` bytes a worker."""
+    if not 1 <= count <= MOST_WORKERS:
+        raise UsageError(f"{count:,} workers: at least 1, and at most {MOST_WORKERS:,}")
+    if wanted is not None and count * each > memory:
+        raise UsageError(
+            f"--memory {format_size(memory)} is too little: {count:,} workers take at least {format_size(count * each)}"
+        )
+
+
 def ingest_shape(
     config: StoreConfig, cores: int, memory: int, workers: int | None, mix: Mix | None = None, home: int = HOME_MEMORY
 ) -> IngestShape:
@@ -158,9 +171,8 @@ def ingest_shape(
     mix = mix or Mix()
     payload = slot_payload(config.chunker)
     pieces = payload // max(1, config.chunker.minimum) + SLOT_FILES + 1
-    compressors = workers if workers is not None else max(1, cores)
-    if compressors < 1:
-        raise UsageError(f"{compressors} workers: at least 1")
+    compressors = workers if workers is not None else max(1, min(cores, MOST_WORKERS))
+    _require_workers(compressors, WORKER_MEMORY, memory, workers)
     parity = config.scheme.m / config.scheme.k
     while True:
         for readers, writers in (mix.of(compressors), (1, 1)):
@@ -253,9 +265,8 @@ def fan_shape(
     make: type[Shape], kind: str, stages: int, worker_memory: int, cores: int, memory: int, workers: int | None
 ) -> Shape:
     """One worker a core, or `workers`, of `worker_memory` bytes each. Raises UsageError with the minimum."""
-    count = workers if workers is not None else cores
-    if count < 1:
-        raise UsageError(f"{count} workers: at least 1")
+    count = workers if workers is not None else max(1, min(cores, MOST_WORKERS))
+    _require_workers(count, worker_memory, memory, workers)
     while True:
         shape = make(kind, count, stages, worker_memory)
         if shape.memory <= memory:

@@ -151,3 +151,34 @@ def test_a_program_ends_without_warnings(tmp_path: Path) -> None:
     script = "from pipeline import forkserver; assert forkserver.start(print, 'unseen').wait() == 0"
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("how", ["runs", "fails", "is refused", "is stopped"])
+def test_a_command_leaves_no_process_behind(tmp_path: Path, how: str) -> None:
+    """Whoever adopts it may never look after it, as the first process of a container."""
+    command = Path(sys.executable).with_name("drystone")
+    (tmp_path / "file").write_bytes(b"bytes")
+    subprocess.run([command, "init", tmp_path / "store"], check=True, capture_output=True)
+    words = {"fails": ["--name", "x", "--command", "--", "false"], "is refused": ["--workers", "0", tmp_path / "file"]}
+    script = """
+import ctypes, os, signal, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans become ours
+process = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+if sys.argv[1] == "is stopped":
+    while not os.path.exists(sys.argv[-1]):
+        pass
+    process.send_signal(signal.SIGTERM)
+process.wait()
+try:
+    print("left behind", os.waitpid(-1, 0))
+except ChildProcessError:
+    print("nothing", process.returncode)
+"""
+    if how == "is stopped":
+        words[how] = ["--name", "x", "--command", "--", "sh", "-c", 'echo x > "$0"; exec sleep 60', tmp_path / "began"]
+    ingest = [command, "-s", tmp_path / "store", "ingest", "-q", *words.get(how, [tmp_path / "file"])]
+    done = subprocess.run(
+        [sys.executable, "-c", script, how, *ingest], capture_output=True, text=True, timeout=60, check=True
+    )
+    code = {"runs": 0, "fails": 1, "is refused": 2, "is stopped": 143}[how]
+    assert done.stdout == f"nothing {code}\n"

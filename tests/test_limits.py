@@ -42,6 +42,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("restore", resource.RLIMIT_NOFILE, 24),
         ("restore", resource.RLIMIT_AS, 150 << 20),
         ("verify", resource.RLIMIT_NOFILE, 32),
+        ("ingest", resource.RLIMIT_FSIZE, 2 << 20),
+        ("restore", resource.RLIMIT_FSIZE, 4 << 20),
+        ("verify", resource.RLIMIT_FSIZE, 2 << 20),
     ],
 )
 def test_a_limit_is_named_in_one_line(place: Path, tmp_path: Path, command: str, limit: int, size: int) -> None:
@@ -78,6 +81,35 @@ def test_limits_are_found_behind_other_errors_and_in_words() -> None:
     assert "threads" in (denied(RuntimeError("can't start new thread")) or "")
     assert denied(ImportError("no such name")) is None
     assert denied(ValueError("Too many open files")) is None
+
+
+def test_a_file_that_is_too_long_for_its_file_system_is_no_limit_of_the_process() -> None:
+    too_long = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    assert denied(too_long) is None
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 40, before[1]))
+    try:
+        assert "ulimit -f" in (denied(too_long) or "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("workers", ["1000000", "99999999999"])
+@pytest.mark.parametrize("command", ["ingest", "restore", "verify"])
+def test_workers_that_can_not_be_are_refused_before_anything_is_laid_out(
+    place: Path, tmp_path: Path, command: str, workers: str
+) -> None:
+    arguments = {"ingest": [place / "source"], "restore": ["--to", tmp_path / "out"], "verify": ["--data"]}
+    done = subprocess.run(
+        [COMMAND, "-s", place / "store", command, *arguments[command], "--workers", workers],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)),
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"{int(workers):,} workers: at least 1, and at most 1,024" in done.stderr
 
 
 @pytest.fixture

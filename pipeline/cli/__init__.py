@@ -22,6 +22,8 @@ def main() -> None:
         from pipeline.printing import warn
 
         warn("drystone: stopped")
+        if (server := sys.modules.get("pipeline.forkserver")) is not None:
+            server.end()
         os._exit(130)
     run()
 

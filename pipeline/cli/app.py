@@ -87,7 +87,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             near = _near(args[0].lower())
             raise click.UsageError(f"No such command {args[0]!r}." + (f" Did you mean {near!r}?" if near else ""), ctx)
         return super().resolve_command(ctx, args)
@@ -137,8 +137,16 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     install()
     code = _run(arguments)
     sys.stderr.flush()
+    end_fork_server()
     # All is closed and flushed. To take down an interpreter with DuckDB in it costs 20 ms, which nobody has a use for.
     os._exit(code)
+
+
+def end_fork_server() -> None:
+    """Leave no process behind, which nobody in a container may look after."""
+    module = sys.modules.get("pipeline.forkserver")
+    if module is not None:
+        module.end()
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -155,6 +163,9 @@ def _run(arguments: list[str] | None) -> int:
         result: Any = cli.main(arguments, prog_name="drystone", standalone_mode=False)
         flush()
         return result if isinstance(result, int) else 0
+    except SystemExit as ended:  # click has answered a shell that completes a command line
+        flush()
+        return ended.code if isinstance(ended.code, int) else 1
     except BaseException as raised:
         error = raised
         if isinstance(raised, _Carried | click.Abort) and raised.__cause__ is not None:

@@ -23,8 +23,9 @@ class Command(click.Command):
     run, and `--files-from "$LIST"` without a LIST everything."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        given, _, order = self.make_parser(ctx).parse_args(list(args))
-        self.see(ctx, given, order)
+        if not ctx.resilient_parsing:  # a shell completes a line that is not finished yet
+            given, _, order = self.make_parser(ctx).parse_args(list(args))
+            self.see(ctx, given, order)
         return super().parse_args(ctx, args)
 
     def see(self, ctx: click.Context, given: dict[str, object], order: list[click.Parameter]) -> None:
@@ -32,7 +33,8 @@ class Command(click.Command):
         where it takes several; `order`: the parameters in the order in which they stand on the command line. Raises
         UsageError."""
         for param in order:
-            if given.get(param.name or "") == "":
+            value = given.get(param.name or "")
+            if value == "" or (isinstance(param, click.Option) and isinstance(value, list) and "" in value):
                 raise UsageError(f"{_name(param)} is empty: give it a value, or leave it out")
         once = [param for param in order if isinstance(param, click.Option) and _counts_once(param)]
         for number, param in enumerate(once):

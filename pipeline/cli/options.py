@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from manifests.errors import DrystoneError, UsageError
 from manifests.sizes import parse_size
@@ -17,6 +18,7 @@ from pipeline.printing import warn
 if TYPE_CHECKING:
     from pipeline.filestore import FileStore
 
+_JSON = f"{__name__}.json"
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 Decorated = Callable[..., Any]
 
@@ -74,10 +76,36 @@ def _note_adoption(context: click.Context, _: click.Parameter, wanted: bool) -> 
 
 def format_options(command: Decorated) -> Decorated:
     """`--format`, and `--json` for short."""
-    command = click.option("--json", "output", flag_value="json", help="Short for --format json.")(command)
-    return click.option(
-        "--format", "output", type=click.Choice(FORMATS), default="table", show_default=True, help="Form of the output."
+    command = click.option(
+        "--json",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_note_json,
+        help="Short for --format json.",
     )(command)
+    return click.option(
+        "--format",
+        "output",
+        type=click.Choice(FORMATS),
+        default="table",
+        show_default=True,
+        callback=_choose_format,
+        help="Form of the output.",
+    )(command)
+
+
+def _note_json(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    context.meta[_JSON] = wanted
+
+
+def _choose_format(context: click.Context, _: click.Parameter, output: str) -> str:
+    if not context.meta[_JSON]:
+        return output
+    is_given = context.get_parameter_source("output") is ParameterSource.COMMANDLINE
+    if is_given and output != "json":
+        raise UsageError(f"--json and --format {output} contradict each other: leave one out")
+    return "json"
 
 
 def quiet_option(command: Decorated) -> Decorated:

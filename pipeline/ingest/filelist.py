@@ -49,6 +49,9 @@ def sort_list(
         with ExitStack() as stack:
             pieces = stack.enter_context(tempfile.TemporaryFile())
             places = list(_write_pieces(records(), pieces))
+            if not places:
+                where = "standard input" if name == "-" else name
+                raise UsageError(f"{where} names nothing to archive; did what wrote the list fail?")
             if len(places) > 1:
                 merged = stack.enter_context(tempfile.TemporaryFile())
                 runs = [_read_piece(pieces.fileno(), start, end) for start, end in places]
