@@ -59,7 +59,11 @@ def test_a_list_that_cannot_be_read_is_named() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(entries=st.lists(st.lists(st.sampled_from([b"a", b"b", b"a.b", b"a!", b"\xff"]), min_size=1, max_size=4)))
+@given(
+    entries=st.lists(
+        st.lists(st.sampled_from([b"a", b"b", b"a.b", b"a!", b"\xff"]), min_size=1, max_size=4), min_size=1
+    )
+)
 def test_sorting_in_pieces_is_sorting(entries: list[list[bytes]]) -> None:
     expected = [(0, b"/".join(parts)) for parts in sorted(entries)]
     text = b"\n".join(b"/".join(parts) for parts in entries)
@@ -68,6 +72,12 @@ def test_sorting_in_pieces_is_sorting(entries: list[list[bytes]]) -> None:
             patch.setattr(filelist, "SORTED_BYTES", piece)
             patch.setattr(filelist, "PIECE_READ", 7)
             assert sorted_entries(text) == expected
+
+
+@pytest.mark.parametrize(("text", "nul"), [(b"", False), (b"\n\n", False), (b"\0", True), (b"\xef\xbb\xbf", False)])
+def test_a_list_that_names_nothing_is_refused(text: bytes, nul: bool) -> None:
+    with pytest.raises(UsageError, match="standard input names nothing to archive"):
+        sort_list(io.BytesIO(text), (HERE,), nul=nul, name="-")
 
 
 def test_many_names_need_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
