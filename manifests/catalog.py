@@ -40,6 +40,19 @@ _COLUMNS = {
             CASE WHEN content_kind = {fmt.CONTENT_CHUNK} THEN coalesce(digest, content_id) ELSE digest END AS digest)
     """
 }
+#: Which rows are in a view, where it has not all: those that can't be true count as none.
+_TRUE = {
+    "extents": '"offset" IS NOT NULL AND length IS NOT NULL AND chunk_id IS NOT NULL',
+    "blocks": """
+        octet_length(pack_id) = 16 AND block IS NOT NULL AND "offset" IS NOT NULL AND stored IS NOT NULL
+        AND raw IS NOT NULL AND codec IS NOT NULL
+    """,
+    "packs": """
+        octet_length(pack_id) = 16 AND k IS NOT NULL AND m IS NOT NULL AND payload IS NOT NULL
+        AND shard_length IS NOT NULL
+    """,
+    "shards": "octet_length(pack_id) = 16 AND shard IS NOT NULL",
+}
 #: Columns beside them: `nonsense` says of which objects the manifests make no sense (sense.py).
 _JUDGED = {"objects": f"{NONSENSE} AS nonsense"}
 
@@ -136,7 +149,7 @@ class Catalog:
             else:
                 self.execute(f"CREATE TABLE no_{table} ({duckdb_columns(table)})")
                 rows = f"SELECT * FROM no_{table}"
-            view = f"SELECT {_COLUMNS.get(table, '*')} FROM ({rows})"
+            view = f"SELECT {_COLUMNS.get(table, '*')} FROM ({rows}) WHERE {_TRUE.get(table, 'true')}"
             if judged := _JUDGED.get(table):
                 view = f"SELECT *, {judged} FROM ({view})"
             self.execute(f"CREATE VIEW {name} AS {view}")
