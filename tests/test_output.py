@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests import export
-from pipeline.cli.fields import Kind, decodable, flat, json_text, moment, rfc3339, typed
+from pipeline.cli.fields import Kind, decodable, flattener_of, json_text, moment, rfc3339, typed
 from pipeline.cli.output import emit, emit_json, emit_summary
 
 ANY = {"n": Kind.INTEGER, "a": Kind.NESTED, "b": Kind.NESTED}
@@ -101,7 +101,8 @@ def test_text_that_is_not_utf8_has_its_bytes_beside_it() -> None:
         "a": "x\ufffd", "a_b64": "eP8=", "l": ["é", "\ufffd"], "l_b64": ["w6k=", "/g=="],
         "n": {"k\ufffd": "\ufffd\ufffd\ufffd", "k\ufffd_b64": "7aCA"}, "plain": "é",
     }  # fmt: skip
-    row = flat({"p": "x\udcff", "t": "y\udcff", "n": ["\udcff"]}, {"p": Kind.PATH, "t": Kind.TEXT, "n": Kind.NESTED})
+    flat = flattener_of({"p": Kind.PATH, "t": Kind.TEXT, "n": Kind.NESTED})
+    row = flat({"p": "x\udcff", "t": "y\udcff", "n": ["\udcff"]})
     assert row == {"p": "x\ufffd", "p_b64": "eP8=", "t": "y\ufffd", "n": '["\ufffd"]'}
 
 

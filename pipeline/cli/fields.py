@@ -11,8 +11,9 @@ import base64
 import datetime
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -39,28 +40,63 @@ Fields = Mapping[str, Kind]
 
 def typed(row: Row, fields: Fields) -> dict[str, Any]:
     """The record with all its fields, and with None for each value that is not of its kind."""
-    return {name: _typed(row.get(name), kind) for name, kind in fields.items()}
+    return reader_of(fields)(row)
 
 
-def _typed(value: Any, kind: Kind) -> Any:
-    match kind:
-        case Kind.INTEGER:
-            return value if type(value) is int and -(1 << 63) <= value < 1 << 63 else None
-        case Kind.NUMBER:
-            return float(value) if type(value) in (int, float) else None
-        case Kind.FLAG:
-            return value if type(value) is bool else None
-        case Kind.TIME:
-            return rfc3339(value) if type(value) is int else value if moment(value) is not None else None
-        case Kind.TEXTS:
-            whole = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
-            return list(value) if whole else None
-        case Kind.NESTED:
-            return value if isinstance(value, Mapping | list) else None
-        case _:
-            return value if isinstance(value, str) else None
+def reader_of(fields: Fields) -> Callable[[Row], dict[str, Any]]:
+    """`typed` for many rows: how a column is read is looked up once."""
+    readers: list[tuple[str, Callable[[Any], Any]]] = [
+        (name, _READERS.get(kind, _text)) for name, kind in fields.items()
+    ]
+
+    def read(row: Row) -> dict[str, Any]:
+        return {name: reader(row.get(name)) for name, reader in readers}
+
+    return read
 
 
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _integer(value: Any) -> int | None:
+    return value if type(value) is int and -(1 << 63) <= value < 1 << 63 else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) else None
+
+
+def _flag(value: Any) -> bool | None:
+    return value if type(value) is bool else None
+
+
+def _time(value: Any) -> str | None:
+    if type(value) is int:
+        return rfc3339(value)
+    return value if moment(value) is not None else None
+
+
+def _texts(value: Any) -> list[str] | None:
+    whole = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    return list(value) if whole else None
+
+
+def _nested(value: Any) -> Any:
+    return value if isinstance(value, Mapping | list) else None
+
+
+_READERS: Mapping[Kind, Callable[[Any], Any]] = {
+    Kind.INTEGER: _integer,
+    Kind.NUMBER: _number,
+    Kind.FLAG: _flag,
+    Kind.TIME: _time,
+    Kind.TEXTS: _texts,
+    Kind.NESTED: _nested,
+}
+
+
+@lru_cache(4096)
 def rfc3339(ns: int) -> str:
     """Time in ns since 1970 as RFC 3339 in UTC: to the microsecond where it is no whole second."""
     seconds, rest = divmod(ns, 10**9)
@@ -84,13 +120,19 @@ def flat_fields(fields: Fields) -> dict[str, Kind]:
     return columns | {f"{name}_b64": Kind.TEXT for name, kind in fields.items() if kind is Kind.PATH}
 
 
-def flat(row: Row, fields: Fields) -> dict[str, Any]:
-    """A row of a table with the columns of `flat_fields`; what is nested is JSON."""
-    values = decodable(typed(row, fields))
-    for name, kind in fields.items():
-        if kind is Kind.NESTED and values[name] is not None:
-            values[name] = json_text(values[name])
-    return {name: values.get(name) for name in flat_fields(fields)}
+def flattener_of(fields: Fields) -> Callable[[Row], dict[str, Any]]:
+    """What makes of a record a row of a table with the columns of `flat_fields`; what is nested is JSON."""
+    read, columns = reader_of(fields), list(flat_fields(fields))
+    nested = [name for name, kind in fields.items() if kind is Kind.NESTED]
+
+    def flat(row: Row) -> dict[str, Any]:
+        values = decodable(read(row))
+        for name in nested:
+            if values[name] is not None:
+                values[name] = json_text(values[name])
+        return {name: values.get(name) for name in columns}
+
+    return flat
 
 
 def decodable(record: Row) -> dict[str, Any]:
@@ -98,10 +140,13 @@ def decodable(record: Row) -> dict[str, Any]:
     may, `<name>_b64` beside it has the bytes."""
     result: dict[str, Any] = {}
     for name, value in record.items():
-        name = _replaced(name)
+        name = name if name.isascii() else _replaced(name)
         if isinstance(value, Mapping):
             value = decodable(value)
-        elif isinstance(value, str) and _SURROGATE.search(value):
+        elif isinstance(value, str):
+            if value.isascii() or not _SURROGATE.search(value):
+                result[name] = value
+                continue
             result[f"{name}_b64"] = _base64(value)
             value = _replaced(value)
         elif isinstance(value, list | tuple):
@@ -131,10 +176,16 @@ def _base64(text: str) -> str:
 def json_text(value: Row | list[Any], indent: int | None = None) -> str:
     """A value as JSON in UTF-8, with escapes for all that a terminal would obey; json.dumps alone leaves DEL and what
     is above it as it is."""
-    text = json.dumps(value, ensure_ascii=False, default=str, indent=indent)
-    if _SURROGATE.search(text):
-        text = json.dumps(decodable({"": value})[""], ensure_ascii=False, default=str, indent=indent)
+    encode = _encoder(indent)
+    text = encode(value)
+    if not text.isascii() and _SURROGATE.search(text):
+        text = encode(decodable({"": value})[""])
     return "\n".join(map(_escape_line, text.split("\n")))
+
+
+@lru_cache
+def _encoder(indent: int | None) -> Callable[[Any], str]:
+    return json.JSONEncoder(ensure_ascii=False, default=str, indent=indent).encode
 
 
 def _escape_line(text: str) -> str:

@@ -15,6 +15,7 @@ from pipeline.cli.command import Command
 from pipeline.cli.fields import Kind, rfc3339, typed
 from pipeline.cli.options import format_options, open_store, store_option
 from pipeline.cli.output import Column, emit, emit_summary, emit_table, path_fields
+from pipeline.cli.runfields import FOUND, STORED
 from pipeline.printing import say, shown, warn
 
 if TYPE_CHECKING:
@@ -35,19 +36,8 @@ _RUN_FIELDS = {
     "ignored": Kind.TEXTS,
     "began": Kind.TIME,
     "seconds": Kind.NUMBER,
-    "files": Kind.INTEGER,
-    "directories": Kind.INTEGER,
-    "others": Kind.INTEGER,
-    "bytes": Kind.INTEGER,
-    "unchanged": Kind.INTEGER,
-    "unchanged_bytes": Kind.INTEGER,
-    "new_chunks": Kind.INTEGER,
-    "new_bytes": Kind.INTEGER,
-    "stored_bytes": Kind.INTEGER,
-    "parity_bytes": Kind.INTEGER,
-    "packs": Kind.INTEGER,
-    "adopted_packs": Kind.INTEGER,
-    "adopted_bytes": Kind.INTEGER,
+    **FOUND,
+    **STORED,
     "skipped": Kind.INTEGER,
     "left_out": Kind.NESTED,
     "missing_shards": Kind.INTEGER,

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from textwrap import indent
 from typing import Any
 
-from pipeline.cli.fields import Fields, Kind, Row, flat, flat_fields, json_text, moment, typed
+from pipeline.cli.fields import Fields, Kind, Row, flat_fields, flattener_of, json_text, moment, reader_of, typed
 from pipeline.printing import binary_output, flush, say, shown, write_text
 
 #: Rows of which the widths of a table's columns are taken; the rest is streamed.
@@ -85,16 +85,16 @@ def emit_json(kind: str, record: Row) -> None:
 
 def _json(rows: Iterator[Row], fields: Fields) -> None:
     """As json.dumps with an indent of 2 writes a list of all rows, one row at a time."""
-    between = "[\n"
+    between, read = "[\n", reader_of(fields)
     for row in rows:
-        write_text(between + indent(json_text(typed(row, fields), indent=2), "  "))
+        write_text(between + indent(json_text(read(row), indent=2), "  "))
         between = ",\n"
     write_text("[]\n" if between == "[\n" else "\n]\n")
 
 
 def _jsonl(rows: Iterator[Row], fields: Fields) -> None:
-    for row in rows:
-        emit_json("item", typed(row, fields))
+    for record in map(reader_of(fields), rows):
+        emit_json("item", record)
 
 
 class _Lines:
@@ -109,8 +109,8 @@ class _Lines:
 def _csv(rows: Iterator[Row], fields: Fields) -> None:
     writer = csv.writer(_Lines(), lineterminator=_Lines.END)
     writer.writerow(flat_fields(fields))
-    for row in rows:
-        writer.writerow(map(_csv_cell, flat(row, fields).values()))
+    for row in map(flattener_of(fields), rows):
+        writer.writerow(map(_csv_cell, row.values()))
 
 
 def _csv_cell(value: Any) -> Any:
@@ -126,8 +126,7 @@ def _parquet(rows: Iterator[Row], fields: Fields) -> None:
     times = [name for name, kind in columns.items() if kind is Kind.TIME]
 
     def values() -> Iterator[Row]:
-        for row in rows:
-            cells = flat(row, fields)
+        for cells in map(flattener_of(fields), rows):
             yield {**cells, **{name: moment(cells[name]) for name in times}}
 
     with binary_output() as out:

@@ -9,6 +9,7 @@ from manifests.counts import counted
 from manifests.ids import short_id
 from manifests.sizes import format_size
 from pipeline.cli.fields import Kind
+from pipeline.cli.runfields import FOUND, STORED
 from pipeline.printing import say
 
 if TYPE_CHECKING:
@@ -31,20 +32,9 @@ RESULT_FIELDS = {
     "sources": Kind.TEXTS,
     "host": Kind.TEXT,
     "began": Kind.TIME,
-    "files": Kind.INTEGER,
-    "directories": Kind.INTEGER,
-    "others": Kind.INTEGER,
-    "bytes": Kind.INTEGER,
+    **FOUND,
     "parent": Kind.TEXT,
-    "unchanged": Kind.INTEGER,
-    "unchanged_bytes": Kind.INTEGER,
-    "new_chunks": Kind.INTEGER,
-    "new_bytes": Kind.INTEGER,
-    "stored_bytes": Kind.INTEGER,
-    "parity_bytes": Kind.INTEGER,
-    "packs": Kind.INTEGER,
-    "adopted_packs": Kind.INTEGER,
-    "adopted_bytes": Kind.INTEGER,
+    **STORED,
     "left_out": Kind.NESTED,
     "skipped": Kind.INTEGER,
     "skipped_reasons": Kind.NESTED,
@@ -64,10 +54,7 @@ RESULT_FIELDS = {
 }
 SURVEY_FIELDS = {
     "dry_run": Kind.FLAG,
-    "files": Kind.INTEGER,
-    "directories": Kind.INTEGER,
-    "others": Kind.INTEGER,
-    "bytes": Kind.INTEGER,
+    **FOUND,
     "left_out": Kind.NESTED,
     "skipped": Kind.INTEGER,
     "skipped_reasons": Kind.NESTED,
