@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from stages.attributes import Attributes, change_mode, set_attributes, set_attributes_by_name, set_time
+from stages.closedfolders import ClosedFolders
 from stages.copying import copy_data
 from stages.durable import sync_file, sync_file_system, syncs_files_alone
 from stages.errors import StageError
@@ -75,6 +76,7 @@ class Target:
         self.folders = TargetFolders(
             options.root,
             standing,
+            ClosedFolders(self._staging),
             options.strip,
             fresh=options.fresh,
             passes_on=options.passes_on,

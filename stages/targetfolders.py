@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 import stat
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from stages.attributes import Attributes, set_attributes
+from stages.attributes import Attributes, change_mode, set_attributes
+from stages.closedfolders import ClosedFolders, StaysClosed
 from stages.errors import StageError
 from stages.inheritance import disinherit, drop_acls
 from stages.standing import StandingNames
@@ -56,6 +57,7 @@ class TargetFolders:
         self,
         root: str,
         standing: StandingNames,
+        closed: ClosedFolders,
         strip: int,
         *,
         fresh: bool,
@@ -70,6 +72,7 @@ class TargetFolders:
         self._passes_on = passes_on
         self._forbidden = {} if fresh else forbidden
         self._standing = standing
+        self._closed = closed
         self._folder = self._root
         self._folder_path: bytes | None = None
         self._way = WayDown(self._root, self._open_or_make)
@@ -81,6 +84,7 @@ class TargetFolders:
 
     def close(self) -> None:
         self._way.close()
+        self._closed.close()
         os.close(self._root)
 
     def parent(self, path: bytes) -> tuple[int, bytes]:
@@ -128,9 +132,9 @@ class TargetFolders:
         return not self._fresh and self._standing.holds(self._folder_path or b"", name)
 
     def make(self, path: bytes, *, replace: bool) -> None:
-        """Make a directory, open for the owner only until its attributes are set. One that stood there is used. If
-        something else stood there, also a link to a directory, it makes way where `replace`. Raises Kept, Taken,
-        OSError."""
+        """Make a directory, open for the owner only until its attributes are set. One that stood there is used, and
+        opened for its owner if that is this user. If something else stood there, also a link to a directory, it makes
+        way where `replace`. Raises Kept, Taken, StaysClosed, OSError."""
         folder, name = self.parent(path)
         try:
             self._made.append(self._make(folder, name))
@@ -143,13 +147,23 @@ class TargetFolders:
             raise self.taken(folder, name) from None
         if stat.S_ISDIR(found.st_mode):
             if stood:
-                self._note_folder(path[self._strip :], folder, name)
+                self._open_for_owner(path, folder, name, found)
             return
         if not stood or not replace:
             raise Kept(f"something that is no directory is in its place and was kept; {SEE}")
         os.unlink(name, dir_fd=folder)
         self._made.append(self._make(folder, name))
         self.replaced += 1
+
+    def _open_for_owner(self, path: bytes, folder: int, name: bytes, found: os.stat_result) -> None:
+        """Open a directory that stood there, and note what stands in it. Raises StaysClosed, OSError."""
+        try:
+            self._closed.open(folder, name, path, found)
+        except StaysClosed:
+            with suppress(PermissionError):  # without a listing, what stands in it counts as new
+                self._note_folder(path[self._strip :], folder, name)
+            raise
+        self._note_folder(path[self._strip :], folder, name)
 
     def _make(self, folder: int, name: bytes) -> int:
         """Make a directory that has inherited nothing. Returns its inode."""
@@ -181,6 +195,18 @@ class TargetFolders:
             return set_attributes(fd, attributes, owner)
         finally:
             os.close(fd)
+
+    def close_again(self) -> Iterator[str]:
+        """Give directories that were opened for their owner the modes that they had, where a restore ends before they
+        have those that were archived. Yields what could not be done."""
+        for path, before, since in self._closed.noted():
+            try:
+                folder, name = self.parent(path)
+                if stat.S_IMODE(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode) == since:
+                    change_mode(folder, name, before)
+            except OSError as error:
+                where = os.path.join(self._root_path, os.fsdecode(path[self._strip :]))
+                yield f"{where} has the mode {since:04o} and had {before:04o}: setting it failed: {error.strerror}"
 
     def taken(self, folder: int, name: bytes) -> Taken:
         """Why an object can't have its name, with the name that has it, as far as that is found."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from pipeline.runner import run_stations
 from pipeline.signalwatch import QueryWatch, SignalWatch
 from pipeline.topology import RESTORE_STAGES, FanShape, fan_shape
 from stages.attributes import Attributes
+from stages.closedfolders import is_closed, opened_mode
 from stages.durable import sync_file_system
 from stages.errors import StageError
 from stages.inheritance import passes_on
@@ -145,6 +147,7 @@ def restore(
     catalog.limit_memory(DUCKDB_MEMORY + request.memory - shape.memory)  # what is left of it
     with (
         _without_empty_directories(request.to),
+        _open_for_owner(request.to),
         SignalWatch() as signals,
         QueryWatch(signals, catalog.stop, catalog.go_on) as queries,
         LongFields() as long_fields,
@@ -179,6 +182,11 @@ def restore(
                     plan.failed.note(missing["row"], missing["reason"])
                 for row, reason in _finish_folders(plan, target):
                     plan.failed.note(row, reason)
+            except BaseException as error:
+                for trouble in target.folders.close_again():
+                    error.add_note(trouble)
+                raise
+            else:
                 left_to_root = 0 if options.owner else plan.needs_root(os.geteuid(), os.getegid())
             finally:
                 target.close()
@@ -254,6 +262,28 @@ def _without_empty_directories(to: str) -> Iterator[None]:
             with suppress(OSError):  # it is not empty, or was never made
                 os.rmdir(folder)
         raise
+
+
+@contextmanager
+def _open_for_owner(to: str) -> Iterator[None]:
+    """The directory `to` itself, which is not the restore's to change, is open for its owner within the block."""
+    mode = None
+    with suppress(OSError):  # it is not there yet, or stays as it is: whoever writes there says so
+        found = os.stat(to)
+        if stat.S_ISDIR(found.st_mode) and is_closed(None, to, found):
+            os.chmod(to, opened_mode(found))
+            mode = stat.S_IMODE(found.st_mode)
+    try:
+        yield
+    finally:
+        if mode is not None:
+            try:
+                os.chmod(to, mode)
+            except OSError as error:
+                now = opened_mode(found)
+                raise BackendError(
+                    f"{to} has the mode {now:04o} and had {mode:04o}: setting it failed: {error.strerror}"
+                ) from error
 
 
 def _make_places(to: str) -> tuple[Staging, Leftovers]:
