@@ -1,8 +1,8 @@
 """The store's own directories: no run archives them, for a store that holds itself grows with every run, and nothing
 that a user names as a target is written into them.
 
-A backend is known by device and inode, so also below a bind mount or behind a link. Inside a source it is left out; a
-source or a target that is one, or lies in one, makes no sense.
+A backend, and each directory in it, is known by device and inode, so also behind a link, or below a bind mount of a part
+of it. Inside a source they are left out; a source or a target that is one, or lies in one, makes no sense.
 """
 
 from __future__ import annotations
@@ -14,24 +14,44 @@ from contextlib import suppress
 from pathlib import PurePath
 
 from manifests.errors import UsageError
+from manifests.inflight import FOLDER
 from manifests.store import BACKEND_KEY, Members
 from stages.scan import Source
 from stages.select import Identity
 
-#: Device and inode of each backend that is a directory here → its location.
+#: Directories of a backend that hold directories. A log may be long, and holds none.
+_WITH_DIRECTORIES = ("packs", "manifests", FOLDER)
+#: Device and inode of each backend that is a directory here, and of the directories in it → the backend's location.
 OwnDirectories = Mapping[Identity, str]
 
 
 def backend_directories(members: Members) -> dict[Identity, str]:
-    """The backends that are directories on this machine and answer."""
+    """The backends that are directories on this machine and answer, with the directories in them."""
     found = {}
     for member in members.readable:
         identity = member.storage.local_path(BACKEND_KEY)
         if identity is not None:
             with suppress(OSError):  # it went this moment, and whoever writes to it says so
-                info = os.stat(identity.parent)
-                found[info.st_dev, info.st_ino] = member.storage.location
+                for each in _directories(identity.parent):
+                    found[each] = member.storage.location
     return found
+
+
+def _directories(backend: PurePath) -> Iterator[Identity]:
+    """A backend and the directories in it. What lies two levels down, 256 of packs alone, is known from the listing.
+    Raises OSError."""
+    info = os.stat(backend)
+    yield info.st_dev, info.st_ino
+    with os.scandir(backend) as parts:
+        for part in parts:
+            if part.is_dir(follow_symlinks=False):
+                info = part.stat(follow_symlinks=False)
+                yield info.st_dev, info.st_ino
+                if part.name in _WITH_DIRECTORIES:
+                    with os.scandir(part) as inner:
+                        for each in inner:
+                            if each.is_dir(follow_symlinks=False):
+                                yield info.st_dev, each.inode()
 
 
 def require_sources_outside(sources: Sequence[Source], own: OwnDirectories) -> None:

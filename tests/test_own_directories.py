@@ -107,3 +107,31 @@ def test_an_ingest_says_that_it_leaves_its_own_store_out(place: Path) -> None:
         assert not [info for info in opened.list("latest:all/store/backend-0", recursive=True) if info.kind == "file"]
         with pytest.raises(UsageError, match="a store is not archived into itself"):
             opened.ingest([str(place / "link") + "/"], options=INLINE)
+
+
+@pytest.mark.parametrize("part", ["packs", "packs/*", "log", "manifests", "manifests/objects", "."])
+def test_a_part_of_a_backend_that_is_mounted_elsewhere_is_left_out_too(place: Path, part: str) -> None:
+    """In a mount namespace of its own. As a source, and as a target, it is refused."""
+    (place / "tree" / "deep" / "mounted").mkdir(parents=True)
+    script = f"""
+        mount --make-rprivate / || exit 77
+        mount --bind "$(ls -d store/backend-0/{part} | head -n 1)" tree/deep/mounted || exit 77
+        {COMMAND} ingest tree || exit 1
+        {COMMAND} ls -R latest:tree
+        {COMMAND} ingest tree/deep/mounted && exit 2
+        {COMMAND} restore latest --to tree/deep/mounted/new && exit 3
+        exit 0
+    """
+    environment = {**os.environ, "DRYSTONE_STORE": "store", "DRYSTONE_CACHE": str(place / "cache")}
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], cwd=place, env=environment, capture_output=True, text=True, timeout=120
+    )
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("mounting takes root")
+    assert done.returncode == 0, done.stderr
+    assert "contents of this store's backends" in done.stdout
+    assert "mounted" in done.stdout and "mounted/" not in done.stdout
+    assert (
+        "a store is not archived into itself" in done.stderr
+        and "where nothing but the store itself writes" in done.stderr
+    )

@@ -303,6 +303,7 @@ def _target_options(
 ) -> TargetOptions:
     """Options that follow from what the target is like before anything is restored. `own`: the store's backends."""
     folder, slash, _ = path.rpartition(b"/")
+    reasons = {place: _IN_ITS_PLACE.format(log_text(os.fsencode(place))) for place in set(own.values())}
     known = {staging.name, *leftovers.at_work}
     try:
         with os.scandir(request.to) as entries:
@@ -326,7 +327,7 @@ def _target_options(
         durable=request.fsync is not False,
         # Only what may replace something makes the restore wait for the disk, unless it was told to.
         all_durable=(not fresh and request.overwrite != "never") if request.fsync is None else request.fsync,
-        forbidden={identity: _IN_ITS_PLACE.format(log_text(os.fsencode(place))) for identity, place in own.items()},
+        forbidden={identity: reasons[place] for identity, place in own.items()},
     )
 
 
