@@ -1,8 +1,8 @@
 """The store's own directories: no run archives them, for a store that holds itself grows with every run, and nothing
 that a user names as a target is written into them.
 
-A backend, and each directory in it, is known by device and inode, so also behind a link, or below a bind mount of a part
-of it. Inside a source they are left out; a source or a target that is one, or lies in one, makes no sense.
+A backend, and each directory in it, is known by device and inode, so also behind a link, or below a bind mount of a
+part of it. Inside a source they are left out; a source or a target that is one, or lies in one, makes no sense.
 """
 
 from __future__ import annotations
