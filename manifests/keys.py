@@ -10,7 +10,10 @@ import uuid
 from typing import Any
 
 from manifests.catalog import Catalog
+from manifests.errors import Unreadable
+from manifests.ids import object_id
 from manifests.objects import OBJECT_COLUMNS
+from manifests.sense import CONTRADICTION
 
 #: Objects that are listed at a time.
 PAGE = 4096
@@ -20,12 +23,15 @@ Row = dict[str, Any]
 
 
 def object_of_id(catalog: Catalog, run: uuid.UUID, row: int) -> Row | None:
-    """The object of an id, with `is_latest`."""
+    """The object of an id, with `is_latest`. Raises Unreadable where the manifests tell of several."""
     catalog.use("objects")
-    query = f"SELECT {_COLUMNS} FROM stored_objects WHERE run = ? AND row = ? LIMIT 1"
-    found = next(catalog.rows(query, [run.bytes, row]), None)
-    if found is None:
+    query = f"SELECT DISTINCT {_COLUMNS} FROM stored_objects WHERE run = ? AND row = ? LIMIT 2"
+    rows = list(catalog.rows(query, [run.bytes, row]))
+    if not rows:
         return None
+    found, *others = rows
+    if others:
+        raise Unreadable(f"object {object_id(run, row)}: {CONTRADICTION}")
     newest = None if found["created_ns"] is None else newest_of_key(catalog, found["bucket"], found["path"])
     return {**found, "is_latest": newest is None or (newest["run"], newest["row"]) == (found["run"], found["row"])}
 

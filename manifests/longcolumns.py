@@ -27,8 +27,10 @@ def _field_bytes(names: Sequence[str]) -> str:
 FIELD_BYTES = _field_bytes(NAMES)
 
 
-#: SQL for a path as people are told of it: of a very long one the beginning.
-SHOWN_PATH = f"CASE WHEN octet_length(path) > {SHORT} THEN unhex(left(hex(path), {2 * SHORT})) ELSE path END"
+#: SQL for a path as people are told of it: of a very long one the beginning, and empty where there is none.
+SHOWN_PATH = f"""
+    CASE WHEN octet_length(path) > {SHORT} THEN unhex(left(hex(path), {2 * SHORT})) ELSE coalesce(path, ''::BLOB) END
+"""
 
 
 def short_columns(names: Sequence[str] = NAMES) -> str:

@@ -112,7 +112,7 @@ def senseless(catalog: Catalog, run: uuid.UUID, path: bytes) -> Iterator[tuple[b
     catalog.use("objects")
     condition, parameters = path_filter(path)
     query = f"""
-        SELECT coalesce({SHOWN_PATH}, ''::BLOB), nonsense FROM objects
+        SELECT {SHOWN_PATH}, nonsense FROM objects
         WHERE run = ? AND nonsense IS NOT NULL AND {condition} ORDER BY row
     """
     yield from catalog.tuples(query, [run.bytes, *parameters])

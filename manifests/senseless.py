@@ -53,7 +53,7 @@ def senseless_objects(catalog: Catalog, limit: int) -> tuple[int, list[Senseless
     _add_bad_attributes(catalog)
     count: int = catalog.one("SELECT count(*) AS n FROM senseless_objects")["n"]
     query = f"""
-        SELECT CASE WHEN octet_length(run) = 16 THEN run ELSE unhex('{NIL.hex}') END, coalesce(path, ''::BLOB), reason
+        SELECT CASE WHEN octet_length(run) = 16 THEN run ELSE unhex('{NIL.hex}') END, path, reason
         FROM senseless_objects ORDER BY run, row, path LIMIT {limit}
     """
     return count, [Senseless(uuid.UUID(bytes=run), path, reason) for run, path, reason in catalog.tuples(query)]
