@@ -166,6 +166,10 @@ def test_a_run_that_is_committed_says_so_though_its_output_failed(place: Path, w
         ("init new", "store [0-9a-f-]{36} is made"),
         ("backend add new", "backend [0-9a-f-]{36} is added"),
         ("index rebuild", "the index is built"),
+        ("restore --to back", "all is restored into back"),
+        ("restore latest:data/words --range 0-1 --to part", "part holds these bytes"),
+        ("verify", "the verification is done, with exit code 0"),
+        ("verify --json", "the verification is done, with exit code 0"),
     ],
 )
 def test_what_stands_is_said(place: Path, words: str, stands: str) -> None:

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from manifests.errors import DrystoneError, UsageError
+from manifests.oserrors import in_words
 from manifests.sizes import parse_size
 from pipeline.budget import DEFAULT_MEMORY
 from pipeline.printing import warn
@@ -155,7 +156,7 @@ def open_store(context: click.Context, store: str | None) -> FileStore:
         figures = context.obj.get("figures")
         opened = FileStore.open(location, cache=cache_directory(), figures=figures, adopt_copy=adopt_copy)
     except OSError as error:
-        raise DrystoneError(f"opening the store {location} failed: {error}") from error
+        raise DrystoneError(f"opening the store {location} failed: {in_words(error)}") from error
     if (publisher := context.obj.get("publisher")) is not None:
         from pipeline.owndirectories import backend_directories
 

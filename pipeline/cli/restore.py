@@ -14,7 +14,7 @@ from manifests.errors import UsageError
 from manifests.ids import is_object_id
 from manifests.sizes import format_size
 from pipeline.cli.choosing import choose, run_options
-from pipeline.cli.command import Command
+from pipeline.cli.command import Command, stands
 from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
@@ -183,6 +183,7 @@ def _restore(
 
     with Progress.choose("restore", read, quiet=quiet, output=output, verbose=verbose) as progress:
         result = opened.restore(selection, request.to, request=request, on_plan=totals.append, on_tick=progress.tick)
+        stands(_what_stands(result, request.to))
     for name in result.leftovers.removed:
         warn(f"removed what a killed restore had left behind: {request.to}/{name}")
     for name, reason in result.leftovers.left:
@@ -232,6 +233,13 @@ def _restore(
         for line in _result_lines(result, request.to):
             say(line)
     return result.exit_code
+
+
+def _what_stands(result: RestoreResult, to: str) -> str:
+    """What is true whatever becomes of the output."""
+    if result.failed:
+        return f"in {shown(to)} all is restored but {counted(result.failed, 'object')}"
+    return f"all is restored into {shown(to)}"
 
 
 def _result_lines(result: RestoreResult, to: str) -> Iterator[str]:
@@ -285,6 +293,8 @@ def _restore_bytes(
             for piece in pieces:
                 out.write(piece)
             written[number] = out.written - before
+    if not out.is_stdout:
+        stands(f"{shown(to)} holds these bytes")
     if out.left_behind:
         warn(f"left behind, as it can't be removed: {out.left_behind}")
     for trouble in (troubles := list(figures.media.lines())):

@@ -9,7 +9,7 @@ import click
 from manifests.counts import counted
 from manifests.ids import short_id
 from manifests.sizes import format_size
-from pipeline.cli.command import Command
+from pipeline.cli.command import Command, stands
 from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import (
@@ -103,6 +103,7 @@ def verify_command(
         Progress.choose("verify", read, quiet=quiet, output=output) as progress,
     ):
         result = opened.verify(data=data, workers=workers, memory=memory, on_tick=progress.tick)
+        stands(f"the verification is done, with exit code {result.exit_code}")
     lines = [f"absent: {location}" for location in result.absent_backends]
     lines += [f"ailing: {trouble}" for trouble in result.troubles]
     lines += map(_bad_copy, result.bad_copies)

@@ -17,6 +17,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway, start_http_server
 
 from manifests.errors import UsageError
+from manifests.oserrors import in_words
 from manifests.ownfile import ForeignFile, read_own, write_own
 from pipeline.metrics.collector import LAST_SUCCESS, CommandFigures, registry_of
 from pipeline.metrics.figures import StoreFigures
@@ -115,7 +116,10 @@ class Publisher:
         def push() -> None:
             try:
                 pushadd_to_gateway(url, JOB, self._registry, grouping_key=group, timeout=PUSH_SECONDS)
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except OSError as error:
+                reason = getattr(error, "reason", error)  # urllib wraps what the system says
+                troubles.append(in_words(reason if isinstance(reason, OSError) else error))
+            except (http.client.HTTPException, ValueError) as error:
                 troubles.append(str(error))
 
         # The timeout counts from byte to byte, and not for names: who answers drop by drop would hold the command.
