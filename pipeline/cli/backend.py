@@ -237,6 +237,8 @@ def remove_command(
     """
     if bool(names) == bool(ids):
         raise UsageError("which backend? give its directory or its id")
+    if "" in (*names, *ids):
+        raise UsageError("BACKEND is empty: give its directory or its id")
     with open_store(context, store) as opened:
         removal = opened.remove_backend(*names, *ids, force=force, dry_run=dry_run)
         if not dry_run:
