@@ -72,7 +72,7 @@ def test_progress_without_a_terminal_is_for_those_who_ask(quiet: bool, output: s
 def test_programs_are_told_that_data_is_lost(place: Path) -> None:
     """No number says so: that none may be lost is another thing."""
     drystone("-s", place / "store", "ingest", "-q", place / "source")
-    for number in range(3):
+    for number in range(6):
         shutil.rmtree(place / "store" / f"backend-{number}" / "packs")
     drystone("-s", place / "store", "verify", "-q", code=3)
     command = [Path(sys.executable).with_name("drystone"), "-s", place / "store", "status", "--json"]
