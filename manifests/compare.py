@@ -21,6 +21,8 @@ from manifests.catalog import BATCH_ROWS, Catalog, path_filter
 from manifests.columns import Batch
 from manifests.longcolumns import FIELD_BYTES, LOT_BYTES, place_long_fields, short_form_of
 from manifests.longfields import SHORT, LongFields, short_form
+from manifests.lost import NEEDS_LOST
+from manifests.places import HAS_BYTES
 from manifests.plan import LINKED, ONE_OBJECT, TARGET_ID
 
 _COLUMNS = ("kind", "size", "mtime_ns", "mode", "uid", "gid", "target", "rdev", "xattrs")
@@ -48,6 +50,8 @@ _WRONG = pa.schema([("path", pa.binary()), ("verdict", pa.string()), ("reason", 
 #: it does not keep.
 _SAME_TIME = "(a.mtime_ns = f.mtime_ns OR a.mtime_ns - f.mtime_ns BETWEEN 0 AND f.grain_ns - 1)"
 _SECOND = 10**9
+NOT_GIVEN_BACK = "the backends that answer do not give all of it back, see: drystone status"
+NOT_PLACED = "the manifests place some of its bytes nowhere"
 _DIRECTORY = fmt.KINDS.index("directory")
 
 
@@ -83,10 +87,43 @@ class SideBySide:
             """,
             [run.bytes, *parameters],
         )
+        self._of_run = (f"run = ? AND {condition}", [run.bytes, *parameters])
         catalog.replace("found", _FOUND)
         catalog.replace("found_links", _FOUND_LINKS)
         catalog.replace("wrong", _WRONG)
         self.count: int = catalog.one("SELECT count(*) AS n FROM archived")["n"]
+
+    def mark_lost(self) -> None:
+        """Let objects be incomplete that the archive does not give back: those that need one of the `lost_chunks`
+        (lost.py), and contents whose extents the manifests lack, in whole or in part."""
+        condition, parameters = self._of_run
+        self._catalog.use("extents")
+        self._catalog.execute(
+            f"""
+            CREATE OR REPLACE TABLE not_given_back AS
+            WITH o AS (
+                SELECT row, content_kind, content_id, size, holes FROM objects
+                WHERE {condition} AND {HAS_BYTES} AND nonsense IS NULL AND error IS NULL),
+            lengths AS (
+                SELECT content_id, sum(length) AS placed FROM (
+                    SELECT DISTINCT content_id, "offset", length FROM extents
+                    WHERE content_id IN (SELECT content_id FROM o WHERE content_kind = {fmt.CONTENT_EXTENTS}))
+                GROUP BY content_id)
+            SELECT row, '{NOT_GIVEN_BACK}' AS reason FROM o WHERE {NEEDS_LOST}
+            UNION ALL
+            SELECT row, '{NOT_PLACED}' FROM o LEFT JOIN lengths USING (content_id)
+            WHERE content_kind = {fmt.CONTENT_EXTENTS}
+              AND (placed IS NULL OR placed > size OR holes IS NULL AND placed < size)
+            """,
+            parameters,
+        )
+        self._catalog.execute(
+            """
+            UPDATE archived SET error = lost.reason FROM (
+                SELECT row, min(reason) AS reason FROM not_given_back GROUP BY row) lost
+            WHERE archived.row = lost.row
+            """
+        )
 
     def add_found(self, batch: Batch) -> None:
         """Objects (OBJECT_DTYPE) that lie in the directory, by the paths that they have in the archive."""

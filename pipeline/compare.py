@@ -24,14 +24,16 @@ from manifests.catalog import Catalog
 from manifests.columns import Batch, cut_batch, with_fields
 from manifests.compare import SideBySide
 from manifests.errors import CorruptRecord, NotFound, UsageError
-from manifests.log import Run
+from manifests.log import Run, State
 from manifests.longfields import LongFields
 from manifests.objects import list_objects, no_such_object
 from manifests.recorded import log_text
 from manifests.sizes import format_size
+from manifests.store import Members
 from manifests.xattrs import FOR_EVERYBODY, UnreadXattrs, unpack_xattrs
 from pipeline.budget import DEFAULT_MEMORY, DUCKDB_MEMORY, available_cores
 from pipeline.ingest.sources import find_place
+from pipeline.presence import look_around
 from stages.digest import read_pieces
 from stages.scan import KIND, Source, scan
 from stages.sourcefolders import SourceFolders
@@ -59,12 +61,14 @@ class Difference:
 class Comparison:
     """A comparison under way: iterate over it once for the differences, by path; the counts are whole then. `place`:
     what the directory was compared with, a path of the archive, empty for the whole run; `owner`: whether owners, and
-    attributes that only root sees and sets, are compared. Sizes in bytes."""
+    attributes that only root sees and sets, are compared; `doubt`: what is known of the archive that no object can be
+    named for, and because of which nothing may be deleted. Sizes in bytes."""
 
     side: SideBySide
     place: bytes
     data: bool
     owner: bool
+    doubt: str = ""
     objects: int = 0
     hashed_bytes: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -79,12 +83,12 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        return not self.counts
+        return not self.counts and not self.doubt
 
     @property
     def may_be_deleted(self) -> bool:
-        """Whether all that the directory holds is in the archive as it is."""
-        return not self.counts.keys() - {"missing"}
+        """Whether all that the directory holds is in the archive as it is, and nothing of that is known to be lost."""
+        return not self.counts.keys() - {"missing"} and not self.doubt
 
     @property
     def exit_code(self) -> int:
@@ -140,6 +144,8 @@ def _xattrs(archived: bytes, found: bytes, owner: bool) -> Iterator[str]:
 
 
 def compare(
+    members: Members,
+    state: State,
     catalog: Catalog,
     run: Run,
     path: bytes,
@@ -151,7 +157,8 @@ def compare(
 ) -> Comparison:
     """Compare the objects at and below `path` of a run with `directory`; with an empty path see `_sources`. `data`:
     read the files and compare their BLAKE3; `memory`: bytes; `long_fields` is the comparison's as long as it lives.
-    Raises NotFound where there is no such object or directory, UsageError with the least `memory`."""
+    What of the run is lost, by manifests, listings of the backends that answer and notes of verifications, is
+    incomplete. Raises NotFound where there is no such object or directory, UsageError with the least `memory`."""
     if memory < COMPARE_MEMORY + DUCKDB_MEMORY:
         least = format_size(COMPARE_MEMORY + DUCKDB_MEMORY)
         raise UsageError(f"--memory {format_size(memory)} is too little for a comparison, which needs {least}")
@@ -167,7 +174,9 @@ def compare(
     compared = path or (sources[0].name if len(sources) == 1 and sources[0].path == here else b"")
     if not compared:
         _add_strays(side, {source.name for source in sources}, here)
-    comparison = Comparison(side, compared, data, os.geteuid() == 0)
+    look_around(members, state, catalog)[0].losses()
+    side.mark_lost()
+    comparison = Comparison(side, compared, data, os.geteuid() == 0, _doubt(state, run))
     walked = [source for source in sources if os.path.lexists(source.path)]
     with closing(SourceFolders([source.path for source in walked])) as folders:
         for batch in scan(walked):
@@ -177,6 +186,16 @@ def compare(
     if data:
         _compare_data(comparison, sources)
     return comparison
+
+
+def _doubt(state: State, run: Run) -> str:
+    """What the last verification of all data found wrong with a run that was there then."""
+    last = next((each for each in reversed(state.verifications) if each.data), None)
+    if last is None or not last.wrong or run.run_id.int > last.record_id.int:
+        return ""
+    if last.wrong_runs and str(run.run_id) not in last.wrong_runs:
+        return ""
+    return f"the verification of {last.time} found objects that are not what was recorded; see: drystone verify --data"
 
 
 def _sources(catalog: Catalog, run: Run, here: bytes) -> list[Source]:

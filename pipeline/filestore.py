@@ -766,7 +766,9 @@ class FileStore(ObjectOperations):
             self._long_fields.close()
         self._long_fields = fields = LongFields()
         path = self._meant_path(chosen, run)
-        return compare(self.catalog, run, path, os.fspath(directory), fields, data=data, memory=memory)
+        return compare(
+            self.members, self.state, self.catalog, run, path, os.fspath(directory), fields, data=data, memory=memory
+        )
 
     @property
     def notices(self) -> Sequence[str]:

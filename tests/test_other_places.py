@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from manifests.config import ECScheme
 from manifests.copies import OtherPlaces, read_places
 from manifests.ids import new_id
 from manifests.log import make_record, write_record
@@ -304,3 +305,52 @@ def test_places_of_many_chunks_are_found() -> None:
             found = [(place.pack_id[0], place.block) for place in read_places(others.fd, name)]
             assert found == [(copy, number) for copy in range(number % 3)]
         assert read_places(others.fd, bytes(32)) == read_places(others.fd, b"\xff" * 32) == []
+
+
+@pytest.mark.parametrize("data", [False, True])
+@pytest.mark.parametrize("case", ["absent", "noted", "no extents", "wide"])
+def test_what_the_archive_lost_is_not_to_be_deleted(
+    make_store: MakeStore, tree: Path, tmp_path: Path, case: str, data: bool
+) -> None:
+    """A comparison names the objects that a restore does not give back."""
+    if case == "wide":
+        with FileStore.create(
+            [tmp_path / "store" / f"{number}" for number in range(8)], scheme=ECScheme(4, 2), cache=tmp_path / "cache"
+        ) as made:
+            made.ingest([str(tree)], options=AGAIN)
+    else:
+        make_store().ingest([str(tree)], options=AGAIN)
+    place = tmp_path / "store"
+    shards = Shards(place, tmp_path / "aside")
+    if case == "noted":
+        for pack in shards.packs():
+            for index in range(4):
+                shards.spoil(pack, index, "noise")
+        with FileStore.open(place, cache=tmp_path / "other cache") as opened:
+            assert verified(opened).exit_code == 3
+    elif case == "no extents":
+        lie(place, "extents", "content_id", bytes(32))
+    else:
+        for backend in [each for each in sorted(place.iterdir()) if any(each.rglob("packs/*/*"))][:3]:
+            shutil.move(backend, tmp_path / "aside" / backend.name)
+    with FileStore.open(place, cache=tmp_path / "another cache") as opened:
+        found = opened.compare("latest", tree, data=data)
+        named = {each.path: each.verdict for each in found}
+        failed = {path for path, _ in restored(opened, "latest", tmp_path / "to").failures}
+        assert failed and failed <= named.keys() and set(named.values()) == {"incomplete"}
+        assert (found.may_be_deleted, found.equal, found.exit_code) == (False, False, 3)
+    if case in ("absent", "wide"):
+        assert failed == named.keys()
+
+
+def test_what_was_stored_again_may_be_deleted(make_store: MakeStore, tree: Path, tmp_path: Path) -> None:
+    store, shards = make_store(), Shards(tmp_path / "store", tmp_path / "aside")
+    store.ingest([str(tree)], options=AGAIN)
+    for pack in shards.packs():
+        for index in range(4):
+            shards.spoil(pack, index, "noise")
+    verified(store)
+    store.ingest([str(tree)], options=AGAIN)
+    for run in store.runs():
+        found = store.compare(str(run.run_id), tree, data=True)
+        assert (list(found), found.may_be_deleted, found.exit_code) == ([], True, 0)

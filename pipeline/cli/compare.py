@@ -55,8 +55,8 @@ def compare_command(
     the run's only source. Without --data, files are taken for equal whose kind, length, time, mode, extended
     attributes, hardlinks and (as root) owner are.
 
-    missing: not in DIR. extra: in DIR only. changed: differs. incomplete: not archived whole. unreadable: not to be
-    read in DIR. Exit 3 where anything differs.
+    missing: not in DIR. extra: in DIR only. changed: differs. incomplete: not archived whole, or lost since.
+    unreadable: not to be read in DIR. Exit 3 where anything differs.
 
     \b
     drystone -s /mnt/archive compare ~/data --data && rm -r ~/data
@@ -107,6 +107,7 @@ def _summary(comparison: Comparison) -> dict[str, Any]:
 
 def _verdict(comparison: Comparison, directory: str) -> Iterator[str]:
     how = f"{format_size(comparison.hashed_bytes)} read" if comparison.data else "bytes not read; see --data"
+    how += "; of the archive, shards were looked for"
     counts = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(comparison.counts.items()))
     yield f"{counted(comparison.objects, 'object')} looked at, {how}" + (f": {counts}" if counts else "")
     if comparison.may_be_deleted:
@@ -116,5 +117,7 @@ def _verdict(comparison: Comparison, directory: str) -> Iterator[str]:
             yield f"equal{by}: all that is in {directory} is in the archive; it may be deleted{unless}"
         else:
             yield f"all that is still in {directory} is in the archive{by}; it may be deleted{unless}"
+    elif comparison.doubt:
+        yield f"do not delete {directory}: {comparison.doubt}"
     else:
         yield f"do not delete {directory}: the archive has not all of it"
