@@ -113,7 +113,7 @@ def test_what_cannot_be_healed_is_named_and_the_rest_is_restored(kept: tuple[Pat
             back = tmp_path / "out" / "tree" / path.relative_to(tree)
             assert back.exists() != (b"tree/" + os.fsencode(path.relative_to(tree)) in failed)
             assert not back.exists() or back.read_bytes() == path.read_bytes()
-    assert sum("bad cells" in line for line in check.damaged_shards) == 3
+    assert sum("bad cell" in line for line in check.damaged_shards) == 3
 
 
 def test_a_lost_directory_costs_no_object(kept: tuple[Path, Path], tmp_path: Path) -> None:
