@@ -74,7 +74,7 @@ class ParentFiles:
         """The contents (n × 32 bytes, sorted) of the run that have rows in the extents table, each once."""
         found = [np.zeros((0, 32), np.uint8)]
         for batch, mine in self._batches(["content_kind", "content_id"], BATCH_ROWS):
-            wanted = mine & (batch.column("content_kind").to_numpy() == fmt.CONTENT_EXTENTS)
+            wanted = mine & (batch.column("content_kind").to_numpy(zero_copy_only=False) == fmt.CONTENT_EXTENTS)
             found.append(fixed_bytes(batch.column("content_id"), 32)[wanted])
         # With counts: without, NumPy imports its masked arrays first, which takes 0.02 s.
         return np.unique(np.concatenate(found), axis=0, return_counts=True)[0]
