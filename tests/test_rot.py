@@ -22,7 +22,7 @@ from manifests import backends
 from manifests import format as fmt
 from manifests.backends import LocalDirectory
 from manifests.config import ChunkerSpec
-from manifests.errors import CorruptRecord, DrystoneError, TooFewBackends, Unreadable
+from manifests.errors import CorruptRecord, TooFewBackends, Unreadable
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.packreader import ReadFigures
@@ -287,15 +287,15 @@ def test_a_run_of_bad_cells_is_decoded_row_by_row_where_others_are_bad_too(
     assert figures.bytes <= size + size // 4 * 5 + 6 * fmt.CELL_SIZE, "k+m-1 cells a row more, and heads"
 
 
-def test_a_manifest_that_needs_a_cache_to_be_mended_says_what_ails_it(kept: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_manifest_is_put_together_without_a_cache_where_that_is_of_no_use(
+    kept: tuple[Path, Path], tmp_path: Path
+) -> None:
     shutil.copytree(kept[1], tmp_path / "store")
     for number, path in enumerate(sorted((tmp_path / "store").glob("backend-*/manifests/*/*"))):
         flip(path, 40 + 7 * number)
     store_id = json.loads((kept[1] / "backend-0/store.json").read_bytes().splitlines()[0])["store_id"]
     (tmp_path / "cache" / store_id).mkdir(parents=True)
     (tmp_path / "cache" / store_id / "mended").write_text("in the way")
-    with (
-        FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store,
-        pytest.raises(DrystoneError, match=r"writing to \S*cache\S* failed: .*set DRYSTONE_CACHE"),
-    ):
-        store.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=True))
+    with FileStore.open(tmp_path / "store", cache=tmp_path / "cache") as store:
+        assert store.restore("latest", tmp_path / "out", request=RestoreRequest("", inline=True)).exit_code == 0
+    assert_equal_trees(kept[0], tmp_path / "out" / "tree")
