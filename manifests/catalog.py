@@ -56,6 +56,9 @@ _TRUE = {
 #: Columns beside them: `nonsense` says of which objects the manifests make no sense (sense.py).
 _JUDGED = {"objects": f"{NONSENSE} AS nonsense"}
 
+#: What DuckDB says where what it spills finds no room.
+_NO_ROOM = ("max_temp_directory_size", "No space left on device")
+
 
 class Catalog:
     """Queries over one store state. Owned by one process; `close` releases DuckDB's memory. `temp_directory` is made by
@@ -125,6 +128,12 @@ class Catalog:
                 limit = denied(error)
                 if limit is not None:
                     raise LimitReached(f"querying the manifests: {limit}") from error
+                if any(text in str(error) for text in _NO_ROOM):
+                    place = self.temp_directory.parent
+                    raise DrystoneError(
+                        f"querying the manifests takes more room on disk than there is in {place}: make room there, or "
+                        "set DRYSTONE_CACHE to another directory"
+                    ) from error
                 raise DrystoneError(f"querying the manifests failed: {error}") from error
             raise
         finally:

@@ -832,10 +832,11 @@ class FileStore(ObjectOperations):
         """
         from manifests.indexcache import destroy_indexes, rebuild_indexes
 
-        with self._alone():
+        with self._alone(), standing() as done:
             self._release_known()
             if kind is not None and kind != self.state.index:
                 self._choose_index(kind)
+                done.append(f"all ingests use the kind {kind} from now on")
             try:
                 if self.state.index == "disk":
                     rebuild_indexes(self.state, self.replicas)

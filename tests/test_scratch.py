@@ -10,6 +10,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from manifests.errors import DrystoneError
 from manifests.scratch import Scratch
 from pipeline.filestore import FileStore
 
@@ -77,3 +80,12 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
     scratch = Scratch(tmp_path / "file" / "cache")
     assert scratch.folder() != scratch.folder()
     scratch.close()
+
+
+def test_a_disk_that_is_too_small_for_a_query_is_named(make_store: MakeStore) -> None:
+    store = make_store()
+    store.catalog.limit_memory(30 << 20)
+    store.catalog.execute("SET max_temp_directory_size = '1MiB'")
+    with pytest.raises(DrystoneError, match=r"more room on disk than there is in .*/tmp-[0-9a-f]+: make room there"):
+        for name in ("numbers", "others"):
+            store.catalog.execute(f"CREATE TABLE {name} AS SELECT i, hash(i) AS h FROM range(3_000_000) r(i)")

@@ -204,11 +204,23 @@ def _tell(error: BaseException) -> None:
 
         reason = f"{error.strerror}, it seems for temporary files, which go to {gettempdir()}: make room, or set TMPDIR"
     elif isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
-        reason = f"{error.strerror}: make room in one of them, or set TMPDIR"
+        reason = _denied_temporary_files() or f"{error.strerror}: make room in one of them, or set TMPDIR"
     else:
         warn_of_fault(error)
         reason = "that is a fault of Drystone's own; please report it"
     warn("; ".join([f"drystone: {reason}", *done]))
+
+
+def _denied_temporary_files() -> str | None:
+    """The limit that kept this process from trying out directories for temporary files: one that works now, with fewer
+    files open, is what tells."""
+    from tempfile import gettempdir
+
+    try:
+        gettempdir()
+    except FileNotFoundError:
+        return None
+    return denied(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
 
 
 def _usage_line(error: click.ClickException) -> str:
