@@ -14,11 +14,13 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manifests import format as fmt
-from manifests.catalog import Catalog
 from manifests.places import BLOCK_AND_PACK, HAS_BYTES, SOUND, ChunkPlace
+
+if TYPE_CHECKING:
+    from manifests.catalog import Catalog
 
 #: What makes one place of a chunk better than another: first where it may lie at all, and has the length that is asked
 #: for, then where no verification failed to read the pack, then the pack that was stored first.
