@@ -55,7 +55,9 @@ def test_help_imports_click_and_little_else() -> None:
     assert foreign(modules) == {"click"}
     assert ours(modules) == {
         *("pipeline", "pipeline.cli", "pipeline.cli.app", "pipeline.importpath", "pipeline.printing"),
-        *("pipeline.errors", "pipeline.streams", "manifests", "manifests.errors", "manifests.limits"),
+        *("pipeline.errors", "pipeline.streams", "pipeline.budget", "pipeline.cli.options"),
+        *("manifests", "manifests.errors", "manifests.escapes", "manifests.limits", "manifests.oserrors"),
+        "manifests.sizes",
     }
 
 
