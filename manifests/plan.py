@@ -69,6 +69,7 @@ class RestorePlan:
         #: Objects that were not restored whole, for whoever carries the plan out to note.
         self.failed = FailedObjects(catalog)
         condition, parameters = path_filter(path)
+        self._chosen, self._parameters = f"run = ? AND {condition}", [run.bytes, *parameters]
         catalog.use("objects", spare=True)
         execute = catalog.execute
         execute(
@@ -276,6 +277,15 @@ class RestorePlan:
         for lot in self.failed.lots():
             names = self.paths([row for row, _ in lot])
             yield from ((names.get(row, b"?"), reason) for row, reason in lot)
+
+    def incomplete(self, most: int) -> tuple[int, list[tuple[bytes, str]]]:
+        """How many objects were skipped or incomplete when they were archived; (path, reason) of the first `most`."""
+        chosen = f"FROM objects WHERE {self._chosen} AND error IS NOT NULL AND nonsense IS NULL"
+        count: int = self._catalog.one(f"SELECT count(*) AS n {chosen}", self._parameters)["n"]
+        if not count:
+            return 0, []
+        query = f"SELECT {SHOWN_PATH} AS path, error {chosen} ORDER BY row LIMIT {most}"
+        return count, [(row["path"], row["error"]) for row in self._catalog.rows(query, self._parameters)]
 
     def missing(self) -> Iterator[dict[str, Any]]:
         """Objects (row, reason) that nothing can give back: those of which the manifests make no sense, and those with

@@ -278,3 +278,35 @@ def test_memory_of_a_walk_does_not_grow_by_the_square_of_the_depth(wide: Path) -
     finally:
         remove_deep(wide / "tree")
     assert most < 8 << 20, f"{most} bytes; all paths together take {depth * depth * 201 // 2}"
+
+
+def test_a_restore_names_what_was_incomplete_in_the_archive(tmp_path: Path) -> None:
+    """It gave back all that the archive has, so its exit code is 0."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("late", "usual"):
+        (tree / name).write_bytes(name.encode())
+    os.mknod(tree / "socket", stat.S_IFSOCK | 0o600)
+    os.utime(tree / "late", (10_413_792_000, 10_413_792_000))
+    if (tree / "late").stat().st_mtime < 10**10:
+        pytest.skip("the file system keeps no times beyond 2262")
+    store = tmp_path / "store"
+    with FileStore.create([store], cache=tmp_path / "cache"):
+        pass
+    assert drystone("ingest", tree, store=store).returncode == 3
+    done = drystone("restore", "--to", tmp_path / "out", store=store)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == ["incomplete in the archive"] * 2
+    assert "tree/late" in done.stderr and "tree/socket: sockets are not archived" in done.stderr
+    assert (tmp_path / "out" / "tree" / "late").read_bytes() == b"late"
+    done = drystone("restore", "--to", tmp_path / "jsonl", "--format", "jsonl", store=store)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["path"] for line in lines if "incomplete" in line and line["type"] == "item"] == [
+        "tree/late",
+        "tree/socket",
+    ]
+    assert lines[-1]["incomplete"] == 2 and lines[-1]["exit_code"] == 0
+    done = drystone("restore", "latest:tree/usual", "--to", tmp_path / "one", store=store)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

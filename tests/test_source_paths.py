@@ -16,7 +16,7 @@ from manifests.errors import NotFound, UsageError
 from manifests.paths import absolute_path
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions, IngestResult
-from pipeline.ingest.sources import tell_apart
+from pipeline.ingest.sources import make_sources, tell_apart
 from pipeline.restore.run import RestoreRequest
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
@@ -343,3 +343,21 @@ def test_an_absolute_path_is_found_whatever_a_source_is_called(make_store: MakeS
     assert [info.path for info in store.list(":/etc/hostname")] == [b"root/etc/hostname"]
     ingest(store, "link/")
     assert b"".join(store.open_range(f":{here}/link/inside")) == b"behind the link"
+
+
+@pytest.mark.parametrize("name", ["<(echo 1)", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
+def test_a_descriptor_is_no_source_and_the_message_says_what_to_do(tmp_path: Path, name: str) -> None:
+    """It would be archived as a link into /proc, which leads nowhere."""
+    command = Path(sys.executable).with_name("drystone")
+    with FileStore.create([tmp_path / "store"], cache=tmp_path / "cache"):
+        pass
+    script = f"echo 1 | {command} -s {tmp_path / 'store'} ingest {name}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "is an open descriptor" in line and "ingest - --name NAME <" in line
+
+
+def test_sources_that_are_named_twice_are_named_by_their_paths(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"two sources are called '{tmp_path}'"):
+        make_sources([str(tmp_path), str(tmp_path)])

@@ -66,6 +66,7 @@ _FIELDS = {
     "lost_manifests": Kind.TEXTS,
     "troubles": Kind.TEXTS,
     "left_to_root": Kind.INTEGER,
+    "incomplete": Kind.INTEGER,
     "seconds": Kind.NUMBER,
     "exit_code": Kind.INTEGER,
 }
@@ -201,12 +202,18 @@ def _restore(
     if result.failed > len(result.failures) and not verbose:
         more = result.failed - len(result.failures)
         warn(f"… and {more:,} more; drystone restore -v names all, and so does --format jsonl")
+    for path, reason in result.named_incomplete:
+        warn(f"incomplete in the archive: {shown(path)}: {reason}")
+    if result.incomplete > len(result.named_incomplete):
+        warn(f"… and {result.incomplete - len(result.named_incomplete):,} more are incomplete in the archive")
     if result.left_to_root:
         warn(f"owners were passed over: only root can give {counted(result.left_to_root, 'object')} what they had")
     warn_of_absent(opened, result.absent)
     if output != "table":
         for path, reason in result.every_failure() if output == "jsonl" else ():
             emit_json("item", {**path_fields(path), "error": reason})
+        for path, reason in result.named_incomplete if output == "jsonl" else ():
+            emit_json("item", {**path_fields(path), "incomplete": reason})
         emit_summary(
             {
                 "run": selection[:36],
@@ -222,6 +229,7 @@ def _restore(
                 "lost_manifests": result.lost_manifests,
                 "troubles": [*result.absent, *result.troubles],
                 "left_to_root": result.left_to_root,
+                "incomplete": result.incomplete,
                 "seconds": round(result.seconds, 3),
                 "exit_code": result.exit_code,
             },

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 import sys
@@ -22,6 +23,8 @@ from stages.scan import Source
 
 #: What the root directory is called as the source of absolute paths in a list; the second where the first is taken.
 _ROOT_NAMES = (b"root", b"rootdir")
+#: Directories whose entries are the open descriptors of a process.
+_DESCRIPTORS = re.compile(rb"/proc/[^/]+(/task/[^/]+)?/fd")
 #: Missing sources that a message names.
 _NAMED = 10
 _DENIED = os.strerror(errno.EACCES)
@@ -81,10 +84,28 @@ def make_sources(paths: Sequence[str], name: str = "") -> tuple[Source, ...]:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         what = "no source can be read" if any(place.trouble == _DENIED for place in places) else "no such source"
         raise NotFound(f"{what}: {', '.join(missing[:_NAMED])}{more}")
+    for path, place in zip(paths, places, strict=True):
+        if _is_descriptor(place.path):
+            raise UsageError(
+                f"{path} is an open descriptor, no file that could be archived; to archive what can be read from it, "
+                f"redirect standard input and name it: drystone ingest - --name NAME < {path}"
+            )
     if name:
         return (Source(places[0].path, os.fsencode(name)),)
     names = tell_apart([place.path for place in places])
     return tuple(Source(place.path, each, parents=each.count(b"/")) for place, each in zip(places, names, strict=True))
+
+
+def _is_descriptor(path: bytes) -> bool:
+    """Whether a path names a descriptor of a process, as `<(command)` and /dev/stdin do: as a file it is a link, which
+    leads nowhere once the process has ended."""
+    try:
+        target = os.readlink(path)
+    except OSError:
+        return False
+    folder = os.path.dirname(path)
+    folders = [folder, os.path.dirname(os.path.join(folder, target))] if folder == b"/dev" else [folder]
+    return any(_DESCRIPTORS.fullmatch(os.path.realpath(each)) for each in folders)
 
 
 def tell_apart(paths: Sequence[bytes]) -> list[bytes]:
@@ -104,7 +125,7 @@ def tell_apart(paths: Sequence[bytes]) -> list[bytes]:
             if longer:
                 break
         else:
-            text = os.fsdecode(names[next(numbers[0] for numbers in clashing if numbers)])
+            text = os.fsdecode(paths[next(numbers[0] for numbers in clashing if numbers)])
             raise UsageError(
                 f"two sources are called {text!r}; name each once, or archive them in runs of their own, with --as"
             )

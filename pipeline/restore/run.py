@@ -82,8 +82,10 @@ class RestoreResult:
     another copy gave back; `elsewhere`: chunks that another place than the first one gave back; `absent`: backends that
     do not answer, and why; `troubles`: what ails backends of which reads failed; `lost_manifests`: manifest files of
     which no copy nor mixture of copies is whole, and that the manifests have not all objects of the run;
-    `left_to_root`: objects whose owner, or attributes that only root may set, were passed over; `leftovers`: of killed
-    restores, that were found in the target."""
+    `left_to_root`: objects whose owner, or attributes that only root may set, were passed over;
+    `incomplete`: objects that were skipped or incomplete when they were archived, of which all came back that the
+    archive has, with the first NAMED_FAILURES and why; `leftovers`: of killed restores, that were found in the
+    target."""
 
     files: int
     in_place: int
@@ -100,6 +102,8 @@ class RestoreResult:
     absent: list[str]
     troubles: list[str]
     left_to_root: int
+    incomplete: int
+    named_incomplete: list[NamedError]
     leftovers: Leftovers
     left_behind: str
     seconds: float
@@ -187,6 +191,7 @@ def restore(
                     error.add_note(trouble)
                 raise
             else:
+                incomplete, named_incomplete = plan.incomplete(NAMED_FAILURES)
                 left_to_root = 0 if options.owner else plan.needs_root(os.geteuid(), os.getegid())
             finally:
                 target.close()
@@ -213,6 +218,8 @@ def restore(
         list(why_absent_by_number(members).values()),
         home.troubles(),
         left_to_root,
+        incomplete,
+        named_incomplete,
         leftovers,
         left_behind,
         seconds,
