@@ -255,16 +255,16 @@ def _compare_data(comparison: Comparison, sources: list[Source]) -> None:
         number = next(at for at, name in enumerate(names) if path == name or path.startswith(name + b"/"))
         return number, path[len(names[number]) + 1 :]
 
-    def check(lot: list[tuple[bytes, int, bytes | None]]) -> list[tuple[bytes, str, str]]:
+    def check(lot: list[tuple[bytes, int, bytes | None]]) -> tuple[list[tuple[bytes, str, str]], int]:
         with closing(SourceFolders(roots)) as folders:
-            troubles = [(path, *_trouble(folders, *place(path), digest)) for path, _, digest in lot]
-        return [(path, verdict, reason) for path, verdict, reason in troubles if verdict]
+            looked = [(path, *_trouble(folders, *place(path), digest)) for path, _, digest in lot]
+        return [each[:3] for each in looked if each[1]], sum(size for *_, size in looked)
 
     with ThreadPoolExecutor(min(8, available_cores()), "hash") as threads:
         for files in comparison.side.files():
-            for wrong in threads.map(check, _lots(files)):
+            for wrong, size in threads.map(check, _lots(files)):
                 comparison.side.add_wrong(wrong)
-            comparison.hashed_bytes += sum(size for _, size, _ in files)
+                comparison.hashed_bytes += size
 
 
 def _lots(files: list[tuple[bytes, int, bytes | None]]) -> Iterator[list[tuple[bytes, int, bytes | None]]]:
@@ -277,18 +277,20 @@ def _lots(files: list[tuple[bytes, int, bytes | None]]) -> Iterator[list[tuple[b
     yield files[first:]
 
 
-def _trouble(folders: SourceFolders, source: int, below: bytes, digest: bytes | None) -> tuple[str, str]:
-    """Verdict and reason, empty where the bytes of a file are those of the archive."""
+def _trouble(folders: SourceFolders, source: int, below: bytes, digest: bytes | None) -> tuple[str, str, int]:
+    """Verdict and reason, empty where the bytes of a file are those of the archive; and how many of them were read."""
     if digest is None:
-        return "changed", "the archive has no digest of it"
+        return "changed", "the archive has no digest of it", 0
+    size = 0
     try:
         fd = folders.open(source, below)
         try:
             hasher = blake3()
             for piece in read_pieces(fd):
                 hasher.update(piece)
+                size += len(piece)
         finally:
             os.close(fd)
     except OSError as error:
-        return "unreadable", f"reading it failed: {error.strerror}"
-    return ("", "") if hasher.digest() == digest else ("changed", "its bytes differ")
+        return "unreadable", f"reading it failed: {error.strerror}", size
+    return ("", "", size) if hasher.digest() == digest else ("changed", "its bytes differ", size)

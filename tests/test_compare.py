@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from pipeline.compare import VERDICTS
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
+from stages.sourcefolders import SourceFolders
 from tests.test_metadata import make_links
 from tests.trees import make_tree
 
@@ -70,8 +72,11 @@ def test_whole_seconds_are_not_taken_for_others_where_times_are_kept_exactly(
 
 @pytest.mark.parametrize("data", [False, True])
 def test_a_tree_equals_its_archive_and_its_restore(
-    archived: tuple[FileStore, Path], tmp_path: Path, data: bool
+    archived: tuple[FileStore, Path], tmp_path: Path, data: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refused(self: SourceFolders, source: int, below: bytes) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
     store, tree = archived
     assert differences(store, "latest", tree, data=data) == {}
     assert differences(store, "latest:tree", tree, data=data) == {}
@@ -80,7 +85,10 @@ def test_a_tree_equals_its_archive_and_its_restore(
     assert differences(store, "", tmp_path / "out" / "tree", data=data) == {}
     tree.rename(tmp_path / "moved")
     assert differences(store, "latest", tmp_path / "moved", data=data) == {}
-    assert store.compare("", tmp_path / "out", data=True).hashed_bytes > 100_000
+    everything = store.compare("", tmp_path / "out", data=True).hashed_bytes
+    assert everything > 100_000
+    monkeypatch.setattr(SourceFolders, "open", refused)
+    assert store.compare("", tmp_path / "out", data=True).hashed_bytes == 0
 
 
 def _rewrite(path: Path) -> None:
