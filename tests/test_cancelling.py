@@ -146,14 +146,16 @@ def test_a_program_goes_on_after_it_was_interrupted(
 ) -> None:
     request = RestoreRequest("", inline=inline)
     with monkeypatch.context() as patched:
-        patched.setattr("manifests.plan.RestorePlan.locate", lambda plan: plan._catalog.execute(ENDLESS))
+        patched.setattr("manifests.plan.RestorePlan.locate", lambda plan, *_: plan._catalog.execute(ENDLESS))
         timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         began = time.monotonic()
-        with pytest.raises(DrystoneError, match="stopped by SIGINT"):
-            store.restore("latest", tmp_path / "out", request=request)
+        try:
+            with pytest.raises(DrystoneError, match="stopped by SIGINT"):
+                store.restore("latest", tmp_path / "out", request=request)
+        finally:
+            timer.cancel()
         assert time.monotonic() - began < PROMPTLY
-        timer.join()
     assert store.restore("latest", tmp_path / "again", request=request).exit_code == 0
     assert store.verify(data=True, inline=inline).exit_code == 0
 
