@@ -107,9 +107,8 @@ class Members:
     opening, but that armour or another copy gave back; `dropped`: those that were present, and failed; `vanished`:
     those of them that are not in their place any more; `removed`: those of them that somebody took out of the store;
     `copied`: why nothing is written to a copy of a store, empty where it is none; `notices`: what the user should know
-    of where the backends were found, `asides`: what is harmless of that; `moved`: what the log should say of those that
-    lie elsewhere than it says;
-    `unrecorded`: where others do so that may be copies."""
+    of where the backends were found, `asides`: what is harmless of that, and not said with --quiet; `moved`: what the
+    log should say of those that lie elsewhere than it says; `unrecorded`: where others do so that may be copies."""
 
     config: StoreConfig
     all: list[BackendInfo]

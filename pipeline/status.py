@@ -179,7 +179,7 @@ def store_status(members: Members, log: Log, state: State, catalog: Catalog) -> 
         unfinished=runs,
         troubles=[],
         advice=[],
-        notes=[*open_backends(members), *_shortcomings(members), *members.asides, *_whereabouts(members)],
+        notes=[*open_backends(members), *_shortcomings(members), *_whereabouts(members)],
         presence=presence,
     )
     found.troubles.extend(_troubles(found, members, unlisted))

@@ -17,7 +17,7 @@ from pipeline.cli.fields import Kind
 from pipeline.cli.metrics import metrics_options
 from pipeline.cli.options import Parsed, format_options, open_store, store_option
 from pipeline.cli.output import Column, emit, emit_summary, emit_table
-from pipeline.printing import say, warn
+from pipeline.printing import say
 
 if TYPE_CHECKING:
     from pipeline.backend import Backend
@@ -56,8 +56,6 @@ def list_command(context: click.Context, store: str | None, output: str) -> None
     """
     with open_store(context, store) as opened:
         backends = opened.list_backends()
-        for line in opened.members.asides:
-            warn(f"drystone: {line}")
     records = list(map(backend_record, backends))
     if output != "table":
         emit(records, BACKEND_FIELDS, output)

@@ -168,6 +168,6 @@ def open_store(context: click.Context, store: str | None) -> FileStore:
     context.with_resource(QueryWatch(None, opened.stop_queries, opened.resume_queries))
     if adopt_copy:
         warn(f"drystone: the copy at {location} is a store of its own now, {opened.config.store_id}")
-    for notice in opened.notices:
+    for notice in [*opened.notices, *(() if context.params.get("quiet") else opened.members.asides)]:
         warn(f"drystone: {notice}")
     return opened
