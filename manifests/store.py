@@ -24,7 +24,7 @@ from manifests.placement import Seat
 from manifests.troubles import together
 
 #: What to do about backends that do not answer.
-ATTACH = "attach them, or, if they are mounted elsewhere now, name a directory above all backends with -s"
+ATTACH_THEM = "attach them, or, if they are mounted elsewhere now, name a directory above all backends with -s"
 STORE_KEY = "store.json"
 BACKEND_KEY = "backend.json"
 
@@ -185,7 +185,7 @@ class Members:
         """Which backends are absent, and what to do, as the end of a sentence."""
         failed = {number for number in self.failed if number not in self.vanished}
         absent = [info.location for info in self.absent() if info.number not in failed]
-        return f"; absent: {', '.join(absent)}: {ATTACH}" if absent else ""
+        return f"; absent: {', '.join(absent)}: {ATTACH_THEM}" if absent else ""
 
     def _require_original(self) -> None:
         if self.copied:

@@ -275,11 +275,11 @@ def warn_of_absent(opened: FileStore, absent: Sequence[str]) -> None:
     """Say once which backends do not answer, and what to do: so it is known what a failure is due to."""
     if absent:
         from manifests.finding import UNANSWERED
-        from manifests.store import ATTACH
+        from manifests.store import ATTACH_THEM
 
         places = ", ".join(each.removesuffix(f": {UNANSWERED}") for each in absent)
         verb = "does" if len(absent) == 1 else "do"
-        warn(f"{len(absent)} of {counted(opened.members.count, 'backend')} {verb} not answer: {places}; {ATTACH}")
+        warn(f"{len(absent)} of {counted(opened.members.count, 'backend')} {verb} not answer: {places}; {ATTACH_THEM}")
 
 
 def _restore_bytes(
