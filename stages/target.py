@@ -356,7 +356,8 @@ class Target:
         """A FIFO or a device node, as `attributes.mode` says. Returns what could not be set. Raises OSError; not
         everybody may make devices."""
         self._drop_new()
-        os.mknod(_NEW, stat.S_IFMT(attributes.mode) | 0o600, device, dir_fd=self._own)
+        number = 0 if stat.S_ISFIFO(attributes.mode) else device
+        os.mknod(_NEW, stat.S_IFMT(attributes.mode) | 0o600, number, dir_fd=self._own)
         return self._finish_new(path, attributes, group)
 
     def _finish_new(self, path: bytes, attributes: Attributes, group: int) -> str:

@@ -116,7 +116,11 @@ def take_over(place: Path, packs: set[str]) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "state"),
-    [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "stopped"), (signal.SIGKILL, -9, "died")],
+    one_in(
+        2,
+        [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "stopped"), (signal.SIGKILL, -9, "died")],
+        several=True,
+    ),
 )
 def test_a_run_that_is_stopped_leaves_nothing_unadopted(
     place: Path, number: signal.Signals, code: int, state: str
@@ -150,7 +154,7 @@ def test_packs_are_taken_over_once_also_while_a_backend_is_absent(place: Path) -
         assert store.ingest([str(place / "source")], options=INLINE).tally.adopted_packs == 0
 
 
-@pytest.mark.parametrize("worker", one_in(2, ["dry-compress-0", "dry-dedupe", "dry-write-0"]))
+@pytest.mark.parametrize("worker", one_in(3, ["dry-compress-0", "dry-dedupe", "dry-write-0"]))
 def test_a_killed_worker_leaves_nothing_unadopted(place: Path, worker: str) -> None:
     process = start(place)
     os.kill(worker_of(process, worker), signal.SIGKILL)

@@ -26,6 +26,7 @@ from pipeline.packreader import ReadFigures
 from pipeline.restore.run import RestoreRequest
 from stages.assemble import ByteRange
 from stages.shard import ShardRecord, data_offset
+from tests.sampling import one_in
 
 INLINE = IngestOptions(inline=True, workers=1)
 SIZE = 36_000_000
@@ -85,7 +86,7 @@ def at_all(*names: str) -> Fails:
 
 
 @pytest.mark.parametrize("fails", [past_64k, at_all])
-@pytest.mark.parametrize("lost", [1, 2])
+@pytest.mark.parametrize("lost", one_in(2, [2, 1]))
 def test_a_failing_disk_costs_tens_of_reads(
     store: Path, tmp_path: Path, data: bytes, disk: Disk, fails: Callable[..., Fails], lost: int
 ) -> None:

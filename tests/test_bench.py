@@ -275,6 +275,7 @@ def test_a_wrong_restore_is_no_measurement(tmp_path: Path) -> None:
         compare_trees(tree, tmp_path / "back", "cp")
 
 
+@pytest.mark.soak
 def test_the_smallest_form_writes_table_json_and_plot(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree", files=20, largest=20_000)
     out = tmp_path / "out"

@@ -128,6 +128,7 @@ def test_commands_import_nothing_from_the_current_directory(tmp_path: Path, all_
     assert_all_commands_work(folder, tmp_path, witness, TMPDIR=str(folder))
 
 
+@pytest.mark.soak
 def test_relative_entries_of_pythonpath_are_not_used(tmp_path: Path, all_imported: frozenset[str]) -> None:
     """An empty one is there as soon as a profile says PYTHONPATH=$PYTHONPATH:/opt/lib. What Python imports before
     Drystone's first line is out of reach."""

@@ -82,12 +82,12 @@ def attributes() -> Iterator[Path]:
 
 
 @pytest.fixture
-def deep(tmp_path: Path) -> Iterator[Path]:
-    """A tree of 1,200 levels of 50 bytes, with many files at the bottom."""
+def deep(tmp_path: Path, levels: int) -> Iterator[Path]:
+    """A tree of many levels of 50 bytes, with many files at the bottom."""
     here = os.getcwd()
     os.mkdir(tmp_path / "deep")
     os.chdir(tmp_path / "deep")
-    for level in range(1200):
+    for level in range(levels):
         name = f"{level:050d}"
         os.mkdir(name)
         os.chdir(name)
@@ -135,12 +135,13 @@ def test_files_with_large_attributes(attributes: Path, tmp_path: Path, count: in
     run(store, "verify", "--data", "-q", limit=600)
 
 
-def test_a_deep_tree(deep: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("levels", one_in(2, [300, 1200]))
+def test_a_deep_tree(deep: Path, tmp_path: Path, levels: int) -> None:
     with FileStore.create([tmp_path / "store"], scheme=ECScheme(1, 0), cache=tmp_path / "cache") as made:
         made.ingest([str(deep)], options=IngestOptions(inline=True, workers=1))
-    store, bottom = tmp_path / "store", "deep/" + "/".join(f"{level:050d}" for level in range(1200))
+    store, bottom = tmp_path / "store", "deep/" + "/".join(f"{level:050d}" for level in range(levels))
     listed = run(store, "ls", "-R", limit=300).splitlines()
-    assert len(listed) == 1 + 1200 + 401
+    assert len(listed) == 1 + levels + 401
     assert f"{bottom}/file399".encode() in listed
     digests = run(store, "digests", limit=300).splitlines()
     assert len(digests) == 401

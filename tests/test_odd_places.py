@@ -76,7 +76,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[st
     return tree, place / "at", found
 
 
-@pytest.mark.parametrize("name", one_in(3, ODD), ids=ascii)
+@pytest.mark.parametrize("name", one_in(5, ODD), ids=ascii)
 def test_a_store_gives_the_same_whatever_the_folders_above_it_are_called(
     plain: tuple[Path, Path, dict[str, Any]], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +111,7 @@ drystone -s s3:/store cat latest:data/file
 """
 
 
-@pytest.mark.parametrize("name", one_in(4, ["size=0", "a*b[c]?", "b\\s", "\udce9t", "'\n\""]), ids=ascii)
+@pytest.mark.parametrize("name", one_in(5, ["size=0", "a*b[c]?", "b\\s", "\udce9t", "'\n\""]), ids=ascii)
 def test_commands(tmp_path: Path, name: str) -> None:
     """Real processes: everything lies below the folder, temporary files and the cache, too, and the store's own path
     begins like a URL."""

@@ -180,7 +180,7 @@ def test_a_mistyped_command_suggests_the_near_one(place: Path, word: str, near: 
     assert "Did you mean 'list'?" in said(drystone(place, "backend", "lits"), 2)
 
 
-@pytest.mark.parametrize("words", [["latest:nothing"], ["ffff"], ["latest:data/a", "--range", "9-"]])
+@pytest.mark.parametrize("words", one_in(2, [["latest:nothing"], ["ffff"], ["latest:data/a", "--range", "9-"]]))
 def test_a_restore_that_gives_nothing_leaves_no_directory(place: Path, words: list[str]) -> None:
     assert drystone(place, "ingest", "data", "-q").returncode == 0
     (place / "kept").mkdir()

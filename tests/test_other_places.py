@@ -27,6 +27,7 @@ from pipeline.packreader import ReadFigures
 from pipeline.restore.run import RestoreRequest, RestoreResult
 from pipeline.verify.run import VerifyResult
 from stages.shard import shard_key
+from tests.sampling import one_in
 from tests.test_hostile_input import lie
 from tests.trees import assert_equal_trees
 
@@ -156,7 +157,7 @@ def check(store: FileStore, shards: Shards, tree: Path, to: Path, *, is_known: b
         assert (status.exit_code == 3, status.bears_backends < 0) == (bool(lost), bool(lost)), status
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", one_in(3, range(6)))
 def test_sequences_against_a_model(make_store: MakeStore, tree: Path, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     store = make_store(index=chance.choice(["memory", "disk"]))
@@ -199,7 +200,7 @@ def stored_twice(store: FileStore, tree: Path, shards: Shards) -> str:
 
 
 @pytest.mark.parametrize("workers", [None, 2])
-@pytest.mark.parametrize("how", ["noise", "zeros", "gone"])
+@pytest.mark.parametrize("how", one_in(2, ["noise", "zeros", "gone"]))
 def test_a_place_that_fails_is_no_loss_while_there_is_another(
     make_store: MakeStore, tree: Path, tmp_path: Path, how: str, workers: int | None
 ) -> None:

@@ -14,6 +14,7 @@ from manifests.errors import UsageError
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
+from tests.sampling import one_in
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
 INLINE = IngestOptions(inline=True, workers=1)
@@ -48,7 +49,7 @@ def drystone(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
 IN_A_BACKEND = ["store/backend-0", "store/backend-5/packs/../new/deep", "store/backend-1/log", "link", "link/new"]
 
 
-@pytest.mark.parametrize("overwrite", ["never", "always"])
+@pytest.mark.parametrize("overwrite", one_in(2, ["always", "never"]))
 @pytest.mark.parametrize("to", IN_A_BACKEND)
 def test_no_tree_is_restored_into_a_backend(place: Path, to: str, overwrite: str) -> None:
     before = files_of(place / "store")
@@ -109,7 +110,7 @@ def test_an_ingest_says_that_it_leaves_its_own_store_out(place: Path) -> None:
             opened.ingest([str(place / "link") + "/"], options=INLINE)
 
 
-@pytest.mark.parametrize("part", ["packs", "packs/*", "log", "manifests", "manifests/objects", "."])
+@pytest.mark.parametrize("part", one_in(2, ["packs", "packs/*", "log", "manifests", "manifests/objects", "."]))
 def test_a_part_of_a_backend_that_is_mounted_elsewhere_is_left_out_too(place: Path, part: str) -> None:
     """In a mount namespace of its own. As a source, and as a target, it is refused."""
     (place / "tree" / "deep" / "mounted").mkdir(parents=True)
