@@ -11,7 +11,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m tests.demo
 
 test: lint
-	@$(BIN)/python -m pytest -m "not soak" -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -m "not soak" -n 3 --dist worksteal
 
 soak: $(STAMP)
 	@$(BIN)/python -m pytest -m soak

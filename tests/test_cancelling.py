@@ -127,7 +127,7 @@ def test_a_signal_ends_it(store: FileStore, tmp_path: Path, step: str, number: s
         assert not list((tmp_path / "out").glob(".*")), "its staging directory is left"
 
 
-@pytest.mark.parametrize("step", ["plan", "stream", "contents", "packs"])
+@pytest.mark.parametrize("step", one_in(2, ["plan", "stream", "contents", "packs"]))
 def test_the_death_of_a_worker_ends_it(store: FileStore, tmp_path: Path, step: str) -> None:
     process = begin(step, tmp_path)
     below: dict[int, str] = {}

@@ -21,6 +21,7 @@ from manifests.errors import DrystoneError, Unsettled
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
+from tests.sampling import one_in
 from tests.trees import assert_equal_trees, make_tree
 
 INLINE = IngestOptions(inline=True, workers=1)
@@ -73,7 +74,7 @@ def check_restores(location: Path, tree: Path, place: Path) -> None:
     assert_equal_trees(tree, place / "out" / "tree")
 
 
-@pytest.mark.parametrize("after", [0, 1, 3, 8])
+@pytest.mark.parametrize("after", one_in(2, [0, 1, 3, 8]))
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_one_backend_fails_during_a_run(
     make_store: MakeStore, tmp_path: Path, break_disks: Callable[..., Script], after: int, number: int
@@ -93,7 +94,7 @@ def test_one_backend_fails_during_a_run(
     check_restores(tmp_path / "store", tree, tmp_path)
 
 
-@pytest.mark.parametrize("word", ["packs/", "manifests/", "log/", "inflight/"])
+@pytest.mark.parametrize("word", one_in(2, ["packs/", "manifests/", "log/", "inflight/"]))
 @pytest.mark.parametrize("after", [0, 2])
 def test_all_backends_fail_and_the_run_is_not_there(
     make_store: MakeStore, tmp_path: Path, break_disks: Callable[..., Script], word: str, after: int

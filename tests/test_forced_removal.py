@@ -64,7 +64,7 @@ def require_usable(store: FileStore, disks: Disks, more: Path) -> None:
 
 @pytest.mark.parametrize(
     ("count", "gone"),
-    one_in(2, [(8, (1, 3, 5)), (6, (0, 1, 2)), (6, (3, 4, 5)), (6, (1, 2, 3, 4, 5)), (7, (2, 3, 4, 5))], several=True),
+    one_in(3, [(8, (1, 3, 5)), (6, (0, 1, 2)), (6, (3, 4, 5)), (6, (1, 2, 3, 4, 5)), (7, (2, 3, 4, 5))], several=True),
 )
 @pytest.mark.parametrize("together", [True, False])
 def test_a_store_is_written_to_again_when_all_that_are_gone_were_taken_out(

@@ -16,6 +16,7 @@ from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
 from stages import inheritance
+from tests.sampling import one_in
 
 INLINE = IngestOptions(inline=True, workers=1)
 ANY = 0xFFFFFFFF
@@ -64,7 +65,7 @@ def everything(out: Path) -> list[Path]:
     return [out / "tree", *(out / "tree").rglob("*")]
 
 
-@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("inline", one_in(2, [True, False]))
 @pytest.mark.parametrize("stands", [False, True])
 def test_a_default_acl_of_the_target_opens_nothing(store: Path, tmp_path: Path, inline: bool, stands: bool) -> None:
     out = tmp_path / "out"

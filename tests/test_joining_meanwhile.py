@@ -18,6 +18,7 @@ from manifests import log as storelog
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.objects import batch
+from tests.sampling import one_in
 from tests.trees import make_tree
 
 INLINE = IngestOptions(inline=True, workers=1)
@@ -63,7 +64,7 @@ def stores(make_store: MakeStore, tmp_path: Path) -> tuple[FileStore, FileStore]
     return one, FileStore.open(tmp_path / "store", cache=tmp_path / "cache-2")
 
 
-@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("write", one_in(2, WRITES))
 def test_a_backend_that_joins_before_a_record_is_written_gets_it(
     stores: tuple[FileStore, FileStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
 ) -> None:
@@ -86,7 +87,7 @@ def test_a_backend_that_joins_before_a_record_is_written_gets_it(
     require_complete(tmp_path / "store", tmp_path / "new", tmp_path / "cache-3")
 
 
-@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("write", one_in(2, WRITES))
 def test_a_backend_gets_what_is_recorded_while_it_joins(
     stores: tuple[FileStore, FileStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
 ) -> None:

@@ -85,7 +85,7 @@ def test_two_names_that_are_one_are_never_one_silently(tmp_path: Path, fold: str
             assert "restore this one into another directory" in result.failures[0][1]
 
 
-@pytest.mark.parametrize("overwrite", ["never", "always"])
+@pytest.mark.parametrize("overwrite", one_in(2, ["never", "always"]))
 @pytest.mark.parametrize("fold", ["case", "nfd"])
 def test_directories_that_are_one_are_not_mixed(tmp_path: Path, fold: str, overwrite: str) -> None:
     tree, names = tmp_path / "tree", PAIRS[fold]
@@ -203,7 +203,7 @@ def make_links(tree: Path) -> None:
         os.link(tree / name, tree / "folder" / name, follow_symlinks=False)
 
 
-@pytest.mark.parametrize("lacks", [("nolink",), ("nolink", "noflags"), ("nolink", "coarse", "case")])
+@pytest.mark.parametrize("lacks", one_in(2, [("nolink",), ("nolink", "noflags"), ("nolink", "coarse", "case")]))
 @pytest.mark.parametrize("inline", [True, False])
 def test_where_no_hardlinks_can_be_made_all_names_are_copies(
     tmp_path: Path, lacks: tuple[str, ...], inline: bool
@@ -268,7 +268,7 @@ def compared(store: Path, target: Path) -> list[tuple[bytes, tuple[str, ...]]]:
         return [(found.path, found.what) for found in opened.compare("latest", target)]
 
 
-@pytest.mark.parametrize("kind", ["ext4", "coarse"])
+@pytest.mark.parametrize("kind", one_in(2, ["ext4", "coarse"]))
 @pytest.mark.parametrize("when", [NOW, 20 * 10**17])
 def test_times_are_equal_as_the_file_system_keeps_them(tmp_path: Path, kind: str, when: int) -> None:
     if kind == "ext4" and (os.geteuid() != 0 or shutil.which("mkfs.ext4") is None):

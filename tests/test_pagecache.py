@@ -19,6 +19,7 @@ from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from stages.filesystem import KEPT_IN_MEMORY, file_system
 from stages.pagecache import LARGE_FILE, WINDOW, LargeFile
+from tests.sampling import one_in
 
 PAGE = mmap.PAGESIZE
 SIZE = 3 * WINDOW + 3 * PAGE + 77
@@ -87,7 +88,7 @@ MIXTURES: dict[str, Callable[[int], bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", one_in(2, MIXTURES))
 def test_an_ingest_leaves_the_page_cache_as_it_was(disk: Path, make_store: MakeStore, name: str) -> None:
     data = make_file(disk / "large", MIXTURES[name])
     store = make_store(chunker="fastcdc:128KiB", codec=CodecSpec("none"))

@@ -17,6 +17,7 @@ from manifests.escapes import shown
 from manifests.printednames import _behind
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
+from tests.sampling import one_in
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
 INLINE = IngestOptions(inline=True, workers=1)
@@ -65,7 +66,7 @@ def printed(name: bytes) -> str:
 UNIQUE = [name for name in NAMES if name not in (b"literal\nwins", b"two\x80", b"two\xc2\x80")]
 
 
-@pytest.mark.parametrize("name", UNIQUE, ids=shown)
+@pytest.mark.parametrize("name", one_in(2, UNIQUE), ids=shown)
 def test_what_ls_prints_names_the_object(place: Path, tmp_path: Path, name: bytes) -> None:
     with FileStore.open(place / "store", cache=place / "cache") as store:
         for selection in (f"latest:{printed(name)}", f"latest:{place}/{printed(name)}"):

@@ -61,7 +61,7 @@ def files(tree: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("overwrite", ["never", "always"])
-@pytest.mark.parametrize("moment", one_in(2, [0.25, 0.4, 0.55, 0.7, 0.9]))
+@pytest.mark.parametrize("moment", one_in(4, [0.25, 0.4, 0.55, 0.7, 0.9]))
 def test_a_restore_whose_processes_are_all_killed_is_cleared_away_by_the_next(
     place: Path, tmp_path: Path, overwrite: str, moment: float
 ) -> None:

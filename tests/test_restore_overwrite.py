@@ -16,6 +16,7 @@ from pipeline.restore import run
 from pipeline.restore.run import RestoreRequest, RestoreResult
 from stages import target
 from stages.targetfolders import TargetFolders
+from tests.sampling import one_in
 
 COMMAND = str(Path(sys.executable).with_name("drystone"))
 INLINE = IngestOptions(inline=True, workers=1)
@@ -44,7 +45,7 @@ def in_the_way(out: Path) -> None:
         (out / "tree" / name).write_bytes(b"in the way")
 
 
-@pytest.mark.parametrize("fsync", [None, True, False])
+@pytest.mark.parametrize("fsync", one_in(2, [None, True, False]))
 @pytest.mark.parametrize("overwrite", ["never", "if-changed", "always"])
 def test_what_is_replaced_is_on_disk_before_and_all_is_in_the_end(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: str, fsync: bool | None

@@ -69,14 +69,14 @@ def check_heals(kept: tuple[Path, Path], place: Path) -> None:
     assert not check.lost_objects
 
 
-@pytest.mark.parametrize("field", one_in(3, SHARD_CORRUPTORS))
+@pytest.mark.parametrize("field", one_in(6, SHARD_CORRUPTORS))
 def test_a_rotten_shard_heals(kept: tuple[Path, Path], tmp_path: Path, field: str) -> None:
     shutil.copytree(kept[1], tmp_path / "store")
     SHARD_CORRUPTORS[field](tmp_path / "store")
     check_heals(kept, tmp_path)
 
 
-@pytest.mark.parametrize("field", one_in(3, RECORD_CORRUPTORS))
+@pytest.mark.parametrize("field", one_in(6, RECORD_CORRUPTORS))
 def test_a_rotten_record_or_manifest_heals(kept: tuple[Path, Path], tmp_path: Path, field: str) -> None:
     shutil.copytree(kept[1], tmp_path / "store")
     RECORD_CORRUPTORS[field](tmp_path / "store")

@@ -137,7 +137,7 @@ def lies() -> Iterator[tuple[str, str, str, Callable[[pa.Table], pa.Table]]]:
 
 LIES = list(lies())
 #: A number without a factor in common with the lengths of the lists within, so that the sample has some of each.
-STEP = 151
+STEP = 401
 
 
 @pytest.mark.parametrize(("table", "column", "what", "change"), one_in(STEP, LIES, several=True))
