@@ -216,8 +216,9 @@ def assert_agree(restored: RestoreResult | None, failure: str, verified: VerifyR
         assert verified is None or verified.exit_code == 3, restored.failures
     if verified is not None and not restored.lost_manifests and not verified.lost_manifests:
         told = {path for _, path in verified.lost_objects + verified.wrong_objects}
-        # Other names of a hardlinked object fail with it.
-        assert {path for path, reason in named.items() if path != b"?" and "hardlink" not in reason} <= told
+        # Other names of a hardlinked object fail with it. A verification names the beginning of a long path.
+        own = {path[:1024] for path, reason in named.items() if path != b"?" and "hardlink" not in reason}
+        assert own <= {path[:1024] for path in told}
         assert bool(named) == bool(told), (named, told)
         for (_, path), reason in verified.wrong_reasons.items():
             if "extended attribute" not in reason and path in named:
