@@ -86,6 +86,7 @@ def test_time_of_orphans_is_counted() -> None:
     assert used.pss is None
 
 
+@pytest.mark.soak
 def test_time_of_all_of_drystone_is_counted(tmp_path: Path, drystone: Drystone) -> None:
     """Its compressors run below a fork server that outlives the command; without them it would take a fifth of the
     compression alone."""

@@ -91,6 +91,7 @@ def test_nonsense_in_a_log_record_is_a_corrupt_record(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
+@pytest.mark.soak
 def test_nonsense_in_store_json_and_backend_json(kept: tuple[Path, Path], tmp_path: Path, data: st.DataObject) -> None:
     for name in ("store.json", "backend.json"):
         record, _ = open_json((kept[1] / "backend-0" / name).read_bytes())

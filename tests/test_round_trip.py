@@ -115,7 +115,7 @@ def _filled(factory: pytest.TempPathFactory, scheme: str) -> tuple[Path, Path]:
     return tree, place / "store"
 
 
-@pytest.mark.parametrize("lost", list(itertools.combinations(range(6), 2)))
+@pytest.mark.parametrize("lost", one_in(2, itertools.combinations(range(6), 2)))
 def test_any_two_of_six_backends_may_be_lost(
     six_backends: tuple[Path, Path], tmp_path: Path, lost: tuple[int, int]
 ) -> None:

@@ -20,6 +20,7 @@ from stages.chunk import ContentHasher
 from stages.digest import PIECE, FixityCheck
 
 _ZEROS = bytes(PIECE)
+_BEYOND = "its extents go beyond its end"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class ContentVerifier:
             )
         try:
             if not content.trouble:
-                self._read(content, pieces, first, end)
+                self._read(content, pieces, first, end, int(last["size"]))
                 if last["is_last"]:
                     _require_end(content, last)
         except DrystoneError as error:
@@ -116,11 +117,13 @@ class ContentVerifier:
             return [WrongDigest(*which, "", b"")]
         return [WrongDigest(*which, *wrong) for wrong in content.check.wrong()]
 
-    def _read(self, content: _OpenContent, pieces: Pieces, first: int, end: int) -> None:
+    def _read(self, content: _OpenContent, pieces: Pieces, first: int, end: int, size: int) -> None:
         content.extents.add_extents(pieces.extents(first, end))
         for offset, data in pieces.read(first, end):
             if offset < content.offset:
                 raise Unreadable("its extents overlap")
+            if offset > size:  # before all of that is hashed as a hole
+                raise Unreadable(_BEYOND)
             self._clock.switch(self._stage)
             content.skip_to(offset)
             content.check.update(data)
@@ -132,7 +135,7 @@ def _require_end(content: _OpenContent, last: np.void) -> None:
     """Raise Unreadable unless the pieces of a content are those that its id and its size tell."""
     size, kind = int(last["size"]), int(last["content_kind"])
     if content.offset > size:
-        raise Unreadable("its extents go beyond its end")
-    content.skip_to(size)
+        raise Unreadable(_BEYOND)
     if kind == fmt.CONTENT_EXTENTS and content.extents.content_id(size) != last["content_id"].tobytes():
         raise Unreadable("its extents are not those of its content id")
+    content.skip_to(size)
