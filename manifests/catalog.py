@@ -40,7 +40,7 @@ _COLUMNS = {
             CASE WHEN content_kind = {fmt.CONTENT_CHUNK} THEN coalesce(digest, content_id) ELSE digest END AS digest)
     """
 }
-#: Which rows are in a view, where it has not all: those that can't be true count as none.
+#: Conditions of views that leave rows out: a row that can't be true counts as none.
 _TRUE = {
     "extents": '"offset" IS NOT NULL AND length IS NOT NULL AND chunk_id IS NOT NULL',
     "blocks": """

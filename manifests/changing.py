@@ -2,7 +2,7 @@
 marks of others.
 
 A mark lies on as many backends as a settled record, and is looked for on all that answer, so of two changes at least
-one sees the other. What it then reads of the log holds all that changes before it have written. A mark of a process
+one sees the other. The log, which it reads then, holds all that earlier changes wrote. A mark of a process
 that is surely gone is no obstacle.
 """
 

@@ -2,7 +2,7 @@
 
 The list lies in a DuckDB of its own, sorted by the short forms of its paths (longfields.py), and spills to disk; each
 batch of objects is joined with it, and as neighbours in a batch are neighbours in the list, only a part of it is looked
-at. Which lines were met is one byte a line.
+at. One byte a line notes whether it was met.
 """
 
 from __future__ import annotations

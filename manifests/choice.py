@@ -66,7 +66,7 @@ def _has(run: Run, tag: str) -> bool:
     return key in run.tags and (not equals or run.tags[key] == value)
 
 
-#: What is said of a store without runs.
+#: The message about a store without runs.
 NO_RUN = "the store holds no run yet; make one with: drystone ingest SOURCE"
 
 

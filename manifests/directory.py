@@ -9,7 +9,7 @@ import stat
 import weakref
 from contextlib import suppress
 
-#: What a file system answers to a request that it has no means for.
+#: The errors of a file system that has no means for a request.
 UNABLE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
