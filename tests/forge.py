@@ -14,13 +14,24 @@ from blake3 import blake3
 
 from manifests import format as fmt
 from manifests.armour import open_json, seal_json
+from manifests.config import ChunkerSpec, ECScheme
 from manifests.ids import new_id
 from manifests.log import make_record, write_record
 from manifests.schema import SCHEMAS
 from manifests.tables import TableWriter, file_name
 from pipeline.filestore import FileStore
+from pipeline.ingest.run import IngestOptions
 
 Row = dict[str, Any]
+
+
+def kept_store(place: Path, tree: Path) -> Path:
+    """A store of a tree, in small chunks of equal length, away from where it was made: copies of it are changed."""
+    with FileStore.create(
+        [place / "store"], scheme=ECScheme(2, 1), chunker=ChunkerSpec("fixed", 4096), cache=place / "cache"
+    ) as store:
+        store.ingest([str(tree)], options=IngestOptions(inline=True, workers=1))
+    return (place / "store").rename(place / "kept")
 
 
 def forge_run(

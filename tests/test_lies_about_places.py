@@ -10,14 +10,11 @@ from typing import Any
 
 import pytest
 
-from manifests.config import ChunkerSpec, ECScheme
 from manifests.errors import DrystoneError
 from pipeline.filestore import FileStore
-from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
-from tests.forge import Row, forge_run, lie
+from tests.forge import Row, forge_run, kept_store, lie
 
-INLINE = IngestOptions(inline=True, workers=1)
 REQUEST = RestoreRequest("", inline=True, workers=1)
 Change = Callable[[list[Row]], list[Row]]
 
@@ -39,12 +36,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     (tree / "zeros").touch()
     with open(tree / "zeros", "ab") as file:
         file.truncate(1 << 20)
-    with FileStore.create(
-        [place / "store"], scheme=ECScheme(2, 1), chunker=ChunkerSpec("fixed", 4096), cache=place / "cache"
-    ) as store:
-        store.ingest([str(tree)], options=INLINE)
-    (place / "store").rename(place / "kept")
-    return tree, place / "kept"
+    return tree, kept_store(place, tree)
 
 
 def named_like(rows: list[Row], name: str) -> list[Row]:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from manifests.store import BackendInfo
 from pipeline.filestore import FileStore
 from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest
+from tests.nobody import as_nobody
 from tests.trees import assert_equal_trees, make_tree
 
 INLINE = IngestOptions(inline=True, workers=1)
@@ -173,26 +173,6 @@ def test_what_may_not_be_read_is_no_obstacle(mounts: Path, tmp_path: Path) -> No
     for secret in (new / "0 secret", new / "u" / "0 secret", *(new / name / "lost+found" for name in NEW)):
         secret.chmod(0)
     assert as_nobody(tmp_path, lambda: len(places(FileStore.open(new, cache=tmp_path / "cache3")))) == 6
-
-
-def as_nobody(below: Path, ask: Callable[[], int]) -> int:
-    """What a process of another user finds, who may enter the directories above the test's."""
-    above = [place for place in (below, *below.parents) if not place.stat().st_mode & 0o001]
-    for place in above:
-        place.chmod(place.stat().st_mode | 0o001)
-    pid = os.fork()
-    if not pid:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            os._exit(ask())
-        except BaseException:
-            os._exit(255)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    for place in above:
-        place.chmod(place.stat().st_mode & ~0o001)
-    return code
 
 
 def test_a_look_is_bounded(mounts: Path, tree: Path) -> None:

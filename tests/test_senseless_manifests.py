@@ -15,19 +15,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from manifests.config import ChunkerSpec, ECScheme
 from manifests.errors import DrystoneError, Unreadable
 from manifests.schema import COLUMNS
 from pipeline.cli import app
 from pipeline.filestore import FileStore
-from pipeline.ingest.run import IngestOptions
 from pipeline.restore.run import RestoreRequest, RestoreResult
 from pipeline.verify.run import VerifyResult
 from stages.assemble import ByteRange
-from tests.forge import falsify, with_values
+from tests.forge import falsify, kept_store, with_values
 from tests.sampling import one_in
 
-INLINE = IngestOptions(inline=True, workers=1)
 REQUEST = RestoreRequest("", inline=True, workers=1)
 INTEGERS = {"uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64}
 #: Tables that objects are made by.
@@ -51,12 +48,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     os.mkfifo(tree / "fifo")
     with suppress(OSError):
         os.setxattr(tree / "small2", "user.note", b"a note")
-    with FileStore.create(
-        [place / "store"], scheme=ECScheme(2, 1), chunker=ChunkerSpec("fixed", 4096), cache=place / "cache"
-    ) as store:
-        store.ingest([str(tree)], options=INLINE)
-    (place / "store").rename(place / "kept")
-    return tree, place / "kept"
+    return tree, kept_store(place, tree)
 
 
 def nonsense_of(kind: str) -> Iterator[Any]:
